@@ -1,0 +1,92 @@
+"""Who owns what in the ruleset: an attachment, the names of its chains, and the comment that tells a person.
+
+An attachment is (network, container ID, ifname), the key under which the CNI specification lets a runtime ADD and DEL.
+Its chains are named by two hashes, so that any ID fits a chain name and GC can tell its own network's chains.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Self
+
+COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
+SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What a map element's comment says of its holder.
+
+    ``container_id`` may be shortened; ``netns`` is empty where it did not fit or cannot be written as it is.
+    """
+
+    container_id: str
+    ifname: str
+    netns: str = ""
+
+    def comment(self) -> str:
+        """Return ``<containerID> <ifname> <netns path>``, printable ASCII of at most 128 bytes.
+
+        Room is made by shortening the container ID, then by leaving the path out. A path that would have to be changed
+        is left out as well: another path would not be found, and its holder taken for dead.
+        """
+        ifname = printable(self.ifname)
+        if self.netns and printable(self.netns) == self.netns:
+            room = COMMENT_BYTES - len(f" {ifname} {self.netns}")
+            if room >= min(SHORT_ID, len(self.container_id)):
+                return f"{self.container_id[:room]} {ifname} {self.netns}"
+        return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
+
+    @classmethod
+    def parse(cls, comment: str) -> Self:
+        """Read a comment back; whatever stands there, this never fails."""
+        container_id, _, rest = comment.partition(" ")
+        ifname, _, netns = rest.partition(" ")
+        return cls(container_id, ifname, netns)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One container's interface on one network.
+
+    ``netns`` and ``pod`` (``namespace/name``) tell more about it where they are known; they do not identify it.
+    """
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str = field(default="", compare=False)
+    pod: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> str:
+        """``N-A``: the part that the names of its chains share."""
+        return f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+
+    @staticmethod
+    def network_key(network: str) -> str:
+        """``N``: what the keys of all attachments of a network begin with."""
+        return _digest(network)
+
+    @property
+    def owner(self) -> Owner:
+        """What to write on its map elements."""
+        return Owner(self.container_id, self.ifname, self.netns)
+
+
+def printable(text: str) -> str:
+    """Reduce a text from outside to what may stand between double quotes in an nft command."""
+    return "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in text)
+
+
+def pod_name(cni_args: str) -> str:
+    """Return ``namespace/name`` from CNI_ARGS (``KEY=value;KEY=value``), or an empty string where it has no pod.
+
+    Runtimes send these for Kubernetes pods. They only label the rules, so nothing in them is an error.
+    """
+    args = dict(item.partition("=")[::2] for item in cni_args.split(";"))
+    namespace, name = args.get("K8S_POD_NAMESPACE", ""), args.get("K8S_POD_NAME", "")
+    return printable(f"{namespace}/{name}" if namespace and name else name)[:COMMENT_BYTES]
+
+
+def _digest(*parts: str) -> str:
+    return blake2b("\0".join(parts).encode(errors="surrogateescape"), digest_size=8).hexdigest()

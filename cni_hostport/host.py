@@ -1,0 +1,220 @@
+"""The node outside of nftables: namespaces, routes, sysctls, connection tracking. The only importer of ``pyroute2``.
+
+pyroute2 takes longer to import than most operations take to run, so that each function imports what it needs of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from pathlib import Path
+from socket import AF_INET, AF_INET6, IPPROTO_UDP
+from typing import TYPE_CHECKING, Any
+
+from cni_hostport.errors import CNIError, Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cni_hostport.plan import Forward
+
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+RTN_LOCAL = 2  # linux/rtnetlink.h
+RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
+FEW_PORTS = 16  # up to here one filtered dump for each port is cheaper than one of all UDP entries
+
+Address = IPv4Address | IPv6Address
+FAMILIES = {4: AF_INET, 6: AF_INET6}
+
+
+@contextmanager
+def _namespace(path: str) -> Iterator[int]:
+    """Open a network namespace; raises ``OSError`` if there is none at ``path``."""
+    # O_NONBLOCK: whatever the path has become, a FIFO included, opening it does not wait
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
+            msg = f"{path!r} is a namespace, but not a network namespace"
+            raise OSError(msg)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def scratch_namespace() -> Iterator[None]:
+    """Run the block in a network namespace of its own, which lasts as long as what was opened in it.
+
+    Raises ``OSError`` if the kernel refuses one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+        try:
+            yield
+        finally:
+            if libc.setns(own, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "cannot return to the network namespace")
+    finally:
+        os.close(own)
+
+
+def is_namespace(path: str) -> bool:
+    """Tell whether there is a network namespace at ``path`` now."""
+    try:
+        with _namespace(path):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:
+    """Return the global addresses of a pod's interface, in the kernel's order; none if it has none.
+
+    Raises ``CNIError`` with code 102 if the namespace cannot be entered.
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with _namespace(netns) as descriptor, IPRoute(netns=descriptor) as route:
+            index = route.link_lookup(ifname=ifname)
+            found = [
+                message
+                for message in (route.get_addr(index=index[0]) if index else ())
+                if message["scope"] == RT_SCOPE_UNIVERSE
+            ]
+    except (OSError, ValueError, NetlinkError) as error:
+        raise CNIError(
+            Code.HOST_SETTING, f"cannot read the addresses of {ifname} in CNI_NETNS {netns!r}: {error}"
+        ) from error
+    return [ip_interface(f"{message.get('address')}/{message['prefixlen']}") for message in found]
+
+
+def route_localnet(pod_ip: IPv4Address) -> None:
+    """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod.
+
+    Raises ``CNIError`` with code 102 if there is no such interface or the sysctl, not yet set, cannot be written.
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as route:
+            index = next(iter(route.route("get", dst=str(pod_ip)))).get("oif")
+            interface = route.get_links(index)[0].get("ifname")
+    except (OSError, NetlinkError) as error:
+        raise CNIError(Code.HOST_SETTING, f"the node has no route to the pod's address {pod_ip}: {error}") from error
+    setting = Path("/proc/sys/net/ipv4/conf", interface, "route_localnet")
+    try:
+        if setting.read_text().strip() != "1":
+            setting.write_text("1")
+    except OSError as error:
+        raise CNIError(
+            Code.HOST_SETTING,
+            f"cannot set {setting} to 1, which host ports on 127.0.0.1 need"
+            f' (with "snat": false they are not offered): {error.strerror}',
+        ) from error
+
+
+def forget_flows_elsewhere(forwards: Iterable[Forward]) -> None:
+    """Delete the UDP flows to these host ports on the node's own addresses that do not go to their pods.
+
+    Such a flow was there before the mapping, and its translation, or the lack of it, would last as long as its client
+    keeps sending. Flows to the same port number of other hosts are left alone.
+    """
+    by_port = {
+        (forward.version, forward.host_ip, forward.host_port): forward
+        for forward in forwards
+        if forward.protocol == "udp"
+    }
+    for version in (4, 6):
+        local = _LocalAddresses(version)
+        ports = {port for (of, _, port) in by_port if of == version}
+
+        def is_elsewhere(flow: _Flow, version: int = version, local: _LocalAddresses = local) -> bool:
+            forward = by_port.get((version, flow.dst, flow.dport)) or by_port.get((version, None, flow.dport))
+            if forward is None or flow.target == (forward.pod_ip, forward.container_port):
+                return False
+            return forward.host_ip is not None or flow.dst in local
+
+        for selector in [{"dport": port} for port in ports] if len(ports) <= FEW_PORTS else [{}]:
+            _forget(version, "tuple_orig", selector, is_elsewhere)
+
+
+def forget_flows_to(pod_ips: Iterable[Address], ports: Iterable[tuple[Address | None, int]]) -> None:
+    """Delete the UDP flows that were translated from these host ports to these pods.
+
+    ``ports`` are (host address or ``None`` for any, host port).
+    """
+    pods, mapped = set(pod_ips), set(ports)
+
+    def is_ours(flow: _Flow) -> bool:
+        return (
+            flow.target[0] in pods
+            and flow.dst not in pods
+            and not mapped.isdisjoint({(None, flow.dport), (flow.dst, flow.dport)})
+        )
+
+    for pod_ip in pods:
+        _forget(pod_ip.version, "tuple_reply", {"saddr": str(pod_ip)}, is_ours)
+
+
+class _Flow:
+    """A conntrack entry: where the client sent to, and who answers."""
+
+    def __init__(self, original: Any, reply: Any) -> None:
+        self.original = original
+        self.dst, self.dport = ip_address(original.daddr), original.dport
+        self.target = (ip_address(reply.saddr), reply.sport)
+
+
+class _LocalAddresses:
+    """The addresses that packets are delivered to on this node, as ``fib daddr type local`` sees them."""
+
+    def __init__(self, version: int) -> None:
+        self._family = FAMILIES[version]
+        self._known: dict[Address, bool] = {}
+
+    def __contains__(self, address: Address) -> bool:
+        if address not in self._known:
+            from pyroute2 import IPRoute
+            from pyroute2.netlink.exceptions import NetlinkError
+
+            try:
+                with IPRoute() as route:
+                    found = next(iter(route.route("get", dst=str(address), family=self._family)))
+                self._known[address] = found["type"] == RTN_LOCAL
+            except NetlinkError:
+                self._known[address] = False
+        return self._known[address]
+
+
+def _forget(version: int, side: str, selector: dict[str, Any], unwanted: Callable[[_Flow], bool]) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+
+    family = FAMILIES[version]
+    with NFCTSocket(nfgen_family=family) as conntrack:
+        # the kernel filters: a busy node has hundreds of thousands of entries
+        wanted = NFCTAttrTuple(family=family, proto=IPPROTO_UDP, **selector)
+        flows = [
+            _Flow(
+                NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")),
+                NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY")),
+            )
+            for entry in conntrack.dump(**{side: wanted})
+        ]
+        for flow in flows:
+            if unwanted(flow):
+                try:
+                    conntrack.entry("del", tuple_orig=flow.original)
+                except NetlinkError as error:
+                    if error.code != 2:  # noqa: PLR2004 - ENOENT: it ended by itself
+                        raise

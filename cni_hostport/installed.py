@@ -1,0 +1,157 @@
+"""What the kernel holds: from nft's listings to holders of ports, commands that remove them, and differences. Pure."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+from cni_hostport.attachment import Owner
+from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, TABLE, dnat_chain, masq_chain
+
+State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
+
+NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "elem"})  # of an object in a listing
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An installed map element: its map, its key as nft prints it, the attachment it leads to and the owner comment."""
+
+    map: str
+    key: str
+    holder: str
+    owner: Owner
+
+    @property
+    def port(self) -> tuple[str, int]:
+        """Protocol and host port of an element of ``PORT_MAPS``."""
+        _, protocol, port = self.key.split(" . ")
+        return protocol, int(port)
+
+    @property
+    def address(self) -> IPv4Address | IPv6Address | None:
+        """The host address of an element of ``PORT_MAPS``, the pod address of one of ``POD_MAPS``."""
+        return None if self.map == "hostports" else ip_address(self.key.partition(" . ")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What the table holds of all attachments."""
+
+    elements: tuple[Element, ...]
+    chains: frozenset[str]
+
+    @property
+    def holders(self) -> set[str]:
+        """The keys of all attachments."""
+        holders = {_holder(chain) for chain in self.chains} | {element.holder for element in self.elements}
+        return holders - {""}
+
+    def of(self, key: str) -> tuple[Element, ...]:
+        """Return the elements that lead to one attachment's chains."""
+        return tuple(element for element in self.elements if element.holder == key)
+
+    def detach(self, key: str) -> list[str]:
+        """Return the commands that remove one attachment, none where nothing is left of it.
+
+        They fail, and change nothing, if the attachment is no longer as it is here.
+        """
+        keys: dict[str, list[str]] = {}
+        for element in self.of(key):
+            keys.setdefault(element.map, []).append(element.key)
+        commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(mine)} }}" for name, mine in keys.items()]
+        present = [chain for chain in (masq_chain(key), dnat_chain(key)) if chain in self.chains]
+        return commands + [f"delete chain {FAMILY} {TABLE} {chain}" for chain in present]
+
+    @classmethod
+    def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
+        """Read the objects of ``list map`` and ``list chains`` in JSON."""
+        elements: list[Element] = []
+        chains = set()
+        for item in listing:
+            if "map" in item:
+                elements += _elements(item["map"])
+            elif item.get("chain", {}).get("table") == TABLE:
+                chains.add(item["chain"]["name"])
+        return cls(tuple(elements), frozenset(chains))
+
+
+def _holder(chain: str) -> str:
+    """Return the attachment that a chain belongs to, empty for a chain of another kind."""
+    prefix, _, key = chain.partition("-")
+    return key if prefix in {"dnat", "masq"} else ""
+
+
+def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
+    for key, verdict in declaration.get("elem", ()):
+        value, comment = key, ""
+        if isinstance(key, dict) and "elem" in key:
+            value, comment = key["elem"]["val"], key["elem"].get("comment", "")
+        parts = value["concat"] if isinstance(value, dict) else [value]
+        if declaration["name"].endswith("_ip6"):
+            parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
+        yield Element(
+            declaration["name"],
+            " . ".join(str(part) for part in parts),
+            _holder(verdict.get("goto", {}).get("target", "")),
+            Owner.parse(comment),
+        )
+
+
+def state_of(key: str) -> list[str]:
+    """Return what to list to see all that an attachment's connections pass through."""
+    chains = (*BASE_CHAINS, dnat_chain(key), masq_chain(key))
+    return [f"map {FAMILY} {TABLE} {name}" for name in MAPS] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
+
+
+def label(listing: Iterable[dict[str, Any]]) -> str:
+    """Return the pod's name from the objects of ``list chain`` of an attachment's chain, empty if it has none."""
+    return next((item["rule"]["comment"] for item in listing if "comment" in item.get("rule", {})), "")
+
+
+def differences(key: str, expected: State, actual: State) -> list[str]:
+    """Say, one sentence each, in what an attachment and the base below it are not as expected."""
+    if not any(actual.values()):
+        return [f"table {FAMILY} {TABLE} is missing"]
+    found = []
+    for what in expected:
+        wanted, present = (_comparable(key, state[what]) for state in (expected, actual))
+        if not present:
+            found.append(f"{what} is missing")
+            continue
+        found += [f"{what} lacks {line}" for line in wanted if line not in present]
+        found += [f"{what} has {line}" for line in present if line not in wanted]
+        if not found and wanted != present:
+            found.append(f"{what} has its rules in another order")
+    return found
+
+
+def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
+    """Reduce the objects of a listing to what they do, for one attachment: no handles, counters and comments."""
+    lines = []
+    for item in listing:
+        for kind, body in item.items():
+            if kind == "map":
+                mine = sorted(element.key for element in _elements(body) if element.holder == key)
+                lines += [f"element {{ {element} }}" for element in mine]
+            if kind in {"map", "chain", "rule"}:
+                own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}
+                lines.append(f"{kind} {json.dumps(_essence(own), sort_keys=True)}")
+    return lines
+
+
+def _essence(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: None if key == "counter" else _unordered(item) if key == "set" else _essence(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_essence(item) for item in value]
+    return value
+
+
+def _unordered(members: Any) -> Any:
+    # the kernel lists a set in the order of its hash table
+    return sorted((_essence(member) for member in members), key=json.dumps) if isinstance(members, list) else members

@@ -1,0 +1,164 @@
+"""Who holds a host port: claiming ports, taking over from holders that are gone, letting go.
+
+Every change is one transaction that fails if what it was built from is no longer true; then it is built again.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from cni_hostport import host, ruleset
+from cni_hostport.attachment import SHORT_ID, Attachment
+from cni_hostport.errors import CNIError, Code
+from cni_hostport.installed import Element, Installed
+from cni_hostport.nft import BusyError, ExistsError, Nft, NFTError, NotFoundError
+from cni_hostport.plan import Plan
+
+ATTEMPTS = 12  # each but the last was lost against somebody else's success
+LONGEST_PAUSE = 0.05  # seconds
+
+Log = Callable[[str], None]
+
+
+def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> None:
+    """Install a plan, in the place of the same attachment's older one and of holders that are gone.
+
+    Raises ``CNIError``: code 100 if a living attachment holds one of the ports, 11 if too many races were lost,
+    101 if nftables refuses the rules.
+    """
+    wanted = [*ruleset.base(), *ruleset.attach(attachment, plan)]
+    leaving: dict[str, str] = {}
+    installed = Installed((), frozenset())
+    for attempt in range(ATTEMPTS):
+        try:
+            nft.run([*(command for holder in leaving for command in installed.detach(holder)), *wanted])
+        except ExistsError as error:
+            refusal: NFTError = error
+        except (NotFoundError, BusyError) as error:
+            if not leaving:
+                raise refused(error) from error
+            refusal = error
+        except NFTError as error:
+            raise refused(error) from error
+        else:
+            break
+        pause(attempt)
+        installed = nft.installed()
+        leaving = _leaving(nft, installed, attachment, plan)
+    else:
+        raise lost_races(refusal) if leaving else refused(refusal)
+    for holder, reason in leaving.items():
+        if reason:
+            _announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
+        _forget_flows(installed.of(holder), log)
+
+
+def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan) -> dict[str, str]:
+    """Return the holders that have to make room, each with the reason, which is empty for the attachment itself.
+
+    Raises ``CNIError`` with code 100 if one of them lives.
+    """
+    key = attachment.key
+    leaving = {key: ""} if key in installed.holders else {}
+    # a process that does not see the runtime's namespaces, its own container's among them, would find everybody dead
+    may_judge = host.is_namespace(attachment.netns)
+    by_place = {(element.map, element.key): element for element in installed.elements}
+    for pod_ip in plan.masquerade:
+        element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
+        if element and element.holder != key:
+            leaving[element.holder] = f"pod address {pod_ip} was that of a former attachment"
+    for forward in plan.forwards:
+        element = by_place.get(ruleset.port_key(forward))
+        if element is None or element.holder in leaving:
+            continue
+        owner = element.owner
+        who = f"container {owner.container_id[:SHORT_ID]} ({owner.ifname})"
+        if not element.holder or not may_judge or not owner.netns or host.is_namespace(owner.netns):
+            pod = nft.pod_name(element.holder)
+            raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {f'pod {pod}, ' if pod else ''}{who}")
+        leaving[element.holder] = f"host port {forward} was held by {who}, whose namespace {owner.netns} is gone"
+    return leaving
+
+
+def is_installed(nft: Nft, key: str) -> bool:
+    """Tell, without a listing, whether there is anything to release."""
+    try:
+        nft.run(ruleset.delete_token(key))
+    except NotFoundError:
+        return False
+    except BusyError:
+        return True
+    except NFTError as error:
+        raise refused(error) from error
+    return True
+
+
+def release(nft: Nft, key: str, log: Log) -> None:
+    """Remove all of an attachment's; nothing being there is success.
+
+    Raises ``CNIError``: code 11 if too many races were lost, 101 if nftables refuses.
+    """
+    for attempt in range(ATTEMPTS):
+        installed = nft.installed()
+        commands = installed.detach(key)
+        if not commands:
+            return
+        try:
+            nft.run(commands)
+        except (NotFoundError, BusyError) as error:
+            refusal = error
+            pause(attempt)
+        except NFTError as error:
+            raise refused(error) from error
+        else:
+            _forget_flows(installed.of(key), log)
+            return
+    raise lost_races(refusal)
+
+
+def _forget_flows(elements: Iterable[Element], log: Log) -> None:
+    ports = [
+        (element.address, number)
+        for element in elements
+        if element.map in ruleset.PORT_MAPS
+        for protocol, number in [element.port]
+        if protocol == "udp"
+    ]
+    if ports:
+        pods = [element.address for element in elements if element.map in ruleset.POD_MAPS and element.address]
+        best_effort(lambda: host.forget_flows_to(pods, ports), log)
+
+
+def best_effort(work: Callable[[], None], log: Log) -> None:
+    """Do what must not fail the operation: connection tracking is a courtesy to clients that are already talking."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
+        log(f"warning: UDP connection tracking entries were not deleted: {type(error).__name__}: {error}")
+
+
+def refused(error: NFTError) -> CNIError:
+    """Translate what nftables will not take."""
+    return CNIError(Code.RULESET_REFUSED, "nftables refused the host port rules", str(error))
+
+
+def lost_races(error: NFTError) -> CNIError:
+    """Translate a change that others were always faster than."""
+    return CNIError(
+        Code.TRY_AGAIN, f"the host port rules were changed by others {ATTEMPTS} times in a row; try again", str(error)
+    )
+
+
+def pause(attempt: int) -> None:
+    """Wait a random time before the next attempt, but not before the second: there most often is no race at all."""
+    if attempt:
+        import random
+
+        time.sleep(random.uniform(0, LONGEST_PAUSE))  # noqa: S311 - jitter, not a secret
+
+
+def _announce(log: Log, line: str) -> None:
+    import syslog
+
+    log(line)
+    syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_NOTICE, line)

@@ -1,0 +1,170 @@
+"""The CNI operations. Each is a plan, then one nftables transaction; the kernel's transaction is the only lock.
+
+The ruleset is the only state: nothing is written to files, and DEL and GC go by what is installed, never by what the
+runtime says was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cni_hostport import host, installed, ownership, ruleset
+from cni_hostport.attachment import Attachment, pod_name
+from cni_hostport.errors import CNIError, Code
+from cni_hostport.nft import Nft, NFTError, NotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cni_hostport.ownership import Log
+    from cni_hostport.plan import Plan
+    from cni_hostport.skel import Call
+
+VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+
+
+def add(call: Call, log: Log) -> Mapping[str, Any]:
+    """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
+    result = _prev_result(call)
+    plan = _plan(call)
+    if plan is None:
+        return result
+    for mapping in plan.unmapped:
+        log(f"host port {mapping} is not mapped: {call.container_id} has no address of that family")
+    if not plan.forwards:
+        return result
+    nft, attachment = _open_nft(), _attachment(call)
+    ownership.claim(nft, attachment, plan, log)
+    try:
+        if plan.local_route_to:
+            host.route_localnet(plan.local_route_to)
+    except BaseException:
+        ownership.release(nft, attachment.key, log)
+        raise
+    if any(forward.protocol == "udp" for forward in plan.forwards):
+        ownership.best_effort(lambda: host.forget_flows_elsewhere(plan.forwards), log)
+    return result
+
+
+def delete(call: Call, log: Log) -> None:
+    """Remove all that is installed for the attachment."""
+    nft, key = _open_nft(), _attachment(call).key
+    if ownership.is_installed(nft, key):
+        ownership.release(nft, key, log)
+
+
+def check(call: Call, _log: Log) -> None:
+    """Compare what is installed with what ADD would install now.
+
+    The same commands are run in an empty network namespace, so that nftables itself tells how the result should look.
+    """
+    _prev_result(call)
+    plan = _plan(call)
+    if plan is None or not plan.forwards:
+        return
+    nft, attachment = _open_nft(), _attachment(call)
+    try:
+        with host.scratch_namespace():
+            scratch = Nft()
+        scratch.run([*ruleset.base(), *ruleset.attach(attachment, plan)])
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
+    except NFTError as error:
+        raise ownership.refused(error) from error
+    key = attachment.key
+    differences = installed.differences(key, expected=scratch.state(key), actual=nft.state(key))
+    if differences:
+        raise CNIError(
+            Code.CHECK_FAILED,
+            f"the host ports of {call.container_id} ({call.ifname}) are not as installed by ADD: {differences[0]}",
+            "\n".join(differences),
+        )
+
+
+def gc(call: Call, log: Log) -> None:
+    """Remove the attachments of this network that the runtime does not list as valid."""
+    if VALID_ATTACHMENTS not in call.config:
+        return
+    valid = _valid_keys(call)
+    nft = _open_nft()
+    failures = []
+    for key in sorted(nft.installed().holders - valid):
+        if key.startswith(f"{Attachment.network_key(call.network)}-"):
+            try:
+                ownership.release(nft, key, log)
+            except CNIError as error:
+                failures.append(f"{key}: {error.msg}: {error.details}")
+    if failures:
+        raise CNIError(Code.RULESET_REFUSED, f"{len(failures)} attachments could not be removed", "\n".join(failures))
+
+
+def status(_call: Call, _log: Log) -> None:
+    """Ask the kernel whether it accepts every expression of the ruleset, leaving nothing behind."""
+    probe = ruleset.probe()
+    try:
+        Nft().run(probe)
+    except NFTError as error:
+        # the probe's last command is there to fail, so that the kernel takes everything back
+        if not (isinstance(error, NotFoundError) and [command for _, command in error.refusals] == probe[-1:]):
+            raise CNIError(
+                Code.NOT_AVAILABLE, "host ports are not available: nftables cannot be used on this node", str(error)
+            ) from error
+
+
+OPERATIONS: Mapping[str, Callable[[Call, Log], Mapping[str, Any] | None]] = {
+    "ADD": add,
+    "DEL": delete,
+    "CHECK": check,
+    "GC": gc,
+    "STATUS": status,
+}
+
+
+def _attachment(call: Call) -> Attachment:
+    return Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
+
+
+def _open_nft() -> Nft:
+    try:
+        return Nft()
+    except UnavailableError as error:
+        raise CNIError(Code.RULESET_REFUSED, str(error)) from error
+
+
+def _prev_result(call: Call) -> Mapping[str, Any]:
+    result = call.config.get("prevResult")
+    if not isinstance(result, dict):
+        raise CNIError(
+            Code.INVALID_CONFIG, "there is no prevResult: hostport is a chained plugin and must come after one"
+        )
+    return result
+
+
+def _plan(call: Call) -> Plan | None:
+    """Return what the attachment wants installed, ``None`` where it wants nothing."""
+    runtime = call.config.get("runtimeConfig") or {}
+    if isinstance(runtime, dict) and not runtime.get("portMappings"):
+        return None  # most pods: nothing is imported, validated or asked for them
+    from cni_hostport import plan
+    from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
+
+    config = NetworkConfig.parse(call.config)
+    if not config.mappings:
+        return None
+    addresses = config.prev_result.addresses(call.ifname) or host.pod_addresses(call.netns, call.ifname)
+    if not addresses:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"host port {config.mappings[0]} cannot be mapped: {call.ifname} of {call.container_id} has no address",
+        )
+    return plan.make(config, addresses)
+
+
+def _valid_keys(call: Call) -> set[str]:
+    listed = call.config[VALID_ATTACHMENTS] or ()
+    try:
+        return {Attachment(call.network, item["containerID"], item["ifname"]).key for item in listed}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CNIError(
+            Code.INVALID_CONFIG, f"{VALID_ATTACHMENTS} {listed!r} is not a list of containerID and ifname"
+        ) from error

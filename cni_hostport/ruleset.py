@@ -1,0 +1,175 @@
+"""The nftables ruleset: from a plan to nft commands. Pure; ``installed`` reads listings back.
+
+One table holds everything. Base chains send connections to local addresses through ``dispatch``, which looks the port
+up in verdict maps: one lookup, however many ports the node has. A map element leads into the chain of the attachment
+that holds the port, and that chain translates the destination.
+
+An attachment's own chain is its ownership token. Its elements and chains are created by one transaction, with
+``create``, so that a key has one holder; and they are deleted by one transaction that deletes the chain as well.
+Whoever comes second finds no chain, and the kernel rolls back the whole transaction: no element of another holder can
+be deleted by mistake.
+
+Syntax is that of nftables 1.0.6 and later. Listings are read as JSON; commands are text, because 1.0.6 reads a JSON map
+with a concatenated value as a set.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from cni_hostport.attachment import Attachment
+from cni_hostport.plan import EVERYWHERE, Forward, Plan
+
+FAMILY, TABLE = "inet", "hostport"
+MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
+
+PORT_MAPS = {
+    "hostports": "nf_proto . inet_proto . inet_service",
+    "hostports_ip4": "ipv4_addr . inet_proto . inet_service",
+    "hostports_ip6": "ipv6_addr . inet_proto . inet_service",
+}
+POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
+MAPS = PORT_MAPS | POD_MAPS
+
+# name: (hook, rules); the order of rules matters, that of chains does not
+BASE_CHAINS = {
+    "dispatch": (
+        "",
+        (
+            "ip6 daddr ::1 return",  # cannot leave the host: let the connection be refused instead of hanging
+            "ip daddr . meta l4proto . th dport vmap @hostports_ip4",  # a given host address beats any address
+            "ip6 daddr . meta l4proto . th dport vmap @hostports_ip6",
+            "meta nfproto . meta l4proto . th dport vmap @hostports",
+        ),
+    ),
+    "prerouting": ("type nat hook prerouting priority dstnat;", ("fib daddr type local goto dispatch",)),
+    # nftables 1.0.6 knows the name dstnat for prerouting only
+    "output": ("type nat hook output priority -100;", ("fib daddr type local goto dispatch",)),
+    "postrouting": (
+        "type nat hook postrouting priority srcnat;",
+        ("ct status dnat ip daddr vmap @pods_ip4", "ct status dnat ip6 daddr vmap @pods_ip6"),
+    ),
+    # route_localnet lets 127.0.0.0/8 through on the pods' interface; only the node itself may use it (CVE-2020-8558)
+    "loopback": (
+        "type filter hook prerouting priority raw;",
+        ('iifname != "lo" ip daddr 127.0.0.0/8 drop', 'iifname != "lo" ip saddr 127.0.0.0/8 drop'),
+    ),
+}
+
+
+def base() -> list[str]:
+    """Return the commands that declare the table, maps and base chains, and put right what is there of them."""
+    commands = [f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}']
+    commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in MAPS.items()]
+    for name, (hook, _) in BASE_CHAINS.items():
+        commands += [
+            f"add chain {FAMILY} {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
+            f"flush chain {FAMILY} {TABLE} {name}",
+        ]
+    for name, (_, rules) in BASE_CHAINS.items():
+        commands += [f"add rule {FAMILY} {TABLE} {name} {rule}" for rule in rules]
+    return commands
+
+
+def dnat_chain(key: str) -> str:
+    """Return the name of the chain that translates an attachment's connections: its ownership token."""
+    return f"dnat-{key}"
+
+
+def masq_chain(key: str) -> str:
+    """Return the name of the chain that masquerades an attachment's connections."""
+    return f"masq-{key}"
+
+
+def attach(attachment: Attachment, plan: Plan) -> list[str]:
+    """Return the commands that install an attachment's plan, its rules labelled with the pod's name if that is known.
+
+    They fail with ``Exists`` if the attachment is installed already, or any port or pod address has a holder.
+    """
+    dnat, masq = dnat_chain(attachment.key), masq_chain(attachment.key)
+    commands = [f"create chain {FAMILY} {TABLE} {chain}" for chain in (dnat, masq)]
+    commands += [f"add rule {FAMILY} {TABLE} {dnat} {rule}" for rule in _dnat_rules(plan, attachment.pod)]
+    for pod_ip, sources in plan.masquerade.items():
+        commands += [f"add rule {FAMILY} {TABLE} {masq} {_masquerade_rule(source)}" for source in sources]
+        commands.append(_create(f"pods_ip{pod_ip.version}", f"{pod_ip} : goto {masq}"))
+    comment = f'comment "{attachment.owner.comment()}"'
+    by_map: dict[str, list[str]] = {}
+    for forward in plan.forwards:
+        name, element = port_key(forward)
+        by_map.setdefault(name, []).append(f"{element} {comment} : goto {dnat}")
+    return commands + [_create(name, ", ".join(elements)) for name, elements in by_map.items()]
+
+
+def _create(name: str, elements: str) -> str:
+    return f"create element {FAMILY} {TABLE} {name} {{ {elements} }}"
+
+
+def port_key(forward: Forward) -> tuple[str, str]:
+    """Return the map in which a forward's port stands, and its key there as nft prints it."""
+    if forward.host_ip is None:
+        return "hostports", f"ipv{forward.version} . {forward.protocol} . {forward.host_port}"
+    return f"hostports_ip{forward.version}", f"{forward.host_ip} . {forward.protocol} . {forward.host_port}"
+
+
+def _dnat_rules(plan: Plan, pod: str) -> list[str]:
+    label = f' comment "{pod}"' if pod else ""
+    rules = []
+    for version, family in ((4, "ip"), (6, "ip6")):
+        # a given host address first: in a pod's own chain too it beats any address
+        forwards = sorted(
+            (forward for forward in plan.forwards if forward.version == version),
+            key=lambda forward: forward.host_ip is None,
+        )
+        matches = " ".join((f"meta nfproto ipv{version}", *plan.conditions[version]))
+        translate = _by_map if len(forwards) > MANY else _one_by_one
+        rules += [f"{matches} {translation}{label}" for translation in translate(family, forwards)]
+    return rules
+
+
+def _one_by_one(family: str, forwards: list[Forward]) -> Iterable[str]:
+    for forward in forwards:
+        address = f"{family} daddr {forward.host_ip} " if forward.host_ip else ""
+        pod_ip = f"[{forward.pod_ip}]" if forward.version == 6 else forward.pod_ip  # noqa: PLR2004 - IP version
+        yield (
+            f"{address}meta l4proto {forward.protocol} th dport {forward.host_port}"
+            f" counter dnat {family} to {pod_ip}:{forward.container_port}"
+        )
+
+
+def _by_map(family: str, forwards: list[Forward]) -> Iterable[str]:
+    given = [forward for forward in forwards if forward.host_ip is not None]
+    for address, group in ((f"{family} daddr . ", given), ("", forwards[len(given) :])):
+        elements = ", ".join(
+            f"{f'{forward.host_ip} . ' if address else ''}{forward.protocol} . {forward.host_port}"
+            f" : {forward.pod_ip} . {forward.container_port}"
+            for forward in group
+        )
+        if elements:
+            yield f"counter dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
+
+
+def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:
+    if source == EVERYWHERE[source.version]:
+        return f"meta nfproto ipv{source.version} masquerade"
+    return f"{'ip' if source.version == 4 else 'ip6'} saddr {source} masquerade"  # noqa: PLR2004 - IP version
+
+
+def delete_token(key: str) -> list[str]:
+    """Return the command that finds out whether an attachment is installed.
+
+    It fails with ``Busy`` where it is, and with ``NotFound`` where nothing is. Only a chain that nothing leads into,
+    which this plugin never leaves behind, is really deleted.
+    """
+    return [f"delete chain {FAMILY} {TABLE} {dnat_chain(key)}"]
+
+
+def probe() -> list[str]:
+    """Return commands that use every expression of this ruleset and end in one that must fail with ``NotFound``.
+
+    The keys are ones that no attachment has (port 0, the unspecified address), so that nothing else can fail.
+    """
+    nowhere4, nowhere6 = IPv4Address(0), IPv6Address(0)
+    plan = Plan(
+        forwards=(Forward("tcp", None, 0, nowhere4, 1), Forward("udp", nowhere6, 0, nowhere6, 1)),
+        masquerade={nowhere4: (EVERYWHERE[4],), nowhere6: (EVERYWHERE[6],)},
+    )
+    return [*base(), *attach(Attachment("probe", "probe", "probe"), plan), *delete_token("cannot-exist")]

@@ -1,0 +1,204 @@
+"""The CNI protocol's edge: environment and stdin in, result or error JSON on stdout out.
+
+The order of the checks and their codes are those of the reference implementation
+(containernetworking/cni, pkg/skel), on which runtimes rely. Everything enters by arguments, so the whole protocol can
+be run in-process.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from cni_hostport import __version__
+from cni_hostport.errors import CNIError, Code
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+LATEST = VERSIONS[-1]
+
+REQUIRED = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"),
+    "GC": ("CNI_PATH",),
+    "STATUS": ("CNI_PATH",),
+}
+SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+MAX_IFNAME_BYTES = 15  # the kernel's IFNAMSIZ is 16, with the final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One CNI command as the runtime gave it: its variables, and the network configuration of stdin, unvalidated."""
+
+    command: str
+    container_id: str
+    netns: str
+    ifname: str
+    args: str
+    config: Mapping[str, Any]
+
+    @property
+    def network(self) -> str:
+        """The network's name, the only key of the configuration that ``skel`` itself validates."""
+        name: str = self.config["name"]
+        return name
+
+
+def run(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: TextIO) -> int:
+    """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout."""
+    if not environ.get("CNI_COMMAND"):
+        stderr.write(f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
+        return 0
+
+    version = LATEST
+
+    def log(line: str) -> None:
+        stderr.write(f"hostport: {line}\n")
+
+    try:
+        _check_environment(environ)
+        if environ["CNI_COMMAND"] == "VERSION":
+            _print(stdout, {"cniVersion": LATEST, "supportedVersions": VERSIONS})
+            return 0
+        config = _read_config(stdin)
+        requested = _requested_version(config)
+        version = requested if requested in VERSIONS else LATEST
+        _check_network_name(config)
+        result = _dispatch(environ, config, requested, log)
+    except CNIError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 - the edge: whatever happens, the runtime gets an error JSON
+        import traceback
+
+        traceback.print_exc(file=stderr)
+        failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+    else:
+        if result is not None:
+            _print(stdout, {**result, "cniVersion": version})
+        return 0
+
+    body = {"cniVersion": version, "code": int(failure.code), "msg": failure.msg}
+    _print(stdout, {**body, "details": failure.details} if failure.details else body)
+    return 1
+
+
+def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
+    json.dump(document, stdout)
+    stdout.write("\n")
+    stdout.flush()
+
+
+def _check_environment(environ: Mapping[str, str]) -> None:
+    required = REQUIRED.get(environ["CNI_COMMAND"], ())
+    container_id = environ.get("CNI_CONTAINERID", "")
+    if "CNI_CONTAINERID" in required and container_id and not NAME.fullmatch(container_id):
+        raise CNIError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID {container_id!r} is not a letter or digit followed by letters, digits, '_', '.' or '-'",
+        )
+    ifname = environ.get("CNI_IFNAME", "")
+    if "CNI_IFNAME" in required and ifname and not _is_ifname(ifname):
+        raise CNIError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME {ifname!r} is not an interface name: at most {MAX_IFNAME_BYTES} bytes,"
+            " not '.' or '..', without '/', ':' and white space",
+        )
+    missing = [name for name in required if not environ.get(name)]
+    if missing:
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"required environment variables are missing: {', '.join(missing)}")
+
+
+def _is_ifname(name: str) -> bool:
+    return (
+        len(os.fsencode(name)) <= MAX_IFNAME_BYTES
+        and name not in {".", ".."}
+        and not any(character in "/:" or character.isspace() for character in name)
+    )
+
+
+def _read_config(stdin: BinaryIO) -> dict[str, Any]:
+    try:
+        data = stdin.read()
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {error}") from error
+    try:
+        config = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CNIError(Code.DECODING_FAILURE, f"the network configuration on stdin is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CNIError(
+            Code.DECODING_FAILURE,
+            f"the network configuration on stdin is not a JSON object but {type(config).__name__}",
+        )
+    return config
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"{name} is not a JSON number"
+    raise ValueError(msg)
+
+
+def _requested_version(config: Mapping[str, Any]) -> str:
+    version = config.get("cniVersion")
+    if version is not None and not isinstance(version, str):
+        raise CNIError(Code.DECODING_FAILURE, f"cniVersion {version!r} is not a string")
+    return version or VERSIONS[0]
+
+
+def _check_network_name(config: Mapping[str, Any]) -> None:
+    name = config.get("name")
+    if not name:
+        raise CNIError(Code.INVALID_CONFIG, "the network configuration has no name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"network name {name!r} is not a letter or digit followed by letters, digits, '_', '.' or '-'",
+        )
+
+
+def _dispatch(
+    environ: Mapping[str, str], config: Mapping[str, Any], version: str, log: Callable[[str], None]
+) -> Mapping[str, Any] | None:
+    command = environ["CNI_COMMAND"]
+    if command not in REQUIRED:
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"unknown CNI_COMMAND {command!r}")
+    if version not in VERSIONS:
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION, f"cniVersion {version!r} is not supported; supported: {', '.join(VERSIONS)}"
+        )
+    since = SINCE.get(command, VERSIONS[0])
+    if VERSIONS.index(version) < VERSIONS.index(since):
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION, f"cniVersion {version!r} does not have {command}, which came with {since}"
+        )
+    if command in {"ADD", "DEL"} and environ.get("CNI_NETNS_OVERRIDE", "").lower() not in {"1", "true"}:
+        _check_netns(environ.get("CNI_NETNS", ""))
+
+    from cni_hostport import plugin
+
+    call = Call(
+        command=command,
+        container_id=environ.get("CNI_CONTAINERID", ""),
+        netns=environ.get("CNI_NETNS", ""),
+        ifname=environ.get("CNI_IFNAME", ""),
+        args=environ.get("CNI_ARGS", ""),
+        config=config,
+    )
+    return plugin.OPERATIONS[command](call, log)
+
+
+def _check_netns(netns: str) -> None:
+    try:
+        same = Path(netns).samefile("/proc/self/ns/net")
+    except (OSError, ValueError):
+        return  # a namespace that is gone, or seen by the runtime alone, is not the one this process runs in
+    if same:
+        raise CNIError(
+            Code.PLUGIN_NETNS, f"CNI_NETNS {netns!r} is the plugin's own network namespace, not a container's"
+        )
