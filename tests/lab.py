@@ -1,0 +1,341 @@
+"""A throw-away network: a node with pods on a bridge, and a client outside, each in a network namespace of its own.
+
+The client reaches the node as 192.0.2.1 and 2001:db8::1, and the node's pods are 10.88.0.0/24 and fd00:88::/64.
+Sockets are made inside the namespaces by this very process, so that a test reads as what it sends and receives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)
+NODE4, NODE6 = "192.0.2.1", "2001:db8::1"
+CLIENT4, CLIENT6 = "192.0.2.2", "2001:db8::2"
+BRIDGE4, BRIDGE6 = "10.88.0.1", "fd00:88::1"
+QUIET = 0.4  # seconds in which an answer that must not come would have come
+LAUNCHER = [sys.executable, "-I", "-m", "cni_hostport"]
+
+_serial = itertools.count()
+
+
+def ip(*batches: str) -> None:
+    """Run ``ip`` commands, one a line, in the machine's own namespace; each names its namespace with ``-n``."""
+    for line in "\n".join(batches).strip().splitlines():
+        subprocess.run(["ip", *line.split()], check=True, capture_output=True, text=True)
+
+
+class Namespace:
+    """A network namespace at ``/run/netns/NAME``, removed with its context."""
+
+    def __init__(self, role: str) -> None:
+        self.name = f"hp{os.getpid():x}-{next(_serial):x}-{role}"
+        self.path = f"/run/netns/{self.name}"
+        self._closing = contextlib.ExitStack()
+        ip(f"netns add {self.name}", f"-n {self.name} link set lo up")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Stop its servers and delete it; deleting it twice is fine."""
+        self._closing.close()
+        if Path(self.path).exists():
+            ip(f"netns del {self.name}")
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Make what the block opens, in this thread, belong to the namespace."""
+        with Path("/proc/thread-self/ns/net").open() as own, Path(self.path).open() as there:
+            if LIBC.setns(there.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            try:
+                yield
+            finally:
+                LIBC.setns(own.fileno(), CLONE_NEWNET)
+
+    def ip(self, *lines: str) -> None:
+        ip(*(f"-n {self.name} {line}" for line in lines))
+
+    def set_sysctl(self, path: str, value: object) -> None:
+        """Write one sysctl by its path below ``/proc/sys``."""
+        with self.inside():
+            Path("/proc/sys", path).write_text(str(value))
+
+    def get_sysctl(self, path: str) -> str:
+        with self.inside():
+            return Path("/proc/sys", path).read_text().strip()
+
+    def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command in the namespace."""
+        command = ("nsenter", f"--net={self.path}", *command)
+        return subprocess.run(command, check=check, capture_output=True, text=True, **options)
+
+    def socket(self, protocol: str, address: str) -> socket.socket:
+        """Make a TCP or UDP socket of the address's family that belongs to the namespace."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.inside():
+            made = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return made
+
+    def serve(self, protocol: str, port: int, name: str, address: str = "") -> None:
+        """Answer every connection, or datagram, with ``NAME CLIENT-ADDRESS``, until the namespace goes.
+
+        Without an address, both families are served.
+        """
+        for bind in [address] if address else ["0.0.0.0", "::"]:  # noqa: S104 - inside the lab
+            listening = self.socket(protocol, bind)
+            if listening.family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((bind, port))
+            if protocol == "tcp":
+                listening.listen(1024)
+            self._closing.callback(listening.close)
+            stop_reading, stop = os.pipe()
+            thread = threading.Thread(target=_answer, args=(listening, name, stop_reading), daemon=True)
+            thread.start()
+            self._closing.callback(thread.join)
+            self._closing.callback(os.close, stop)
+
+    def ask(
+        self, protocol: str, address: str, port: int, *, source: str = "", source_port: int = 0, timeout: float = 3
+    ) -> str:
+        """Connect, and return what is answered.
+
+        Raises ``ConnectionRefusedError``, or ``TimeoutError`` when nothing answers in ``timeout`` seconds.
+        """
+        with self.socket(protocol, address) as asking:
+            asking.settimeout(timeout)
+            if source or source_port:
+                asking.bind((source, source_port))
+            asking.connect((address, port))
+            if protocol != "tcp":
+                asking.send(b"?")
+            return asking.recv(4096).decode()
+
+    def is_silent(self, protocol: str, address: str, port: int, **options: Any) -> bool:
+        """Tell whether a connection gets no answer at all: it is refused, or nothing comes."""
+        try:
+            self.ask(protocol, address, port, timeout=QUIET, **options)
+        except (OSError, TimeoutError):
+            return True
+        return False
+
+
+def _answer(listening: socket.socket, name: str, stop: int) -> None:
+    while stop not in select.select([listening, stop], [], [])[0]:
+        with contextlib.suppress(OSError):
+            if listening.type == socket.SOCK_STREAM:
+                connection, peer = listening.accept()
+                connection.sendall(f"{name} {peer[0]}".encode())
+                connection.close()
+            else:
+                _, peer = listening.recvfrom(4096)
+                listening.sendto(f"{name} {peer[0]}".encode(), peer)
+    os.close(stop)
+
+
+@dataclass
+class Outcome:
+    """What one run of the executable gave."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.stdout)
+        return parsed
+
+    @property
+    def code(self) -> int:
+        """The code of its error JSON, 0 if it succeeded."""
+        return int(self.json["code"]) if self.status else 0
+
+    @property
+    def msg(self) -> str:
+        return str(self.json["msg"]) if self.status else ""
+
+
+class Pod(Namespace):
+    """A namespace with ``eth0`` on a bridge of the node."""
+
+    def __init__(self, node: Node, number: int, addresses: Sequence[str], gateways: Sequence[str], bridge: str) -> None:
+        super().__init__(f"pod{number}")
+        self.id = f"{self.name}-container"
+        self.addresses = list(addresses)
+        host_end = f"veth{number}"
+        ip(f"-n {node.name} link add {host_end} type veth peer name eth0 netns {self.name}")
+        node.ip(f"link set {host_end} master {bridge}", f"link set {host_end} up")
+        self.ip("link set eth0 up")
+        for address in addresses:
+            self.ip(f"addr add {address} dev eth0" + (" nodad" if ":" in address else ""))
+        for gateway in gateways:
+            self.ip(f"route add default via {gateway}")
+
+    @property
+    def ip4(self) -> str:
+        return next(address.split("/")[0] for address in self.addresses if ":" not in address)
+
+    @property
+    def ip6(self) -> str:
+        return next(address.split("/")[0] for address in self.addresses if ":" in address)
+
+
+class Node(Namespace):
+    """A node that forwards, its client, and its pods."""
+
+    def __init__(self) -> None:
+        super().__init__("node")
+        self.client = Namespace("client")
+        self._numbers = itertools.count(2)
+        ip(f"-n {self.name} link add uplink type veth peer name uplink netns {self.client.name}")
+        for namespace, v4, v6 in ((self, NODE4, NODE6), (self.client, CLIENT4, CLIENT6)):
+            namespace.ip(f"addr add {v4}/24 dev uplink", f"addr add {v6}/64 dev uplink nodad", "link set uplink up")
+        self.set_sysctl("net/ipv4/ip_forward", 1)
+        self.set_sysctl("net/ipv6/conf/all/forwarding", 1)
+        self.bridge("cni0", f"{BRIDGE4}/24", f"{BRIDGE6}/64")
+        self._closing.callback(self.client.remove)
+
+    def bridge(self, name: str, *addresses: str) -> None:
+        """Add a bridge with these addresses, for pods of another network."""
+        self.ip(f"link add {name} type bridge")
+        for address in addresses:
+            self.ip(f"addr add {address} dev {name}" + (" nodad" if ":" in address else ""))
+        self.ip(f"link set {name} up")
+
+    def pod(
+        self, *families: int, addresses: Sequence[str] = (), gateways: Sequence[str] = (), bridge: str = "cni0"
+    ) -> Pod:
+        """Add a pod: dual stack, of the given families (4, 6) only, or with the given addresses and gateways."""
+        number = next(self._numbers)
+        if not addresses:
+            both = {4: (f"10.88.0.{number}/24", BRIDGE4), 6: (f"fd00:88::{number:x}/64", BRIDGE6)}
+            addresses, gateways = zip(*(both[family] for family in families or (4, 6)), strict=True)
+        pod = Pod(self, number, addresses, gateways, bridge)
+        self._closing.callback(pod.remove)
+        return pod
+
+    def start(
+        self, command: str, pod: Pod | None, config: Mapping[str, Any], **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start the executable on this node; ``CNI_*`` variables are given without the prefix."""
+        environment = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
+        if pod is not None:
+            environment |= {"CNI_CONTAINERID": pod.id, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0"}
+        environment |= {f"CNI_{name}": value for name, value in variables.items()}
+        started = subprocess.Popen(
+            ["nsenter", f"--net={self.path}", *LAUNCHER],
+            env={name: value for name, value in environment.items() if value},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if started.stdin is None:
+            raise AssertionError
+        started.stdin.write(json.dumps(config))
+        started.stdin.close()
+        started.stdin = None
+        return started
+
+    def cni(self, command: str, pod: Pod | None, config: Mapping[str, Any], **variables: str) -> Outcome:
+        """Run the executable on this node and wait for it."""
+        return wait(self.start(command, pod, config, **variables))
+
+    def add(self, pod: Pod, *mappings: Mapping[str, Any], **keys: Any) -> Outcome:
+        """ADD these mappings for a pod, with further keys of the configuration, and see it succeed."""
+        outcome = self.cni("ADD", pod, config(pod, *mappings, **keys))
+        if outcome.status:
+            raise AssertionError(outcome)
+        return outcome
+
+    def delete(self, pod: Pod, **keys: Any) -> Outcome:
+        """DEL a pod as a runtime without a cache would, and see it succeed."""
+        outcome = self.cni("DEL", pod, {"cniVersion": "1.1.0", "name": "pods", "type": "hostport", **keys})
+        if outcome.status:
+            raise AssertionError(outcome)
+        return outcome
+
+    def nft(self, command: str) -> str:
+        """Run an nft command on this node and return its output."""
+        return self.run("nft", *command.split(" ")).stdout
+
+    def nft_file(self, text: str) -> None:
+        """Load an nft file's text on this node."""
+        self.run("nft", "-f", "-", input=text)
+
+    def ruleset(self) -> str:
+        """Return the plugin's table as nft prints it, without counters' values; empty where there is none."""
+        return self.run("nft", "-s", "list", "table", "inet", "hostport", check=False).stdout
+
+    def holds(self, pod: Pod) -> bool:
+        """Tell whether anything of the pod's is in the ruleset."""
+        return pod.id[:12] in self.ruleset() or f"{pod.addresses[0].split('/')[0]} " in self.ruleset()
+
+
+def wait(started: subprocess.Popen[str]) -> Outcome:
+    """Wait for what ``Node.start`` started."""
+    stdout, stderr = started.communicate(timeout=60)
+    return Outcome(started.returncode, stdout, stderr)
+
+
+def mapping(host_port: int, container_port: int = 80, protocol: str = "tcp", **keys: Any) -> dict[str, Any]:
+    """One entry of ``portMappings``."""
+    return {"hostPort": host_port, "containerPort": container_port, "protocol": protocol, **keys}
+
+
+def result(*addresses: str, sandbox: str = "/run/netns/pod", version: str = "1.1.0") -> dict[str, Any]:
+    """A result of the ``bridge`` plugin: the bridge, the node's end, the container's interface with its addresses."""
+    return {
+        "cniVersion": version,
+        "interfaces": [
+            {"name": "cni0", "mac": "02:00:00:00:00:01"},
+            {"name": "veth1", "mac": "02:00:00:00:00:02"},
+            {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": sandbox},
+        ],
+        "ips": [{"address": address, "interface": 2} for address in addresses],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dns": {},
+    }
+
+
+def config(pod: Pod, *mappings: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
+    """A network configuration as libcni sends it to ADD, for network ``pods`` unless ``name`` says otherwise."""
+    return {
+        "cniVersion": "1.1.0",
+        "name": "pods",
+        "type": "hostport",
+        "capabilities": {"portMappings": True},
+        "runtimeConfig": {"portMappings": list(mappings)},
+        "prevResult": result(*pod.addresses, sandbox=pod.path),
+        **keys,
+    }
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the test where something it needs is missing; fail it where everything has to run."""
+    if condition:
+        return
+    if os.environ.get("HOSTPORT_TESTS_REQUIRE") == "all":
+        pytest.fail(f"cannot run here: {reason}")
+    pytest.skip(reason)
