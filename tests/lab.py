@@ -144,7 +144,7 @@ class Namespace:
 
 
 def _answer(listening: socket.socket, name: str, stop: int) -> None:
-    while stop not in select.select([listening, stop], [], [])[0]:
+    while stop not in select.select([listening.fileno(), stop], [], [])[0]:
         with contextlib.suppress(OSError):
             if listening.type == socket.SOCK_STREAM:
                 connection, peer = listening.accept()
