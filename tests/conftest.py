@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, require
+from machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+ROOT = Path(__file__).parent.parent
+PLUGIN_DIRS = [Path("/usr/lib/cni"), Path("/usr/libexec/cni"), Path("/opt/cni/bin")]
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +29,34 @@ def _kernel() -> None:
 def node(_kernel: None) -> Iterator[Node]:
     with Node() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def cnitool() -> Path:
+    """The CNI project's own runtime for one plugin chain, built with Go on first use."""
+    tool = ROOT / ".cache" / "bin" / "cnitool"
+    if not tool.exists():
+        require(shutil.which("go"), "needs cnitool, which is built with a Go toolchain")
+        build = ["go", "install", "github.com/containernetworking/cni/cnitool@v1.3.1"]
+        built = subprocess.run(
+            build, env={**os.environ, "GOBIN": str(tool.parent)}, capture_output=True, text=True, check=False
+        )
+        require(built.returncode == 0, f"cnitool cannot be built: {built.stderr}")
+    return tool
+
+
+@pytest.fixture(scope="session")
+def plugin_dir() -> Path:
+    """The directory of the packaged reference plugins."""
+    found = [path for path in PLUGIN_DIRS if (path / "bridge").exists()]
+    require(found, "needs the packaged CNI plugins bridge and host-local")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def installed_machine(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine with the plugin installed by ``install.sh``, for tests that leave it so."""
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    installed = machine.install()
+    assert installed.returncode == 0, installed.stderr
+    return machine

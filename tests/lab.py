@@ -16,11 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+
+from cni_hostport.attachment import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +53,8 @@ class Namespace:
         self.path = f"/run/netns/{self.name}"
         self._closing = contextlib.ExitStack()
         ip(f"netns add {self.name}", f"-n {self.name} link set lo up")
+        # else the first IPv6 packet waits up to two seconds for the link-local address to be its own
+        self.set_sysctl("net/ipv6/conf/default/accept_dad", 0)
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +191,7 @@ class Pod(Namespace):
         super().__init__(f"pod{number}")
         self.id = f"{self.name}-container"
         self.addresses = list(addresses)
-        host_end = f"veth{number}"
+        self.host_end = host_end = f"veth{number}"
         ip(f"-n {node.name} link add {host_end} type veth peer name eth0 netns {self.name}")
         node.ip(f"link set {host_end} master {bridge}", f"link set {host_end} up")
         self.ip("link set eth0 up")
@@ -287,6 +292,19 @@ class Node(Namespace):
     def ruleset(self) -> str:
         """Return the plugin's table as nft prints it, without counters' values; empty where there is none."""
         return self.run("nft", "-s", "list", "table", "inet", "hostport", check=False).stdout
+
+    def footprint(self, pod: Pod, network: str = "pods", ifname: str = "eth0") -> Counter[str]:
+        """Count what the kernel holds of an attachment: elements by map, chains, rules; empty if nothing."""
+        key = Attachment(network, pod.id, ifname).key
+        counted: Counter[str] = Counter()
+        for item in json.loads(self.nft("-j list ruleset"))["nftables"]:
+            for kind, body in item.items():
+                if kind == "map":
+                    verdicts = (str(verdict) for _, verdict in body.get("elem", ()))
+                    counted[body["name"]] += sum(key in verdict for verdict in verdicts)
+                else:
+                    counted[kind] += str(body.get("chain" if kind == "rule" else "name")).endswith(key)
+        return +counted
 
     def holds(self, pod: Pod) -> bool:
         """Tell whether anything of the pod's is in the ruleset."""

@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# Installs the hostport CNI plugin; shows it at work (--demo); tests it (--test); removes it (--uninstall).
+set -euo pipefail
+umask 022
+
+source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+bin_dir=/opt/cni/bin
+lib_dir=/usr/local/lib/hostport
+action=install
+marker=.hostport-installation # stands in a complete installation, below lib_dir
+
+usage() {
+    cat <<USAGE
+Usage: install.sh [--bin-dir DIR] [--lib-dir DIR] [--demo] [--test] [--uninstall] [--help]
+
+Installs the hostport CNI plugin, with the system packages it needs, for the container runtimes of this machine.
+
+  --bin-dir DIR  where runtimes look for CNI plugins (default: $bin_dir)
+  --lib-dir DIR  where the plugin's own Python environment goes (default: $lib_dir)
+  --demo         install, then show host ports at work in network namespaces that are removed again
+  --test         run all tests, from this checkout, in an environment of their own (.venv); installs system packages only
+  --uninstall    remove what an installation put into the two directories
+  --help         show this text
+
+It does not touch /etc/cni/net.d: it prints the line to add to a network configuration.
+USAGE
+}
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    say "install.sh: $*"
+    exit 1
+}
+
+parse_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --bin-dir | --lib-dir)
+                [ -n "${2:-}" ] || die "$1 needs a directory"
+                [[ $2 != *[[:space:]]* ]] || die "$1 '$2': the directory's name cannot hold white space"
+                local directory
+                directory=$(realpath -m -- "$2")
+                if [ "$1" = --bin-dir ]; then bin_dir=$directory; else lib_dir=$directory; fi
+                shift
+                ;;
+            --demo | --test | --uninstall)
+                [ "$action" = install ] || die "--$action and $1 do not go together"
+                action=${1#--}
+                ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            *) die "unknown option '$1' (see --help)" ;;
+        esac
+        shift
+    done
+}
+
+# --- system packages ---------------------------------------------------------------------------------------------------
+
+# the system's own Python, 3.11 or later: one in a home folder may be out of a runtime's reach
+system_python() {
+    local candidate real
+    for candidate in /usr/bin/python3 /usr/bin/python3.{14,13,12,11}; do
+        real=$(realpath -e -- "$candidate" 2>/dev/null) || continue
+        case $real in /home/* | /root/*) continue ;; esac
+        if "$real" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# each line: a command that succeeds where the need is met; Debian's package; Fedora's package
+needs() {
+    cat <<'NEEDS'
+ldconfig -p | grep libnftables.so.1;libnftables1;nftables
+system_python;python3;python3
+"$(system_python)" -I -c "import ensurepip, venv";python3-venv;python3
+NEEDS
+    [ "$action" = install ] || cat <<'NEEDS'
+command -v ip;iproute2;iproute
+command -v nft;nftables;nftables
+command -v curl;curl;curl
+NEEDS
+    [ "$action" != test ] || cat <<'NEEDS'
+command -v nsenter;util-linux;util-linux
+command -v conntrack;conntrack;conntrack-tools
+command -v iptables;iptables;iptables-nft
+command -v shellcheck;shellcheck;ShellCheck
+[ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
+NEEDS
+}
+
+# prints the packages, in the given column of needs, that are missing
+missing_packages() {
+    local check debian fedora
+    while IFS=';' read -r check debian fedora; do
+        (eval "$check") >/dev/null 2>&1 || if [ "$1" = debian ]; then echo "$debian"; else echo "$fedora"; fi
+    done < <(needs) | sort -u
+}
+
+install_system_packages() {
+    local family packages
+    if command -v apt-get >/dev/null; then
+        family=debian
+    elif command -v dnf >/dev/null; then
+        family=fedora
+    else
+        family=unknown
+    fi
+    mapfile -t packages < <(missing_packages "$family")
+    [ ${#packages[@]} -gt 0 ] || return 0
+    say "Installing system packages: ${packages[*]}"
+    case $family in
+        debian)
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get -q update >&2
+            apt-get -q install -y --no-install-recommends "${packages[@]}" >&2
+            ;;
+        fedora) dnf install -y "${packages[@]}" >&2 ;;
+        *) die "this system has neither apt-get nor dnf; install what these packages hold by hand: ${packages[*]}" ;;
+    esac
+    mapfile -t packages < <(missing_packages "$family")
+    [ ${#packages[@]} -eq 0 ] ||
+        die "still missing after installing them: ${packages[*]} (python3 must be the system's own, 3.11 or later)"
+}
+
+# --- the plugin --------------------------------------------------------------------------------------------------------
+
+version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$source_dir/cni_hostport/__init__.py"; }
+
+# what an installation is made of: the same again has the same digest, and is not built again
+digest() {
+    (
+        cd "$source_dir"
+        "$(system_python)" --version
+        cat install.sh pyproject.toml conf/requirements.txt cni_hostport/*.py
+    ) | sha256sum | cut -c1-12
+}
+
+build() {
+    local target=$1 log
+    rm -rf -- "$target"
+    say "Building the plugin's Python environment in $target"
+    log=$(mktemp)
+    if ! {
+        mkdir -p -- "$lib_dir" &&
+            "$(system_python)" -I -m venv "$target" &&
+            "$target/bin/python" -I -m pip install --no-deps --require-hashes -r "$source_dir/conf/requirements.txt" &&
+            "$target/bin/python" -I -m pip install --no-deps "$source_dir" &&
+            "$target/bin/python" -I -m compileall -q "$target"/lib/python3*/site-packages
+    } >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -rf -- "$target" "$log"
+        die "the plugin's Python environment could not be built; what was installed before is as it was"
+    fi
+    rm -f -- "$log"
+    touch "$target/$marker"
+}
+
+# which installation the executable in bin_dir belongs to
+current() {
+    local line
+    [ -f "$bin_dir/hostport" ] || return 0
+    read -r line <"$bin_dir/hostport" || true
+    line=${line#"#!"}
+    printf '%s\n' "${line%%/bin/python*}"
+}
+
+install_plugin() {
+    local target previous staged old
+    target=$lib_dir/$(version)-$(digest)
+    previous=$(current)
+    [ -e "$target/$marker" ] || build "$target"
+
+    mkdir -p -- "$bin_dir"
+    staged=$(mktemp "$bin_dir/.hostport.XXXXXX")
+    cat >"$staged" <<LAUNCHER
+#!$target/bin/python -I
+from cni_hostport.__main__ import main
+
+main()
+LAUNCHER
+    chmod 755 "$staged"
+    mv -f -- "$staged" "$bin_dir/hostport" # a rename: a runtime finds the old executable or the new one
+
+    # calls that are under way may still import from the previous installation; those before it are out of use
+    for old in "$lib_dir"/*/"$marker"; do
+        old=${old%/*}
+        [ ! -e "$old/$marker" ] || [ "$old" = "$target" ] || [ "$old" = "$previous" ] || rm -rf -- "$old"
+    done
+    say "Installed $bin_dir/hostport ($(version))."
+    say "Add it to the plugins of a network configuration in /etc/cni/net.d, after the one that makes the interface:"
+    printf '    %s\n' '{ "type": "hostport", "capabilities": { "portMappings": true } }'
+}
+
+uninstall_plugin() {
+    local installation
+    rm -f -- "$bin_dir/hostport"
+    for installation in "$lib_dir"/*/"$marker"; do
+        [ ! -e "$installation" ] || rm -rf -- "${installation%/*}"
+    done
+    rmdir -- "$lib_dir" 2>/dev/null || true
+    say "Removed hostport from $bin_dir and $lib_dir."
+    say "Host ports of running pods stay until 'nft delete table inet hostport'; network configurations were not touched."
+}
+
+# --- the tests ---------------------------------------------------------------------------------------------------------
+
+run_tests() {
+    local venv=$source_dir/.venv
+    "$(system_python)" -I -m venv "$venv"
+    "$venv/bin/python" -I -m pip install -q --no-deps --require-hashes -r "$source_dir/tests/requirements.txt"
+    "$venv/bin/python" -I -m pip install -q --no-deps -e "$source_dir"
+    cd "$source_dir"
+    "$venv/bin/ruff" check
+    "$venv/bin/ruff" format --check
+    "$venv/bin/mypy"
+    shellcheck install.sh tests/demo.sh
+    exec "$venv/bin/pytest"
+}
+
+main() {
+    parse_arguments "$@"
+    [ "$(id -u)" -eq 0 ] || die "must be run as root (sudo ./install.sh ...)"
+    if [ "$action" = uninstall ]; then
+        uninstall_plugin
+        return
+    fi
+    install_system_packages
+    case $action in
+        install) install_plugin ;;
+        demo)
+            install_plugin >/dev/null
+            exec "$source_dir/tests/demo.sh" "$bin_dir/hostport"
+            ;;
+        test) run_tests ;;
+    esac
+}
+
+main "$@"

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from subprocess import CompletedProcess
+
+CONF = Path(__file__).parents[2] / "conf"
+DUAL, IPV4 = "10-hostport.conflist", "10-hostport-ipv4.conflist"
+WITHIN_OWN_STATE = 'mkdir -p /var/lib/cni; mount --bind "$0" /var/lib/cni; exec "$@"'
+
+
+@dataclass
+class Chain:
+    """A conflist of this project, run by cnitool on a node, with libcni's and host-local's files kept apart."""
+
+    node: Node
+    tool: Path
+    directory: Path
+    plugins: str
+    network: str
+
+    def run(self, command: str, container: Namespace, *mappings: dict[str, object]) -> CompletedProcess[str]:
+        return self.node.run(
+            *("unshare", "--mount", "sh", "-c", WITHIN_OWN_STATE, str(self.directory / "state")),
+            *("env", f"NETCONFPATH={self.directory}", f"CNI_PATH={self.plugins}"),
+            f"CAP_ARGS={json.dumps({'portMappings': mappings})}",
+            *(str(self.tool), command, self.network, container.path),
+            check=False,
+        )
+
+
+@pytest.fixture
+def container() -> Iterator[Namespace]:
+    with Namespace("container") as made:
+        yield made
+
+
+@pytest.fixture
+def chain(request: pytest.FixtureRequest, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path) -> Chain:
+    shutil.copy(CONF / request.param, tmp_path)
+    network = json.loads((CONF / request.param).read_text())["name"]
+    (tmp_path / "state").mkdir()
+    executable = tmp_path / "bin" / "hostport"
+    executable.parent.mkdir()
+    executable.write_text("#!/bin/sh\nexec " + " ".join(LAUNCHER) + "\n")
+    executable.chmod(0o755)
+    node.ip("link del cni0")
+    return Chain(node, cnitool, tmp_path, f"{executable.parent}:{plugin_dir}", network)
+
+
+@pytest.mark.parametrize(
+    ("chain", "reached_at"), [(DUAL, {NODE4: CLIENT4, NODE6: CLIENT6}), (IPV4, {NODE4: CLIENT4})], indirect=["chain"]
+)
+def test_a_conflist_of_this_project_works_with_cnitool_and_the_packaged_plugins(
+    chain: Chain, container: Namespace, reached_at: dict[str, str]
+) -> None:
+    mappings = [mapping(8080), mapping(0, 9090)]
+    added = chain.run("add", container, *mappings)
+    assert added.returncode == 0, added
+    assert json.loads(added.stdout)["cniVersion"] == "1.0.0"
+    container.serve("tcp", 80, "web")
+    for address, client in reached_at.items():
+        assert chain.node.client.ask("tcp", address, 8080) == f"web {client}"
+    assert "9090" not in chain.node.ruleset()
+
+    checked = chain.run("check", container, *mappings)
+    assert checked.returncode == 0, checked
+
+    deleted = chain.run("del", container, *mappings)
+    assert deleted.returncode == 0, deleted
+    assert "dnat-" not in chain.node.ruleset()
+    assert chain.node.client.is_silent("tcp", NODE4, 8080)
+
+
+@pytest.mark.parametrize("chain", [DUAL], indirect=True)
+def test_an_error_reaches_the_person_who_runs_the_runtime(chain: Chain, container: Namespace) -> None:
+    added = chain.run("add", container, mapping(8080, protocol="icmp"))
+    assert added.returncode != 0
+    assert "runtimeConfig.portMappings[0].protocol 'icmp' is not tcp, udp or sctp" in added.stderr
+    assert chain.node.ruleset() == ""
+
+
+@pytest.mark.parametrize("name", [DUAL, IPV4])
+def test_a_conflist_has_the_plugin_after_the_one_that_makes_the_interface_and_with_its_capability(name: str) -> None:
+    plugins = json.loads((CONF / name).read_text())["plugins"]
+    assert [plugin["type"] for plugin in plugins] == ["bridge", "hostport"]
+    assert plugins[-1]["capabilities"] == {"portMappings": True}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from lab import Node, require
+from machine import Machine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def machine(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    made = Machine(tmp_path_factory.mktemp("machine"))
+    installed = made.install()
+    assert installed.returncode == 0, installed.stderr
+    return made
+
+
+def test_the_executable_says_what_it_is(machine: Machine) -> None:
+    shown = subprocess.run([machine.executable], capture_output=True, text=True, check=True, env={})
+    assert shown.stdout == ""
+    assert shown.stderr.startswith("CNI hostport plugin v")
+
+
+def test_installing_again_builds_nothing_and_prints_the_line_for_a_conflist(machine: Machine) -> None:
+    before = machine.builds()
+    again = machine.install()
+    assert again.returncode == 0
+    assert "Building" not in again.stderr
+    assert again.stdout == '    { "type": "hostport", "capabilities": { "portMappings": true } }\n'
+    assert machine.builds() == before
+
+
+def test_only_the_executable_is_in_the_plugin_directory(machine: Machine) -> None:
+    assert list(machine.bin.iterdir()) == [machine.executable]
+    assert machine.executable.stat().st_mode & 0o777 == 0o755
+
+
+def test_bytecode_is_compiled_beforehand(machine: Machine) -> None:
+    package = next(machine.lib.glob("*/lib/python3*/site-packages/cni_hostport"))
+    assert {path.name.split(".")[0] for path in package.glob("__pycache__/*.pyc")} == {
+        path.stem for path in package.glob("*.py")
+    }
+
+
+def test_neither_the_environment_nor_the_working_directory_changes_what_is_imported(
+    machine: Machine, tmp_path: Path
+) -> None:
+    for module in ("json", "cni_hostport", "nftables", "sitecustomize"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('imported from outside')")
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": str(tmp_path), "CNI_COMMAND": "VERSION"}
+    run = subprocess.run(
+        [machine.executable], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "supportedVersions" in run.stdout
+
+
+def test_the_installed_executable_answers_status_on_a_node(machine: Machine, node: Node) -> None:
+    environment = ["env", "-i", "CNI_COMMAND=STATUS", "CNI_PATH=/opt/cni/bin"]
+    run = node.run(*environment, str(machine.executable), input='{"cniVersion": "1.1.0", "name": "pods"}', check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_an_upgrade_keeps_the_installation_that_calls_may_still_be_running_from(machine: Machine) -> None:
+    before = machine.builds()
+    module = machine.source / "cni_hostport" / "errors.py"
+    module.write_text(module.read_text() + "\n# a newer version\n")
+    upgraded = machine.install()
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert before < machine.builds()
+    (new,) = machine.builds() - before
+    assert f"/{new}/bin/python -I" in machine.executable.read_text()
+
+
+def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machine) -> None:
+    executable, builds = machine.executable.read_text(), machine.builds()
+    locked = machine.source / "conf" / "requirements.txt"
+    pinned = locked.read_text()
+    locked.write_text(pinned.replace("--hash=sha256:", "--hash=sha256:00"))
+    failed = machine.install()
+    locked.write_text(pinned)
+    assert failed.returncode == 1
+    assert "what was installed before is as it was" in failed.stderr
+    assert (machine.executable.read_text(), machine.builds()) == (executable, builds)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--frobnicate"], "unknown option '--frobnicate'"),
+        (["--lib-dir"], "--lib-dir needs a directory"),
+        (["--lib-dir", "a b"], "cannot hold white space"),
+        (["--demo", "--test"], "--demo and --test do not go together"),
+    ],
+)
+def test_wrong_options_are_named(machine: Machine, options: list[str], complaint: str) -> None:
+    refused = machine.install(*options)
+    assert refused.returncode == 1
+    assert complaint in refused.stderr
+
+
+def test_help_needs_no_root(machine: Machine) -> None:
+    require(shutil.which("setpriv"), "needs setpriv")
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "bash", "-s", "--", "--help"]
+    text = (machine.source / "install.sh").read_text()
+    shown = subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd="/")
+    assert shown.returncode == 0, shown.stderr
+    for option in ("--bin-dir DIR", "--lib-dir DIR", "--demo", "--test", "--uninstall", "--help"):
+        assert option in shown.stdout
+
+
+def test_elsewhere_than_on_debian_and_fedora_it_says_what_to_install(machine: Machine, tmp_path: Path) -> None:
+    for program in ("bash", "dirname", "realpath", "id", "sed", "sort", "grep", "cat"):
+        (tmp_path / program).symlink_to(shutil.which(program) or "")
+    refused = machine.install("--demo", PATH=str(tmp_path))
+    assert refused.returncode == 1
+    assert "neither apt-get nor dnf" in refused.stderr
+    assert "curl" in refused.stderr
+
+
+def test_uninstalling_leaves_nothing_of_the_plugin(machine: Machine) -> None:
+    foreign = machine.lib / "foreign"
+    foreign.mkdir()
+    removed = machine.install("--uninstall")
+    assert removed.returncode == 0
+    assert list(machine.bin.iterdir()) == []
+    assert machine.builds() == {"foreign"}
+    foreign.rmdir()
+    machine.install("--uninstall")
+    assert not machine.lib.exists()

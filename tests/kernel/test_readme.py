@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from lab import Node
+
+from cni_hostport.config import NetworkConfig, PortMapping
+from cni_hostport.errors import Code
+
+if TYPE_CHECKING:
+    from machine import Machine
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    """Return the fenced block that follows the comment ``<!-- NAME -->``."""
+    found = re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```\n", README, re.DOTALL)
+    assert found, name
+    return found.group(1)
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of the table whose first column has this heading."""
+    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert found, heading
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.group(1).splitlines()]
+
+
+def test_the_demonstration_prints_what_the_readme_shows(installed_machine: Machine) -> None:
+    demonstrated = installed_machine.install("--demo")
+    assert demonstrated.returncode == 0, demonstrated.stderr
+    assert re.sub(r"demo\d+-", "demo-", demonstrated.stdout).strip() == block("demo").strip()
+
+
+def test_the_conflist_is_the_one_in_conf() -> None:
+    assert json.loads(block("conf/10-hostport.conflist")) == json.loads(
+        (ROOT / "conf/10-hostport.conflist").read_text()
+    )
+
+
+def test_the_cnitool_commands_work(
+    installed_machine: Machine, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path
+) -> None:
+    node.ip("link del cni0")
+    script = "\n".join(
+        line.removeprefix("$ ").replace("sudo -E ", "").replace("sudo ", "") for line in block("cnitool").splitlines()
+    )
+    script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
+    script = script.replace("hostport-web", f"{node.name}-web").replace("cnitool ", f"{cnitool} ")
+    own_state = 'mkdir -p /var/lib/cni; mount --bind "$0" /var/lib/cni; cd "$1"; set -eux\n'
+    run = node.run("unshare", "--mount", "sh", "-c", own_state + script, str(tmp_path), str(ROOT), check=False)
+    assert run.returncode == 0, run.stderr
+    assert "dnat-" not in node.ruleset()
+
+
+def test_every_key_of_the_configuration_has_its_row() -> None:
+    documented = {key for row in table("key")[1:] for key in re.findall(r"`(\w+)`", row[0])}
+    fields = {field.alias or name for name, field in NetworkConfig.model_fields.items()}
+    assert documented == fields - {"runtimeConfig", "prevResult"}
+
+
+def test_every_key_of_a_mapping_has_its_row() -> None:
+    found = re.search(r"^\| key \| meaning \|\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert found
+    assert set(re.findall(r"^\| `(\w+)`", found.group(1), re.MULTILINE)) == {
+        field.alias or name for name, field in PortMapping.model_fields.items()
+    }
+
+
+def test_every_error_code_has_its_row() -> None:
+    assert {int(code) for row in table("code") for code in row[0].split(",")} == set(Code)
+
+
+def test_ci_runs_the_test_command() -> None:
+    assert "$ sudo ./install.sh --test\n" in README
+    assert "./install.sh --test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("option", re.findall(r"install\.sh (--[a-z-]+)", README))
+def test_every_option_in_the_readme_is_one_of_install_sh(option: str) -> None:
+    assert f" {option} " in (ROOT / "install.sh").read_text()
+
+
+@pytest.mark.parametrize("path", re.findall(r"\((\w[\w/.-]+)\)|`((?:conf|tests)/[\w/.-]+)`", README))
+def test_every_path_in_the_readme_exists(path: tuple[str, str]) -> None:
+    assert (ROOT / (path[0] or path[1])).exists()
