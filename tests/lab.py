@@ -109,7 +109,7 @@ class Namespace:
 
         Without an address, both families are served.
         """
-        for bind in [address] if address else ["0.0.0.0", "::"]:  # noqa: S104 - inside the lab
+        for bind in [address] if address else ["0.0.0.0", "::"]:
             listening = self.socket(protocol, bind)
             if listening.family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

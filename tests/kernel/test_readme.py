@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import Node
+from lab import require
 
 from cni_hostport.config import NetworkConfig, PortMapping
 from cni_hostport.errors import Code
 
 if TYPE_CHECKING:
+    from lab import Node
     from machine import Machine
 
 ROOT = Path(__file__).parents[2]
@@ -33,24 +35,23 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_the_demonstration_prints_what_the_readme_shows(installed_machine: Machine) -> None:
+    version = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=True).stdout
+    require("v1.0.6 " in version, f"the README shows the output of nftables 1.0.6, and this is {version}")
     demonstrated = installed_machine.install("--demo")
     assert demonstrated.returncode == 0, demonstrated.stderr
     assert re.sub(r"demo\d+-", "demo-", demonstrated.stdout).strip() == block("demo").strip()
 
 
 def test_the_conflist_is_the_one_in_conf() -> None:
-    assert json.loads(block("conf/10-hostport.conflist")) == json.loads(
-        (ROOT / "conf/10-hostport.conflist").read_text()
-    )
+    name = "conf/10-hostport.conflist"
+    assert json.loads(block(name)) == json.loads((ROOT / name).read_text())
 
 
 def test_the_cnitool_commands_work(
     installed_machine: Machine, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path
 ) -> None:
     node.ip("link del cni0")
-    script = "\n".join(
-        line.removeprefix("$ ").replace("sudo -E ", "").replace("sudo ", "") for line in block("cnitool").splitlines()
-    )
+    script = re.sub(r"^\$ |sudo (-E )?", "", block("cnitool"), flags=re.MULTILINE)
     script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
     script = script.replace("hostport-web", f"{node.name}-web").replace("cnitool ", f"{cnitool} ")
     own_state = 'mkdir -p /var/lib/cni; mount --bind "$0" /var/lib/cni; cd "$1"; set -eux\n'
@@ -87,6 +88,6 @@ def test_every_option_in_the_readme_is_one_of_install_sh(option: str) -> None:
     assert f" {option} " in (ROOT / "install.sh").read_text()
 
 
-@pytest.mark.parametrize("path", re.findall(r"\((\w[\w/.-]+)\)|`((?:conf|tests)/[\w/.-]+)`", README))
-def test_every_path_in_the_readme_exists(path: tuple[str, str]) -> None:
-    assert (ROOT / (path[0] or path[1])).exists()
+@pytest.mark.parametrize("path", re.findall(r"(?:\]\(|`(?=conf/|tests/))(\w[\w/.-]+)[)`]", README))
+def test_every_path_in_the_readme_exists(path: str) -> None:
+    assert (ROOT / path).exists()
