@@ -6,9 +6,17 @@ import sys
 from cni_hostport import skel
 
 
+class _Stdin:
+    """File descriptor 0, opened only when it is read: VERSION does not need it, and it can be closed."""
+
+    def read(self) -> bytes:
+        with open(0, "rb", closefd=False) as stream:
+            return stream.read()
+
+
 def main() -> None:
     """Run one CNI command and exit with its status."""
-    sys.exit(skel.run(os.environ, sys.stdin.buffer, sys.stdout, sys.stderr))
+    sys.exit(skel.run(os.environ, _Stdin(), sys.stdout, sys.stderr))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictInt,
     StrictStr,
     ValidationError,
     field_validator,
@@ -26,6 +27,7 @@ from cni_hostport.errors import CNIError, Code
 MAX_PORT = 65535
 MAX_MARK_BIT = 31
 MAPPING_KEYS = {key.lower(): key for key in ("hostPort", "containerPort", "protocol", "hostIP")}
+JSON_TYPES = {"model_type": "is not a JSON object", "tuple_type": "is not a list"}
 FORBIDDEN_IN_CONDITION = frozenset(";#\\$")
 
 
@@ -59,10 +61,11 @@ def _host_ip(value: object) -> IPv4Address | IPv6Address | None:
 
 
 def _address(value: object) -> IPv4Interface | IPv6Interface:
-    if not isinstance(value, str) or "/" not in value or "%" in value:
+    try:
+        return ip_interface(value if isinstance(value, str) and "/" in value and "%" not in value else "")
+    except ValueError:
         msg = "is not an address with a prefix length"
-        raise ValueError(msg)
-    return ip_interface(value)
+        raise ValueError(msg) from None
 
 
 class _Model(BaseModel):
@@ -124,7 +127,7 @@ class _IP(_Model):
     address: Annotated[
         IPv4Interface | IPv6Interface, BeforeValidator(_address), Field(validation_alias=AliasChoices("address", "ip"))
     ]
-    interface: int | None = None
+    interface: StrictInt | None = None
 
 
 class PrevResult(_Model):
@@ -153,17 +156,17 @@ class PrevResult(_Model):
 
 
 def _condition(tokens: object) -> object:
-    """Refuse what is not one nftables match; the tokens become part of a rule."""
+    """Refuse tokens that would not stay within their rule, and the iptables arguments that portmap takes as well."""
     if tokens is None:
         return ()
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         msg = "is not a list of strings"
         raise ValueError(msg)
     text = " ".join(tokens)
-    if tokens and tokens[0].startswith(("-", "!")):
+    if text.strip().startswith(("-", "!")):
         msg = "are iptables arguments; write nftables matches, such as 'ip', 'saddr', '192.0.2.0/24'"
         raise ValueError(msg)
-    if not text.isprintable() or FORBIDDEN_IN_CONDITION & set(text) or text.count('"') % 2:
+    if not text.isascii() or not text.isprintable() or FORBIDDEN_IN_CONDITION & set(text) or text.count('"') % 2:
         msg = "hold a character that does not belong into an nftables match"
         raise ValueError(msg)
     return tuple(tokens)
@@ -226,5 +229,5 @@ def _sentence(error: Any) -> str:
     if error["type"] == "missing":
         return f"{path} is missing"
     if error["type"] != "value_error":
-        reason = f"is invalid: {reason}"
+        reason = JSON_TYPES.get(error["type"]) or f"is invalid: {reason}"
     return f"{path} {error['input']!r} {reason}"

@@ -97,10 +97,11 @@ def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface
     return [ip_interface(f"{message.get('address')}/{message['prefixlen']}") for message in found]
 
 
-def route_localnet(pod_ip: IPv4Address) -> None:
+def route_localnet(pod_ip: IPv4Address, log: Callable[[str], None]) -> None:
     """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod.
 
-    Raises ``CNIError`` with code 102 if there is no such interface or the sysctl, not yet set, cannot be written.
+    Without a route to the pod there is no such interface, which is only logged: the plugin that adds the route may come
+    later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -110,7 +111,8 @@ def route_localnet(pod_ip: IPv4Address) -> None:
             index = next(iter(route.route("get", dst=str(pod_ip)))).get("oif")
             interface = route.get_links(index)[0].get("ifname")
     except (OSError, NetlinkError) as error:
-        raise CNIError(Code.HOST_SETTING, f"the node has no route to the pod's address {pod_ip}: {error}") from error
+        log(f"host ports on 127.0.0.1 may not work: there is no route to the pod's address {pod_ip}: {error}")
+        return
     setting = Path("/proc/sys/net/ipv4/conf", interface, "route_localnet")
     try:
         if setting.read_text().strip() != "1":

@@ -1,6 +1,7 @@
 """What the kernel holds: from nft's listings to holders of ports, commands that remove them, and differences. Pure."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -11,17 +12,23 @@ from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, TABLE, dnat_chain, m
 
 State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
+PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
 NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "elem"})  # of an object in a listing
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An installed map element: its map, its key as nft prints it, the attachment it leads to and the owner comment."""
+    """An installed map element: its map, its key as nft prints it, the chain it leads to and the owner comment."""
 
     map: str
     key: str
-    holder: str
+    chain: str
     owner: Owner
+
+    @property
+    def holder(self) -> str:
+        """The key of the attachment it leads to, empty if it leads elsewhere."""
+        return _holder(self.chain)
 
     @property
     def port(self) -> tuple[str, int]:
@@ -51,6 +58,10 @@ class Installed:
     def of(self, key: str) -> tuple[Element, ...]:
         """Return the elements that lead to one attachment's chains."""
         return tuple(element for element in self.elements if element.holder == key)
+
+    def owner_of(self, key: str) -> Owner:
+        """Return what the elements say of an attachment's owner; that of a pod's address says nothing."""
+        return next((element.owner for element in self.of(key) if element.owner.container_id), Owner("", ""))
 
     def detach(self, key: str) -> list[str]:
         """Return the commands that remove one attachment, none where nothing is left of it.
@@ -89,12 +100,13 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
         if isinstance(key, dict) and "elem" in key:
             value, comment = key["elem"]["val"], key["elem"].get("comment", "")
         parts = value["concat"] if isinstance(value, dict) else [value]
+        parts = [PROTOCOLS.get(part, part) for part in parts]
         if declaration["name"].endswith("_ip6"):
             parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
         yield Element(
             declaration["name"],
             " . ".join(str(part) for part in parts),
-            _holder(verdict.get("goto", {}).get("target", "")),
+            verdict.get("goto", {}).get("target", ""),
             Owner.parse(comment),
         )
 
@@ -120,9 +132,9 @@ def differences(key: str, expected: State, actual: State) -> list[str]:
         if not present:
             found.append(f"{what} is missing")
             continue
-        found += [f"{what} lacks {line}" for line in wanted if line not in present]
-        found += [f"{what} has {line}" for line in present if line not in wanted]
-        if not found and wanted != present:
+        lacking, extra = Counter(wanted) - Counter(present), Counter(present) - Counter(wanted)
+        found += [f"{what} lacks {line}" for line in lacking] + [f"{what} has {line}" for line in extra]
+        if wanted != present and not lacking and not extra:
             found.append(f"{what} has its rules in another order")
     return found
 
@@ -133,8 +145,8 @@ def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
     for item in listing:
         for kind, body in item.items():
             if kind == "map":
-                mine = sorted(element.key for element in _elements(body) if element.holder == key)
-                lines += [f"element {{ {element} }}" for element in mine]
+                mine = [element for element in _elements(body) if element.holder == key]
+                lines += sorted(f"element {{ {element.key} : goto {element.chain} }}" for element in mine)
             if kind in {"map", "chain", "rule"}:
                 own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}
                 lines.append(f"{kind} {json.dumps(_essence(own), sort_keys=True)}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from cni_hostport import host, ruleset
-from cni_hostport.attachment import SHORT_ID, Attachment
+from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.installed import Element, Installed
 from cni_hostport.nft import BusyError, ExistsError, Nft, NFTError, NotFoundError
@@ -15,6 +15,7 @@ from cni_hostport.plan import Plan
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
+LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
 
 Log = Callable[[str], None]
 
@@ -64,19 +65,25 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan)
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
         element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
-        if element and element.holder != key:
-            leaving[element.holder] = f"pod address {pod_ip} was that of a former attachment"
+        if element and element.holder not in {"", key}:
+            leaving[element.holder] = f"pod address {pod_ip} was that of {_who(installed.owner_of(element.holder))}"
     for forward in plan.forwards:
         element = by_place.get(ruleset.port_key(forward))
         if element is None or element.holder in leaving:
             continue
         owner = element.owner
-        who = f"container {owner.container_id[:SHORT_ID]} ({owner.ifname})"
         if not element.holder or not may_judge or not owner.netns or host.is_namespace(owner.netns):
             pod = nft.pod_name(element.holder)
-            raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {f'pod {pod}, ' if pod else ''}{who}")
-        leaving[element.holder] = f"host port {forward} was held by {who}, whose namespace {owner.netns} is gone"
+            whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
+            raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")
+        leaving[element.holder] = (
+            f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
+        )
     return leaving
+
+
+def _who(owner: Owner) -> str:
+    return f"container {owner.container_id[:SHORT_ID]} ({owner.ifname})"
 
 
 def is_installed(nft: Nft, key: str) -> bool:
@@ -138,7 +145,8 @@ def best_effort(work: Callable[[], None], log: Log) -> None:
 
 def refused(error: NFTError) -> CNIError:
     """Translate what nftables will not take."""
-    return CNIError(Code.RULESET_REFUSED, "nftables refused the host port rules", str(error))
+    first = ": ".join(error.refusals[0])
+    return CNIError(Code.RULESET_REFUSED, f"nftables refused the host port rules: {first[:LONGEST_QUOTE]}", str(error))
 
 
 def lost_races(error: NFTError) -> CNIError:

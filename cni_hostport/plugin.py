@@ -6,6 +6,7 @@ runtime says was asked for.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport import host, installed, ownership, ruleset
@@ -37,9 +38,10 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     ownership.claim(nft, attachment, plan, log)
     try:
         if plan.local_route_to:
-            host.route_localnet(plan.local_route_to)
+            host.route_localnet(plan.local_route_to, log)
     except BaseException:
-        ownership.release(nft, attachment.key, log)
+        with suppress(CNIError):  # the first error is the one to report; the runtime calls DEL after it
+            ownership.release(nft, attachment.key, log)
         raise
     if any(forward.protocol == "udp" for forward in plan.forwards):
         ownership.best_effort(lambda: host.forget_flows_elsewhere(plan.forwards), log)
@@ -142,8 +144,8 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
 
 def _plan(call: Call) -> Plan | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
-    runtime = call.config.get("runtimeConfig") or {}
-    if isinstance(runtime, dict) and not runtime.get("portMappings"):
+    runtime = call.config.get("runtimeConfig")
+    if runtime is None or (isinstance(runtime, dict) and runtime.get("portMappings") in (None, [])):
         return None  # most pods: nothing is imported, validated or asked for them
     from cni_hostport import plan
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
@@ -161,10 +163,14 @@ def _plan(call: Call) -> Plan | None:
 
 
 def _valid_keys(call: Call) -> set[str]:
-    listed = call.config[VALID_ATTACHMENTS] or ()
+    listed = call.config[VALID_ATTACHMENTS]
+    if listed is None:
+        return set()
     try:
+        if not isinstance(listed, list):
+            raise TypeError  # noqa: TRY301 - as wrong as an item that is not an object
         return {Attachment(call.network, item["containerID"], item["ifname"]).key for item in listed}
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CNIError(
             Code.INVALID_CONFIG, f"{VALID_ATTACHMENTS} {listed!r} is not a list of containerID and ifname"
         ) from error

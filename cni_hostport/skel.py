@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, Protocol, TextIO
 
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
@@ -32,6 +33,14 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 MAX_IFNAME_BYTES = 15  # the kernel's IFNAMSIZ is 16, with the final NUL
 
 
+class Readable(Protocol):
+    """Where the network configuration comes from."""
+
+    def read(self) -> bytes:
+        """Return everything, or raise ``OSError``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One CNI command as the runtime gave it: its variables, and the network configuration of stdin, unvalidated."""
@@ -50,7 +59,7 @@ class Call:
         return name
 
 
-def run(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: TextIO) -> int:
+def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: TextIO) -> int:
     """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout."""
     if not environ.get("CNI_COMMAND"):
         stderr.write(f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
@@ -122,13 +131,13 @@ def _is_ifname(name: str) -> bool:
     )
 
 
-def _read_config(stdin: BinaryIO) -> dict[str, Any]:
+def _read_config(stdin: Readable) -> dict[str, Any]:
     try:
         data = stdin.read()
     except OSError as error:
         raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {error}") from error
     try:
-        config = json.loads(data.decode(), parse_constant=_refuse_constant)
+        config = json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CNIError(Code.DECODING_FAILURE, f"the network configuration on stdin is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -139,9 +148,12 @@ def _read_config(stdin: BinaryIO) -> dict[str, Any]:
     return config
 
 
-def _refuse_constant(name: str) -> None:
-    msg = f"{name} is not a JSON number"
-    raise ValueError(msg)
+def _finite(number: str) -> float:
+    value = float(number)
+    if not isfinite(value):
+        msg = f"{number} is not a number of JSON's"
+        raise ValueError(msg)
+    return value
 
 
 def _requested_version(config: Mapping[str, Any]) -> str:

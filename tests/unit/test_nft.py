@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cni_hostport.nft import BusyError, ExistsError, Nft, NFTError, NotFoundError, UnavailableError
+
+CREATE, ADD, DELETE = "create chain inet hostport X", "add chain inet missing Y", "delete chain inet hostport Z"
+EXISTS, MISSING, BUSY = "File exists", "No such file or directory", "Device or resource busy"
+
+
+class Library:
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str, str]] = []
+        self.calls: list[str] = []
+        self.json = False
+
+    def __call__(self) -> Library:
+        return self
+
+    def set_json_output(self, value: object) -> None:
+        self.json = bool(value)
+
+    def cmd(self, command: str) -> tuple[int, str, str]:
+        self.calls.append(command)
+        return self.answers.pop(0) if self.answers else (0, "", "")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    monkeypatch.setattr("nftables.Nftables", made)
+    return made
+
+
+def message(commands: list[str], *errors: tuple[str, str]) -> str:
+    line = "; ".join(commands)
+    return "".join(
+        f"Error: Could not process rule: {reason}\n{line}\n{' ' * line.index(marked)}{'^' * len(marked)}\n"
+        for reason, marked in errors
+    )
+
+
+def failure(library: Library, error: str, commands: list[str]) -> NFTError:
+    library.answers = [(-1, "", error)]
+    with pytest.raises(NFTError) as caught:
+        Nft().run(commands)
+    return caught.value
+
+
+def test_commands_are_one_transaction(library: Library) -> None:
+    Nft().run([CREATE, DELETE])
+    assert library.calls == [f"{CREATE}; {DELETE}"]
+
+
+@pytest.mark.parametrize(("reason", "kind"), [(EXISTS, ExistsError), (MISSING, NotFoundError), (BUSY, BusyError)])
+@pytest.mark.parametrize(("marked", "command"), [("X", CREATE), ("Y", ADD), ("Z", DELETE)])
+def test_a_refusal_is_told_by_its_kind_and_its_command(
+    library: Library, reason: str, kind: type[NFTError], marked: str, command: str
+) -> None:
+    commands = [CREATE, ADD, DELETE]
+    error = failure(library, message(commands, (reason, marked)), commands)
+    assert type(error) is kind
+    assert error.refusals == [(reason, command)]
+    assert str(error) == f"{reason}: {command}"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "kind"),
+    [
+        ((BUSY, MISSING, EXISTS), ExistsError),
+        ((BUSY, MISSING, "Out of memory"), NotFoundError),
+        (("Out of memory", BUSY, BUSY), BusyError),
+    ],
+)
+def test_of_several_refusals_all_are_kept_and_the_one_to_look_at_first_decides(
+    library: Library, reasons: tuple[str, str, str], kind: type[NFTError]
+) -> None:
+    commands = [CREATE, ADD, DELETE]
+    errors = list(zip(reasons, "XYZ", strict=True))
+    error = failure(library, message(commands, *errors), commands)
+    assert type(error) is kind
+    assert error.refusals == list(zip(reasons, commands, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        ("netlink: Error: cache initialization failed: Operation not permitted\n",
+         ("netlink: Error: cache initialization failed: Operation not permitted", "")),
+        ("Error: syntax error, unexpected newline, expecting string\njunk\n    ^\n",
+         ("syntax error, unexpected newline, expecting string", "")),
+        ("Error: No symbol type information\nadd rule inet hostport x y\n", ("No symbol type information", "")),
+        ("", ("libnftables failed without a reason", "")),
+    ],
+)  # fmt: skip
+def test_another_error_is_passed_on_in_nftables_words(library: Library, error: str, refusal: tuple[str, str]) -> None:
+    raised = failure(library, error, ["junk"])
+    assert type(raised) is NFTError
+    assert raised.refusals == [refusal]
+
+
+def test_a_listing_is_read_as_json(library: Library) -> None:
+    library.answers = [(0, json.dumps({"nftables": [{"map": {"name": "hostports"}}]}), "")]
+    assert Nft().listing("map inet hostport hostports") == [{"map": {"name": "hostports"}}]
+    assert library.json
+    assert library.calls == ["list map inet hostport hostports"]
+
+
+def test_a_listing_of_what_does_not_exist_is_empty(library: Library) -> None:
+    error = f"Error: {MISSING}\nlist map inet hostport hostports\n         ^^^^\n"
+    library.answers = [(-1, "", error), (0, "", "")]
+    nft = Nft()
+    assert nft.listing("map inet hostport hostports") == []
+    assert nft.listing("chains inet") == []
+
+
+def test_a_listing_that_fails_otherwise_is_an_error(library: Library) -> None:
+    library.answers = [(-1, "", "netlink: Error: Operation not permitted\n")]
+    with pytest.raises(NFTError, match="Operation not permitted"):
+        Nft().listing("chains inet")
+
+
+def test_each_map_is_listed_by_a_call_of_its_own(library: Library) -> None:
+    assert Nft().installed().holders == set()
+    assert library.calls == [
+        "list map inet hostport hostports",
+        "list map inet hostport hostports_ip4",
+        "list map inet hostport hostports_ip6",
+        "list map inet hostport pods_ip4",
+        "list map inet hostport pods_ip6",
+        "list chains inet",
+    ]
+
+
+def test_a_pods_name_is_the_label_of_its_rules(library: Library) -> None:
+    library.answers = [(0, json.dumps({"nftables": [{"chain": {}}, {"rule": {"comment": "default/web"}}]}), "")]
+    assert Nft().pod_name("N-A") == "default/web"
+    assert library.calls == ["list chain inet hostport dnat-N-A"]
+
+
+@pytest.mark.parametrize("error", [OSError("libnftables.so.1: cannot open"), AttributeError("undefined symbol: nft")])
+def test_a_library_that_cannot_be_loaded_is_unavailable(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("nftables.Nftables", broken)
+    with pytest.raises(UnavailableError, match=f"libnftables cannot be used: {error}"):
+        Nft()
+
+
+def test_a_missing_python_binding_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nftables", None)
+    with pytest.raises(UnavailableError, match="libnftables cannot be used"):
+        Nft()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from cni_hostport import ruleset
+
+
+def test_the_base_is_declared_whole_and_put_right() -> None:
+    expected = """
+add table inet hostport { comment "CNI hostport plugin"; }
+add map inet hostport hostports { type nf_proto . inet_proto . inet_service : verdict; }
+add map inet hostport hostports_ip4 { type ipv4_addr . inet_proto . inet_service : verdict; }
+add map inet hostport hostports_ip6 { type ipv6_addr . inet_proto . inet_service : verdict; }
+add map inet hostport pods_ip4 { type ipv4_addr : verdict; }
+add map inet hostport pods_ip6 { type ipv6_addr : verdict; }
+add chain inet hostport dispatch
+flush chain inet hostport dispatch
+add chain inet hostport prerouting { type nat hook prerouting priority dstnat; }
+flush chain inet hostport prerouting
+add chain inet hostport output { type nat hook output priority -100; }
+flush chain inet hostport output
+add chain inet hostport postrouting { type nat hook postrouting priority srcnat; }
+flush chain inet hostport postrouting
+add chain inet hostport loopback { type filter hook prerouting priority raw; }
+flush chain inet hostport loopback
+add rule inet hostport dispatch ip6 daddr ::1 return
+add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4
+add rule inet hostport dispatch ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
+add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports
+add rule inet hostport prerouting fib daddr type local goto dispatch
+add rule inet hostport output fib daddr type local goto dispatch
+add rule inet hostport postrouting ct status dnat ip daddr vmap @pods_ip4
+add rule inet hostport postrouting ct status dnat ip6 daddr vmap @pods_ip6
+add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
+add rule inet hostport loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
+"""
+    assert "\n".join(ruleset.base()) == expected.strip()
+
+
+def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() -> None:
+    commands = ruleset.probe()
+    assert commands[: len(ruleset.base())] == ruleset.base()
+    assert commands[-1] == "delete chain inet hostport dnat-cannot-exist"
+
+
+def test_a_token_is_asked_for_by_deleting_it() -> None:
+    assert ruleset.delete_token("N-A") == ["delete chain inet hostport dnat-N-A"]
