@@ -19,7 +19,9 @@ class Machine:
     top: Path
 
     def __post_init__(self) -> None:
-        self.source, self.bin, self.lib = (self.top / name for name in ("source", "bin", "lib"))
+        self.source: Path = self.top / "source"
+        self.bin: Path = self.top / "bin"
+        self.lib: Path = self.top / "lib"
         self.top.chmod(0o755)
         for name in SHIPPED:
             target = self.source / name
@@ -30,7 +32,7 @@ class Machine:
                 shutil.copy(ROOT / name, target)
 
     def install(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [self.source / "install.sh", "--bin-dir", self.bin, "--lib-dir", self.lib, *options]
+        command: list[str | Path] = [self.source / "install.sh", "--bin-dir", self.bin, "--lib-dir", self.lib, *options]
         environment = {**os.environ, **variables}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
