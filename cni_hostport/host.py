@@ -9,6 +9,8 @@ import ctypes
 import fcntl
 import os
 from contextlib import contextmanager
+from errno import ENOENT
+from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_UDP
@@ -125,29 +127,30 @@ def route_localnet(pod_ip: IPv4Address, log: Callable[[str], None]) -> None:
         ) from error
 
 
-def forget_flows_elsewhere(forwards: Iterable[Forward]) -> None:
+def forget_flows_elsewhere(forwards: Iterable[Forward], given: Callable[[], set[tuple[Address, int]]]) -> None:
     """Delete the UDP flows to these host ports on the node's own addresses that do not go to their pods.
 
     Such a flow was there before the mapping, and its translation, or the lack of it, would last as long as its client
-    keeps sending. Flows to the same port number of other hosts are left alone.
+    keeps sending. Flows to the same port number of other hosts are left alone, and so are those to the ports that
+    ``given`` returns: (host address, port) that belong to mappings of that address, which beat those of any address.
     """
     by_port = {
         (forward.version, forward.host_ip, forward.host_port): forward
         for forward in forwards
         if forward.protocol == "udp"
     }
-    for version in (4, 6):
+    given = cache(given)
+    for version in {of for of, _, _ in by_port}:
         local = _LocalAddresses(version)
-        ports = {port for (of, _, port) in by_port if of == version}
 
         def is_elsewhere(flow: _Flow, version: int = version, local: _LocalAddresses = local) -> bool:
-            forward = by_port.get((version, flow.dst, flow.dport)) or by_port.get((version, None, flow.dport))
+            exact = by_port.get((version, flow.dst, flow.dport))
+            forward = exact or by_port.get((version, None, flow.dport))
             if forward is None or flow.target == (forward.pod_ip, forward.container_port):
                 return False
-            return forward.host_ip is not None or flow.dst in local
+            return exact is not None or (flow.dst in local and (flow.dst, flow.dport) not in given())
 
-        for selector in [{"dport": port} for port in ports] if len(ports) <= FEW_PORTS else [{}]:
-            _forget(version, "tuple_orig", selector, is_elsewhere)
+        _forget(version, {port for of, _, port in by_port if of == version}, is_elsewhere)
 
 
 def forget_flows_to(pod_ips: Iterable[Address], ports: Iterable[tuple[Address | None, int]]) -> None:
@@ -164,8 +167,8 @@ def forget_flows_to(pod_ips: Iterable[Address], ports: Iterable[tuple[Address | 
             and not mapped.isdisjoint({(None, flow.dport), (flow.dst, flow.dport)})
         )
 
-    for pod_ip in pods:
-        _forget(pod_ip.version, "tuple_reply", {"saddr": str(pod_ip)}, is_ours)
+    for version in {pod_ip.version for pod_ip in pods}:
+        _forget(version, {port for _, port in mapped}, is_ours)
 
 
 class _Flow:
@@ -198,25 +201,28 @@ class _LocalAddresses:
         return self._known[address]
 
 
-def _forget(version: int, side: str, selector: dict[str, Any], unwanted: Callable[[_Flow], bool]) -> None:
+def _forget(version: int, ports: set[int], unwanted: Callable[[_Flow], bool]) -> None:
+    """Delete the unwanted ones of the UDP flows whose clients send to one of these ports."""
     from pyroute2.netlink.exceptions import NetlinkError
     from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
     family = FAMILIES[version]
+    # The kernel filters: a busy node has hundreds of thousands of entries. But only by port, since it compares IPv6
+    # addresses the wrong way round (net/netfilter/nf_conntrack_netlink.c, ctnetlink_filter_match_tuple).
+    selectors = [{"dport": port} for port in ports] if len(ports) <= FEW_PORTS else [{}]
     with NFCTSocket(nfgen_family=family) as conntrack:
-        # the kernel filters: a busy node has hundreds of thousands of entries
-        wanted = NFCTAttrTuple(family=family, proto=IPPROTO_UDP, **selector)
-        flows = [
-            _Flow(
-                NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")),
-                NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY")),
-            )
-            for entry in conntrack.dump(**{side: wanted})
-        ]
-        for flow in flows:
-            if unwanted(flow):
+        for selector in selectors:
+            wanted = NFCTAttrTuple(family=family, proto=IPPROTO_UDP, **selector)
+            flows = [
+                _Flow(
+                    NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")),
+                    NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY")),
+                )
+                for entry in conntrack.dump(tuple_orig=wanted)
+            ]
+            for flow in filter(unwanted, flows):
                 try:
                     conntrack.entry("del", tuple_orig=flow.original)
                 except NetlinkError as error:
-                    if error.code != 2:  # noqa: PLR2004 - ENOENT: it ended by itself
+                    if error.code != ENOENT:  # it ended by itself
                         raise

@@ -10,6 +10,7 @@ from typing import Any
 from cni_hostport.attachment import Owner
 from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, TABLE, dnat_chain, masq_chain
 
+TABLES = f"tables {FAMILY}"
 State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
@@ -54,6 +55,15 @@ class Installed:
         """The keys of all attachments."""
         holders = {_holder(chain) for chain in self.chains} | {element.holder for element in self.elements}
         return holders - {""}
+
+    @property
+    def given_udp_ports(self) -> set[tuple[IPv4Address | IPv6Address, int]]:
+        """The (host address, port) of the UDP mappings of a given host address."""
+        return {
+            (element.address, element.port[1])
+            for element in self.elements
+            if element.map in {"hostports_ip4", "hostports_ip6"} and element.address and element.port[0] == "udp"
+        }
 
     def of(self, key: str) -> tuple[Element, ...]:
         """Return the elements that lead to one attachment's chains."""
@@ -114,7 +124,8 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
 def state_of(key: str) -> list[str]:
     """Return what to list to see all that an attachment's connections pass through."""
     chains = (*BASE_CHAINS, dnat_chain(key), masq_chain(key))
-    return [f"map {FAMILY} {TABLE} {name}" for name in MAPS] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
+    maps = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
+    return [TABLES, *maps] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
 
 
 def label(listing: Iterable[dict[str, Any]]) -> str:
@@ -124,7 +135,7 @@ def label(listing: Iterable[dict[str, Any]]) -> str:
 
 def differences(key: str, expected: State, actual: State) -> list[str]:
     """Say, one sentence each, in what an attachment and the base below it are not as expected."""
-    if not any(actual.values()):
+    if not _comparable(key, actual[TABLES]):
         return [f"table {FAMILY} {TABLE} is missing"]
     found = []
     for what in expected:
@@ -144,6 +155,8 @@ def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for item in listing:
         for kind, body in item.items():
+            if kind == "table" and body["name"] == TABLE:
+                lines.append(f"table {TABLE}, dormant" if "flags" in body else f"table {TABLE}")
             if kind == "map":
                 mine = [element for element in _elements(body) if element.holder == key]
                 lines += sorted(f"element {{ {element.key} : goto {element.chain} }}" for element in mine)
@@ -158,6 +171,7 @@ def _essence(value: Any) -> Any:
         return {
             key: None if key == "counter" else _unordered(item) if key == "set" else _essence(item)
             for key, item in value.items()
+            if key not in {"used", "used_unit"}  # what a quota has counted
         }
     if isinstance(value, list):
         return [_essence(item) for item in value]

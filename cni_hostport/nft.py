@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from ctypes import CDLL
 from typing import Any
 
 from cni_hostport import installed, ruleset
 
+LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
 
 
@@ -54,6 +56,7 @@ class Nft:
         try:
             import nftables
 
+            CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
             self._context = nftables.Nftables()
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error

@@ -88,10 +88,11 @@ def _who(owner: Owner) -> str:
 
 def is_installed(nft: Nft, key: str) -> bool:
     """Tell, without a listing, whether there is anything to release."""
+    commands = ruleset.delete_chains(key)
     try:
-        nft.run(ruleset.delete_token(key))
-    except NotFoundError:
-        return False
+        nft.run(commands)
+    except NotFoundError as error:
+        return len(error.refusals) < len(commands)
     except BusyError:
         return True
     except NFTError as error:

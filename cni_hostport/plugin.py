@@ -44,7 +44,9 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
             ownership.release(nft, attachment.key, log)
         raise
     if any(forward.protocol == "udp" for forward in plan.forwards):
-        ownership.best_effort(lambda: host.forget_flows_elsewhere(plan.forwards), log)
+        ownership.best_effort(
+            lambda: host.forget_flows_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports), log
+        )
     return result
 
 

@@ -41,16 +41,16 @@ BASE_CHAINS = {
             "meta nfproto . meta l4proto . th dport vmap @hostports",
         ),
     ),
-    "prerouting": ("type nat hook prerouting priority dstnat;", ("fib daddr type local goto dispatch",)),
+    "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", ("fib daddr type local goto dispatch",)),
     # nftables 1.0.6 knows the name dstnat for prerouting only
-    "output": ("type nat hook output priority -100;", ("fib daddr type local goto dispatch",)),
+    "output": ("type nat hook output priority -100; policy accept;", ("fib daddr type local goto dispatch",)),
     "postrouting": (
-        "type nat hook postrouting priority srcnat;",
+        "type nat hook postrouting priority srcnat; policy accept;",
         ("ct status dnat ip daddr vmap @pods_ip4", "ct status dnat ip6 daddr vmap @pods_ip6"),
     ),
     # route_localnet lets 127.0.0.0/8 through on the pods' interface; only the node itself may use it (CVE-2020-8558)
     "loopback": (
-        "type filter hook prerouting priority raw;",
+        "type filter hook prerouting priority raw; policy accept;",
         ('iifname != "lo" ip daddr 127.0.0.0/8 drop', 'iifname != "lo" ip saddr 127.0.0.0/8 drop'),
     ),
 }
@@ -153,13 +153,13 @@ def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:
     return f"{'ip' if source.version == 4 else 'ip6'} saddr {source} masquerade"  # noqa: PLR2004 - IP version
 
 
-def delete_token(key: str) -> list[str]:
-    """Return the command that finds out whether an attachment is installed.
+def delete_chains(key: str) -> list[str]:
+    """Return the commands that find out whether anything of an attachment is installed.
 
-    It fails with ``Busy`` where it is, and with ``NotFound`` where nothing is. Only a chain that nothing leads into,
-    which this plugin never leaves behind, is really deleted.
+    They fail with ``Busy`` where it is, and each of them with ``NotFound`` where nothing is. Only chains that nothing
+    leads into, which this plugin never leaves behind, are really deleted.
     """
-    return [f"delete chain {FAMILY} {TABLE} {dnat_chain(key)}"]
+    return [f"delete chain {FAMILY} {TABLE} {chain}" for chain in (masq_chain(key), dnat_chain(key))]
 
 
 def probe() -> list[str]:
@@ -172,4 +172,4 @@ def probe() -> list[str]:
         forwards=(Forward("tcp", None, 0, nowhere4, 1), Forward("udp", nowhere6, 0, nowhere6, 1)),
         masquerade={nowhere4: (EVERYWHERE[4],), nowhere6: (EVERYWHERE[6],)},
     )
-    return [*base(), *attach(Attachment("probe", "probe", "probe"), plan), *delete_token("cannot-exist")]
+    return [*base(), *attach(Attachment("probe", "probe", "probe"), plan), *delete_chains("cannot-exist")[-1:]]

@@ -210,10 +210,11 @@ class Pod(Namespace):
 
 
 class Node(Namespace):
-    """A node that forwards, its client, and its pods."""
+    """A node that forwards, its client, and its pods; ``launcher`` starts another executable than this project's."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: Sequence[str] = ()) -> None:
         super().__init__("node")
+        self.launcher = launcher
         self.client = Namespace("client")
         self._numbers = itertools.count(2)
         ip(f"-n {self.name} link add uplink type veth peer name uplink netns {self.client.name}")
@@ -252,7 +253,7 @@ class Node(Namespace):
             environment |= {"CNI_CONTAINERID": pod.id, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0"}
         environment |= {f"CNI_{name}": value for name, value in variables.items()}
         started = subprocess.Popen(
-            ["nsenter", f"--net={self.path}", *LAUNCHER],
+            ["nsenter", f"--net={self.path}", *(self.launcher or LAUNCHER)],
             env={name: value for name, value in environment.items() if value},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

@@ -22,7 +22,7 @@ if kernel:
     class Kernel:
         def run(self, commands):
             if kernel == "empty":
-                raise NotFoundError([("No such file or directory", commands[-1])])
+                raise NotFoundError([("No such file or directory", command) for command in commands])
 
         def installed(self):
             return Installed.read(kernel)

@@ -129,6 +129,7 @@ def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:
 
 def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() -> None:
     assert installed.state_of("N-A") == [
+        "tables inet",
         "map inet hostport hostports",
         "map inet hostport hostports_ip4",
         "map inet hostport hostports_ip6",
@@ -148,6 +149,7 @@ LOCAL: dict[str, Any] = {"match": {"left": {"fib": {"result": "type"}}, "right":
 DNAT: dict[str, Any] = {"dnat": {"family": "ip", "addr": "10.1.0.2", "port": 80}}
 COUNTER = {"counter": {"packets": 0, "bytes": 0}}
 EXPECTED: dict[str, Listing] = {
+    "tables inet": [{"table": {"family": "inet", "name": "hostport", "handle": 1}}],
     "map hostports": [table_map("hostports", port("ipv4", "tcp", 8080, to="N-A"))],
     "chain prerouting": [
         chain("prerouting", type="nat", hook="prerouting", prio=-100),
@@ -200,6 +202,10 @@ def test_handles_counters_comments_order_of_sets_and_elements_of_others_do_not_d
         (
             {"hostports": [table_map("hostports", *(port("ipv4", "tcp", n, to="N-A") for n in (8080, 8081)))]},
             ["map hostports has element { ipv4 . tcp . 8081 : goto dnat-N-A }"],
+        ),
+        (
+            {"inet": [{"table": {"family": "inet", "name": "hostport", "flags": "dormant"}}]},
+            ["tables inet lacks table hostport", "tables inet has table hostport, dormant"],
         ),
         (
             {"prerouting": [EXPECTED["chain prerouting"][index] for index in (0, 2, 1)]},

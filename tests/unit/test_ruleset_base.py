@@ -13,13 +13,13 @@ add map inet hostport pods_ip4 { type ipv4_addr : verdict; }
 add map inet hostport pods_ip6 { type ipv6_addr : verdict; }
 add chain inet hostport dispatch
 flush chain inet hostport dispatch
-add chain inet hostport prerouting { type nat hook prerouting priority dstnat; }
+add chain inet hostport prerouting { type nat hook prerouting priority dstnat; policy accept; }
 flush chain inet hostport prerouting
-add chain inet hostport output { type nat hook output priority -100; }
+add chain inet hostport output { type nat hook output priority -100; policy accept; }
 flush chain inet hostport output
-add chain inet hostport postrouting { type nat hook postrouting priority srcnat; }
+add chain inet hostport postrouting { type nat hook postrouting priority srcnat; policy accept; }
 flush chain inet hostport postrouting
-add chain inet hostport loopback { type filter hook prerouting priority raw; }
+add chain inet hostport loopback { type filter hook prerouting priority raw; policy accept; }
 flush chain inet hostport loopback
 add rule inet hostport dispatch ip6 daddr ::1 return
 add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4
@@ -42,4 +42,7 @@ def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() ->
 
 
 def test_a_token_is_asked_for_by_deleting_it() -> None:
-    assert ruleset.delete_token("N-A") == ["delete chain inet hostport dnat-N-A"]
+    assert ruleset.delete_chains("N-A") == [
+        "delete chain inet hostport masq-N-A",
+        "delete chain inet hostport dnat-N-A",
+    ]
