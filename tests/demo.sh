@@ -40,7 +40,7 @@ cni() { # COMMAND NAMESPACE ADDRESS, as a container runtime calls a plugin
 
 get() { # NAMESPACE URL
     printf '$ curl %s\n' "$2"
-    ip netns exec "$1" curl --noproxy '*' --silent --show-error --max-time 3 "$2" 2>&1 || true
+    ip netns exec "$1" curl --noproxy '*' --silent --show-error --max-time 3 "$2" 2>&1 | sed 's/ after [0-9]* ms//' || true
 }
 
 for namespace in "$node" "$client" "$web" "$rival"; do ip netns add "$namespace"; done

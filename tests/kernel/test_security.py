@@ -87,28 +87,28 @@ def send_from(source: str, namespace: Namespace, address: str, port: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("code", "keys"),
     [
-        {"runtimeConfig": {"portMappings": [mapping(8080, hostIP='1.2.3.4" ; flush ruleset')]}},
-        {"runtimeConfig": {"portMappings": [mapping(8080, hostIP="fe80::1%; flush ruleset")]}},
-        {"runtimeConfig": {"portMappings": [mapping(8080, protocol="tcp; flush ruleset")]}},
-        {"runtimeConfig": {"portMappings": [mapping(8080) | {"hostPort": "8080; flush ruleset"}]}},
-        {"runtimeConfig": {"portMappings": [mapping(8080) | {"containerPort": "80; flush ruleset"}]}},
-        {"conditionsV4": ["ip", "saddr", "192.0.2.0/24;", "flush", "ruleset;"]},
-        {"conditionsV4": ["ip saddr 192.0.2.0/24\nflush ruleset\n"]},
-        {"conditionsV6": ["accept", "#"]},
-        {"conditionsV4": ['iifname "a']},
-        {"conditionsV4": ["ip saddr $x"]},
-        {"conditionsV4": ["}", "flush", "ruleset", "{"]},
-        {"conditionsV4": ["accept"]},
-        {"name": "pods; flush ruleset"},
+        (7, {"runtimeConfig": {"portMappings": [mapping(8080, hostIP='1.2.3.4" ; flush ruleset')]}}),
+        (7, {"runtimeConfig": {"portMappings": [mapping(8080, hostIP="fe80::1%; flush ruleset")]}}),
+        (7, {"runtimeConfig": {"portMappings": [mapping(8080, protocol="tcp; flush ruleset")]}}),
+        (7, {"runtimeConfig": {"portMappings": [mapping(8080) | {"hostPort": "8080; flush ruleset"}]}}),
+        (7, {"runtimeConfig": {"portMappings": [mapping(8080) | {"containerPort": "80; flush ruleset"}]}}),
+        (7, {"conditionsV4": ["counter; delete table inet foreign; add rule inet hostport output"]}),
+        (7, {"conditionsV4": ["counter\ndelete table inet foreign\nadd rule inet hostport output"]}),
+        (7, {"conditionsV6": ["accept", "#"]}),
+        (7, {"conditionsV4": ['iifname "a']}),
+        (7, {"conditionsV4": ["ip saddr $x"]}),
+        (101, {"conditionsV4": ["}", "flush", "ruleset", "{"]}),
+        (101, {"conditionsV4": ["accept"]}),
+        (7, {"name": "pods; flush ruleset"}),
     ],
 )
-def test_hostile_configurations_are_refused_and_change_nothing(node: Node, keys: dict[str, object]) -> None:
+def test_hostile_configurations_are_refused_and_change_nothing(node: Node, code: int, keys: dict[str, object]) -> None:
     node.nft_file(FOREIGN)
     before = node.nft("list ruleset")
     pod = node.pod()
-    assert node.cni("ADD", pod, config(pod, mapping(8080)) | keys).code in {7, 101}
+    assert node.cni("ADD", pod, config(pod, mapping(8080)) | keys).code == code
     assert node.nft("list ruleset") == before
 
 
@@ -139,7 +139,7 @@ def test_hostile_names_become_harmless_text(node: Node, variables: dict[str, str
         outcome = node.cni(command, pod, wanted, **variables)
         assert not outcome.status, outcome
     assert node.client.ask("tcp", NODE4, 8080).startswith("web ")
-    assert node.nft("list table inet foreign") in before
+    assert node.nft("list table inet foreign") == before
     assert not node.cni("DEL", pod, wanted, **variables).status
     assert "8080" not in node.ruleset()
     assert node.client.is_silent("tcp", NODE4, 8080)
