@@ -7,7 +7,7 @@ source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 bin_dir=/opt/cni/bin
 lib_dir=/usr/local/lib/hostport
 action=install
-marker=.hostport-installation # stands in a complete installation, below lib_dir
+marker=.hostport-installation # stands in every installation below lib_dir, and names its bin_dir once it is complete
 
 usage() {
     cat <<USAGE
@@ -37,9 +37,9 @@ parse_arguments() {
         case $1 in
             --bin-dir | --lib-dir)
                 [ -n "${2:-}" ] || die "$1 needs a directory"
-                [[ $2 != *[[:space:]]* ]] || die "$1 '$2': the directory's name cannot hold white space"
                 local directory
                 directory=$(realpath -m -- "$2")
+                [[ $directory != *[[:space:]]* ]] || die "$1 '$directory': the directory's name cannot hold white space"
                 if [ "$1" = --bin-dir ]; then bin_dir=$directory; else lib_dir=$directory; fi
                 shift
                 ;;
@@ -91,6 +91,10 @@ command -v conntrack;conntrack;conntrack-tools
 command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
 [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
+command -v busybox;busybox-static;busybox
+command -v containerd;containerd;containerd
+command -v podman && command -v conmon;podman conmon;podman
+command -v runc;runc;runc
 NEEDS
 }
 
@@ -99,7 +103,7 @@ missing_packages() {
     local check debian fedora
     while IFS=';' read -r check debian fedora; do
         (eval "$check") >/dev/null 2>&1 || if [ "$1" = debian ]; then echo "$debian"; else echo "$fedora"; fi
-    done < <(needs) | sort -u
+    done < <(needs) | tr ' ' '\n' | sort -u
 }
 
 install_system_packages() {
@@ -141,56 +145,62 @@ digest() {
     ) | sha256sum | cut -c1-12
 }
 
-build() {
+build() { # TARGET
     local target=$1 log
     rm -rf -- "$target"
+    mkdir -p -- "$target"
+    : >"$target/$marker"
     say "Building the plugin's Python environment in $target"
     log=$(mktemp)
     if ! {
-        mkdir -p -- "$lib_dir" &&
-            "$(system_python)" -I -m venv "$target" &&
+        "$(system_python)" -I -m venv "$target" &&
             "$target/bin/python" -I -m pip install --no-deps --require-hashes -r "$source_dir/conf/requirements.txt" &&
-            "$target/bin/python" -I -m pip install --no-deps "$source_dir" &&
-            "$target/bin/python" -I -m compileall -q "$target"/lib/python3*/site-packages
+            "$target/bin/python" -I -m pip install --no-deps --no-build-isolation "$source_dir" &&
+            "$target/bin/python" -I -m compileall -q "$target"/lib/python3*/site-packages &&
+            works "$target"
     } >"$log" 2>&1; then
         cat "$log" >&2
         rm -rf -- "$target" "$log"
         die "the plugin's Python environment could not be built; what was installed before is as it was"
     fi
     rm -f -- "$log"
-    touch "$target/$marker"
 }
 
-# which installation the executable in bin_dir belongs to
+works() { # TARGET
+    "$1/bin/python" -I -c "import cni_hostport.__main__, nftables, pydantic, pyroute2"
+}
+
+launcher() { # TARGET
+    printf '#!%s/bin/python -I\nfrom cni_hostport.__main__ import main\n\nmain()\n' "$1"
+}
+
+# prints which installation the executable in bin_dir belongs to; fails if there is one that is not this script's
 current() {
-    local line
-    [ -f "$bin_dir/hostport" ] || return 0
-    read -r line <"$bin_dir/hostport" || true
-    line=${line#"#!"}
-    printf '%s\n' "${line%%/bin/python*}"
+    [ -e "$bin_dir/hostport" ] || return 0
+    grep -aq '^from cni_hostport' "$bin_dir/hostport" || return 1
+    sed -n '1s|^#!\(.*\)/bin/python.*|\1|p' "$bin_dir/hostport"
 }
 
 install_plugin() {
     local target previous staged old
     target=$lib_dir/$(version)-$(digest)
-    previous=$(current)
-    [ -e "$target/$marker" ] || build "$target"
+    previous=$(current) || die "$bin_dir/hostport is not of this script's making: move it away first"
+    works "$target" 2>/dev/null || build "$target"
+    printf '%s\n' "$bin_dir" >"$target/$marker"
 
     mkdir -p -- "$bin_dir"
     staged=$(mktemp "$bin_dir/.hostport.XXXXXX")
-    cat >"$staged" <<LAUNCHER
-#!$target/bin/python -I
-from cni_hostport.__main__ import main
-
-main()
-LAUNCHER
+    launcher "$target" >"$staged"
     chmod 755 "$staged"
     mv -f -- "$staged" "$bin_dir/hostport" # a rename: a runtime finds the old executable or the new one
 
-    # calls that are under way may still import from the previous installation; those before it are out of use
+    # calls that are under way may still import from the previous installation; those before it are out of use, unless
+    # they serve another directory
     for old in "$lib_dir"/*/"$marker"; do
-        old=${old%/*}
-        [ ! -e "$old/$marker" ] || [ "$old" = "$target" ] || [ "$old" = "$previous" ] || rm -rf -- "$old"
+        if [ -e "$old" ] && [ "$(cat "$old")" = "$bin_dir" ]; then
+            old=${old%/*}
+            [ "$old" = "$target" ] || [ "$old" = "$previous" ] || rm -rf -- "$old"
+        fi
     done
     say "Installed $bin_dir/hostport ($(version))."
     say "Add it to the plugins of a network configuration in /etc/cni/net.d, after the one that makes the interface:"
@@ -199,13 +209,16 @@ LAUNCHER
 
 uninstall_plugin() {
     local installation
+    current >/dev/null || die "$bin_dir/hostport is not of this script's making: it stays"
     rm -f -- "$bin_dir/hostport"
     for installation in "$lib_dir"/*/"$marker"; do
         [ ! -e "$installation" ] || rm -rf -- "${installation%/*}"
     done
     rmdir -- "$lib_dir" 2>/dev/null || true
     say "Removed hostport from $bin_dir and $lib_dir."
-    say "Host ports of running pods stay until 'nft delete table inet hostport'; network configurations were not touched."
+    say "Network configurations were not touched: those that name hostport now fail every pod."
+    say "The host ports of running pods stay until 'nft delete table inet hostport'. That also removes the guard of the"
+    say "node's 127.0.0.0/8: set net.ipv4.conf.IF.route_localnet to 0 on the pods' interfaces, unless something else needs it."
 }
 
 # --- the tests ---------------------------------------------------------------------------------------------------------
@@ -214,12 +227,13 @@ run_tests() {
     local venv=$source_dir/.venv
     "$(system_python)" -I -m venv "$venv"
     "$venv/bin/python" -I -m pip install -q --no-deps --require-hashes -r "$source_dir/tests/requirements.txt"
-    "$venv/bin/python" -I -m pip install -q --no-deps -e "$source_dir"
+    "$venv/bin/python" -I -m pip install -q --no-deps --no-build-isolation -e "$source_dir"
     cd "$source_dir"
     "$venv/bin/ruff" check
     "$venv/bin/ruff" format --check
     "$venv/bin/mypy"
-    shellcheck install.sh tests/demo.sh
+    shellcheck install.sh .ci/run tests/*.sh
+    if command -v go >/dev/null; then tests/build-tools.sh; else say "Without Go, what needs its programs is left out."; fi
     exec "$venv/bin/pytest"
 }
 

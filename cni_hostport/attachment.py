@@ -4,11 +4,14 @@ An attachment is (network, container ID, ifname), the key under which the CNI sp
 Its chains are named by two hashes, so that any ID fits a chain name and GC can tell its own network's chains.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Self
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
+OWN_PATHS = ("/proc/self/", "/proc/thread-self/")
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
 
@@ -26,15 +29,22 @@ class Owner:
     def comment(self) -> str:
         """Return ``<containerID> <ifname> <netns path>``, printable ASCII of at most 128 bytes.
 
-        Room is made by shortening the container ID, then by leaving the path out. A path that would have to be changed
-        is left out as well: another path would not be found, and its holder taken for dead.
+        Room is made by shortening the container ID, then by leaving the path out. A path that would have to be changed,
+        or that means something else to another process, is left out as well: its holder would be taken for dead.
         """
         ifname = printable(self.ifname)
-        if self.netns and printable(self.netns) == self.netns:
+        if self.netns.startswith("/") and not self.netns.startswith(OWN_PATHS) and printable(self.netns) == self.netns:
             room = COMMENT_BYTES - len(f" {ifname} {self.netns}")
             if room >= min(SHORT_ID, len(self.container_id)):
                 return f"{self.container_id[:room]} {ifname} {self.netns}"
         return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
+
+    def is_of(self, attachment: Attachment) -> bool:
+        """Tell whether this is, on whichever network and interface, the container of an attachment."""
+        return bool(self.netns) and (self.container_id, self.netns) == (
+            attachment.container_id[: len(self.container_id)],
+            attachment.netns,
+        )
 
     @classmethod
     def parse(cls, comment: str) -> Self:

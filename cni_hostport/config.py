@@ -183,7 +183,7 @@ class NetworkConfig(_Model):
     conditions_v4: Annotated[_Condition, Field(alias="conditionsV4")] = ()
     conditions_v6: Annotated[_Condition, Field(alias="conditionsV6")] = ()
     runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig()
-    prev_result: Annotated[PrevResult, Field(alias="prevResult")]
+    prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult()
     # accepted or refused for portmap's sake, and not used
     backend: Literal["nftables"] = "nftables"
     mark_masq_bit: Annotated[int | None, Field(alias="markMasqBit", ge=0, le=MAX_MARK_BIT, strict=True)] = None
@@ -204,6 +204,11 @@ class NetworkConfig(_Model):
             msg = "is an iptables chain, which nftables rules cannot use: remove the key"
             raise ValueError(msg)
         return chain
+
+    @property
+    def conditions(self) -> dict[int, tuple[str, ...]]:
+        """The conditions by IP version."""
+        return {4: self.conditions_v4, 6: self.conditions_v6}
 
     @property
     def mappings(self) -> tuple[PortMapping, ...]:

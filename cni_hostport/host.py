@@ -9,7 +9,7 @@ import ctypes
 import fcntl
 import os
 from contextlib import contextmanager
-from errno import ENOENT
+from errno import ENOENT, ENOTDIR, ENOTTY
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 FEW_PORTS = 16  # up to here one filtered dump for each port is cheaper than one of all UDP entries
@@ -40,8 +41,7 @@ def _namespace(path: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
-            msg = f"{path!r} is a namespace, but not a network namespace"
-            raise OSError(msg)
+            raise OSError(ENOTTY, "not a network namespace", path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -76,6 +76,15 @@ def is_namespace(path: str) -> bool:
         return False
 
 
+def is_gone(path: str) -> bool:
+    """Tell whether there is certainly no network namespace at ``path``, as opposed to one that cannot be looked at."""
+    try:
+        with _namespace(path):
+            return False
+    except OSError as error:
+        return error.errno in {ENOENT, ENOTDIR, ENOTTY}
+
+
 def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:
     """Return the global addresses of a pod's interface, in the kernel's order; none if it has none.
 
@@ -96,24 +105,31 @@ def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface
         raise CNIError(
             Code.HOST_SETTING, f"cannot read the addresses of {ifname} in CNI_NETNS {netns!r}: {error}"
         ) from error
-    return [ip_interface(f"{message.get('address')}/{message['prefixlen']}") for message in found]
+    # of a point-to-point link, "address" is the peer's
+    return [
+        ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}") for message in found
+    ]
 
 
 def route_localnet(pod_ip: IPv4Address, log: Callable[[str], None]) -> None:
     """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod.
 
-    Without a route to the pod there is no such interface, which is only logged: the plugin that adds the route may come
-    later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
+    Without a route of its own to the pod there is no such interface, which is only logged: the plugin that adds it may
+    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    interface, reason = None, "only the default route leads there"
     try:
         with IPRoute() as route:
-            index = next(iter(route.route("get", dst=str(pod_ip)))).get("oif")
-            interface = route.get_links(index)[0].get("ifname")
+            found = next(iter(route.route("get", dst=str(pod_ip), flags=RTM_F_FIB_MATCH)))
+            if found["dst_len"]:
+                interface = route.get_links(found.get("oif"))[0].get("ifname")
     except (OSError, NetlinkError) as error:
-        log(f"host ports on 127.0.0.1 may not work: there is no route to the pod's address {pod_ip}: {error}")
+        reason = str(error.args[-1])
+    if interface is None:
+        log(f"host ports on 127.0.0.1 may not work: there is no route to the pod's address {pod_ip}: {reason}")
         return
     setting = Path("/proc/sys/net/ipv4/conf", interface, "route_localnet")
     try:
@@ -159,15 +175,14 @@ def forget_flows_to(pod_ips: Iterable[Address], ports: Iterable[tuple[Address | 
     ``ports`` are (host address or ``None`` for any, host port).
     """
     pods, mapped = set(pod_ips), set(ports)
-
-    def is_ours(flow: _Flow) -> bool:
-        return (
-            flow.target[0] in pods
-            and flow.dst not in pods
-            and not mapped.isdisjoint({(None, flow.dport), (flow.dst, flow.dport)})
-        )
-
     for version in {pod_ip.version for pod_ip in pods}:
+        local = _LocalAddresses(version)
+
+        def is_ours(flow: _Flow, local: _LocalAddresses = local) -> bool:
+            if flow.target[0] not in pods or flow.dst in pods:
+                return False
+            return (flow.dst, flow.dport) in mapped or ((None, flow.dport) in mapped and flow.dst in local)
+
         _forget(version, {port for _, port in mapped}, is_ours)
 
 
@@ -219,6 +234,7 @@ def _forget(version: int, ports: set[int], unwanted: Callable[[_Flow], bool]) ->
                     NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY")),
                 )
                 for entry in conntrack.dump(tuple_orig=wanted)
+                if entry.get_attr("CTA_ZONE") is None  # a tuple names an entry of the default zone only
             ]
             for flow in filter(unwanted, flows):
                 try:

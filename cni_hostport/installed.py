@@ -45,10 +45,15 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the table holds of all attachments."""
+    """What the table holds of all attachments: the elements, and the chains' names with their handles.
+
+    The chains have to be listed before the elements. A chain that others replaced in between, by one of the same name,
+    then no longer has the handle by which it would be deleted; and an element that leads to a chain not listed is newer
+    than this listing, and not touched on the word of it.
+    """
 
     elements: tuple[Element, ...]
-    chains: frozenset[str]
+    chains: Mapping[str, int]
 
     @property
     def holders(self) -> set[str]:
@@ -80,22 +85,23 @@ class Installed:
         """
         keys: dict[str, list[str]] = {}
         for element in self.of(key):
-            keys.setdefault(element.map, []).append(element.key)
+            if element.chain in self.chains:
+                keys.setdefault(element.map, []).append(element.key)
         commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(mine)} }}" for name, mine in keys.items()]
-        present = [chain for chain in (masq_chain(key), dnat_chain(key)) if chain in self.chains]
-        return commands + [f"delete chain {FAMILY} {TABLE} {chain}" for chain in present]
+        handles = [self.chains[chain] for chain in (masq_chain(key), dnat_chain(key)) if chain in self.chains]
+        return commands + [f"delete chain {FAMILY} {TABLE} handle {handle}" for handle in handles]
 
     @classmethod
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
         """Read the objects of ``list map`` and ``list chains`` in JSON."""
         elements: list[Element] = []
-        chains = set()
+        chains = {}
         for item in listing:
             if "map" in item:
                 elements += _elements(item["map"])
             elif item.get("chain", {}).get("table") == TABLE:
-                chains.add(item["chain"]["name"])
-        return cls(tuple(elements), frozenset(chains))
+                chains[item["chain"]["name"]] = item["chain"]["handle"]
+        return cls(tuple(elements), chains)
 
 
 def _holder(chain: str) -> str:

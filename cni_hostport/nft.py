@@ -23,6 +23,13 @@ class NFTError(Exception):
         super().__init__("; ".join(": ".join(filter(None, refusal)) for refusal in refusals))
         self.refusals = refusals
 
+    @property
+    def may_be_a_race(self) -> bool:
+        """Tell whether somebody else's change can be the reason: something to create exists, or to delete does not."""
+        return isinstance(self, ExistsError | NotFoundError | BusyError) and all(
+            command.partition(" ")[0] in {"create", "delete", ""} for _, command in self.refusals
+        )
+
 
 class NotFoundError(NFTError):
     """A table, map, element or chain that was to be used or deleted does not exist."""
@@ -64,6 +71,8 @@ class Nft:
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
+        if not commands:
+            return
         # on one line: libnftables marks the column of what was refused, but shows the first line whatever line it is
         status, _, error = self._context.cmd(COMMAND_END.join(commands))
         if status:
@@ -91,9 +100,10 @@ class Nft:
 
     def installed(self) -> installed.Installed:
         """Return what the table holds, an empty result where there is no table."""
+        chains = self.listing(f"chains {ruleset.FAMILY}")
         # one call for each: nftables 1.0.6 fails on several lists in one
         maps = [item for name in ruleset.MAPS for item in self.listing(f"map {ruleset.FAMILY} {ruleset.TABLE} {name}")]
-        return installed.Installed.read([*maps, *self.listing(f"chains {ruleset.FAMILY}")])
+        return installed.Installed.read([*chains, *maps])
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:

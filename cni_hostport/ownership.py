@@ -10,7 +10,7 @@ from cni_hostport import host, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.installed import Element, Installed
-from cni_hostport.nft import BusyError, ExistsError, Nft, NFTError, NotFoundError
+from cni_hostport.nft import BusyError, Nft, NFTError, NotFoundError, UnavailableError
 from cni_hostport.plan import Plan
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
@@ -20,37 +20,54 @@ LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands
 Log = Callable[[str], None]
 
 
-def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> None:
+def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     """Install a plan, in the place of the same attachment's older one and of holders that are gone.
 
-    Raises ``CNIError``: code 100 if a living attachment holds one of the ports, 11 if too many races were lost,
-    101 if nftables refuses the rules.
+    Returns what of the plan is installed: ports that another attachment of the same container holds stay with that.
+    Raises ``CNIError``: code 100 if another container that lives holds one of the ports, 11 if too many races were
+    lost; and ``NFTError`` if nftables refuses the rules.
     """
-    wanted = [*ruleset.base(), *ruleset.attach(attachment, plan)]
-    leaving: dict[str, str] = {}
-    installed = Installed((), frozenset())
+    own, leaving, installed = plan, dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
+        commands = [command for holder in leaving for command in installed.detach(holder)]
+        if own.forwards:
+            commands += [*ruleset.base(), *ruleset.attach(attachment, own)]
         try:
-            nft.run([*(command for holder in leaving for command in installed.detach(holder)), *wanted])
-        except ExistsError as error:
-            refusal: NFTError = error
-        except (NotFoundError, BusyError) as error:
-            if not leaving:
-                raise refused(error) from error
-            refusal = error
+            nft.run(commands)
         except NFTError as error:
-            raise refused(error) from error
+            if not error.may_be_a_race:
+                raise
+            refusal = error
         else:
             break
         pause(attempt)
         installed = nft.installed()
-        leaving = _leaving(nft, installed, attachment, plan)
+        own = unshared(installed, attachment, plan)
+        leaving = _leaving(nft, installed, attachment, own)
     else:
-        raise lost_races(refusal) if leaving else refused(refusal)
+        raise lost_races(refusal)
+    for forward in plan.forwards:
+        if forward not in own.forwards:
+            log(f"host port {forward} stays with another attachment of {attachment.container_id}")
+    wanted = {ruleset.port_key(forward) for forward in own.forwards}
     for holder, reason in leaving.items():
         if reason:
-            _announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
-        _forget_flows(installed.of(holder), log)
+            announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
+        _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
+    return own
+
+
+def unshared(installed: Installed, attachment: Attachment, plan: Plan) -> Plan:
+    """Return the plan without the ports that another attachment of the same container holds.
+
+    A runtime publishes a container's ports on each of its networks; the first one has them.
+    """
+    shared = {
+        (element.map, element.key)
+        for element in installed.elements
+        if element.holder != attachment.key and element.owner.is_of(attachment)
+    }
+    return plan.without({forward for forward in plan.forwards if ruleset.port_key(forward) in shared})
 
 
 def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan) -> dict[str, str]:
@@ -72,7 +89,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan)
         if element is None or element.holder in leaving:
             continue
         owner = element.owner
-        if not element.holder or not may_judge or not owner.netns or host.is_namespace(owner.netns):
+        if not (element.holder and may_judge and owner.netns and host.is_gone(owner.netns)):
             pod = nft.pod_name(element.holder)
             whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
             raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")
@@ -94,16 +111,14 @@ def is_installed(nft: Nft, key: str) -> bool:
     except NotFoundError as error:
         return len(error.refusals) < len(commands)
     except BusyError:
-        return True
-    except NFTError as error:
-        raise refused(error) from error
+        pass
     return True
 
 
 def release(nft: Nft, key: str, log: Log) -> None:
     """Remove all of an attachment's; nothing being there is success.
 
-    Raises ``CNIError``: code 11 if too many races were lost, 101 if nftables refuses.
+    Raises ``CNIError`` with code 11 if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     for attempt in range(ATTEMPTS):
         installed = nft.installed()
@@ -112,11 +127,11 @@ def release(nft: Nft, key: str, log: Log) -> None:
             return
         try:
             nft.run(commands)
-        except (NotFoundError, BusyError) as error:
+        except NFTError as error:
+            if not error.may_be_a_race:
+                raise
             refusal = error
             pause(attempt)
-        except NFTError as error:
-            raise refused(error) from error
         else:
             _forget_flows(installed.of(key), log)
             return
@@ -145,7 +160,9 @@ def best_effort(work: Callable[[], None], log: Log) -> None:
 
 
 def refused(error: NFTError) -> CNIError:
-    """Translate what nftables will not take."""
+    """Translate what nftables will not take, or that it cannot be used at all."""
+    if isinstance(error, UnavailableError):
+        return CNIError(Code.RULESET_REFUSED, str(error))
     first = ": ".join(error.refusals[0])
     return CNIError(Code.RULESET_REFUSED, f"nftables refused the host port rules: {first[:LONGEST_QUOTE]}", str(error))
 
@@ -165,7 +182,8 @@ def pause(attempt: int) -> None:
         time.sleep(random.uniform(0, LONGEST_PAUSE))  # noqa: S311 - jitter, not a secret
 
 
-def _announce(log: Log, line: str) -> None:
+def announce(log: Log, line: str) -> None:
+    """Tell the operator, who may not see the stderr of a plugin that succeeded."""
     import syslog
 
     log(line)

@@ -5,7 +5,7 @@ Pure, and the one truth for ADD and CHECK.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class Plan:
 
     ``masquerade`` holds, for each pod address with forwards, the source networks whose forwarded connections are
     masqueraded; ``conditions`` the nft tokens that each rule of an IP version has to match besides; ``unmapped`` the
-    mappings that lead to no forward, because the pod has no address of their family.
+    mappings that lead to no forward, most often because the pod has no address of their family.
     """
 
     forwards: tuple[Forward, ...]
@@ -54,12 +54,20 @@ class Plan:
     conditions: dict[int, tuple[str, ...]] = field(default_factory=lambda: {4: (), 6: ()})
     unmapped: tuple[PortMapping, ...] = ()
 
+    def without(self, forwards: set[Forward]) -> Plan:
+        """Return the plan that is left if these forwards are not to be installed."""
+        left = tuple(forward for forward in self.forwards if forward not in forwards)
+        pods = {forward.pod_ip for forward in left}
+        masquerade = {pod_ip: sources for pod_ip, sources in self.masquerade.items() if pod_ip in pods}
+        return replace(self, forwards=left, masquerade=masquerade)
+
     @property
     def local_route_to(self) -> IPv4Address | None:
         """The pod's IPv4 address, if connections from 127.0.0.0/8 go there, for which ``route_localnet`` is needed."""
         return next((ip for ip, sources in self.masquerade.items() if isinstance(ip, IPv4Address) and sources), None)
 
 
+IPV6_LOOPBACK = IPv6Address("::1")
 LOCALHOST = IPv4Network("127.0.0.0/8")
 EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
@@ -91,12 +99,14 @@ def make(config: NetworkConfig, addresses: Iterable[IPv4Interface | IPv6Interfac
     return Plan(
         forwards=tuple(forwards.values()),
         masquerade={pod.ip: _masquerade(config, pod) for pod in pods.values() if pod.version in versions},
-        conditions={4: config.conditions_v4, 6: config.conditions_v6},
+        conditions=config.conditions,
         unmapped=tuple(unmapped),
     )
 
 
 def _takes(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> bool:
+    if mapping.host_ip == IPV6_LOOPBACK:  # the kernel forwards nothing from it
+        return False
     return mapping.host_ip is None or mapping.host_ip.version == pod.version
 
 

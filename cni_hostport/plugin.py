@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cni_hostport import host, installed, ownership, ruleset
 from cni_hostport.attachment import Attachment, pod_name
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.nft import Nft, NFTError, NotFoundError, UnavailableError
+from cni_hostport.nft import Nft, NFTError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
+
+    Operation = Callable[[Call, Log], Mapping[str, Any] | None]
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 
@@ -31,16 +33,16 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     if plan is None:
         return result
     for mapping in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {call.container_id} has no address of that family")
+        log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
     if not plan.forwards:
         return result
-    nft, attachment = _open_nft(), _attachment(call)
-    ownership.claim(nft, attachment, plan, log)
+    nft, attachment = Nft(), _attachment(call)
+    plan = ownership.claim(nft, attachment, plan, log)
     try:
         if plan.local_route_to:
             host.route_localnet(plan.local_route_to, log)
     except BaseException:
-        with suppress(CNIError):  # the first error is the one to report; the runtime calls DEL after it
+        with suppress(CNIError, NFTError):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
     if any(forward.protocol == "udp" for forward in plan.forwards):
@@ -52,7 +54,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
-    nft, key = _open_nft(), _attachment(call).key
+    nft, key = Nft(), _attachment(call).key
     if ownership.is_installed(nft, key):
         ownership.release(nft, key, log)
 
@@ -66,15 +68,16 @@ def check(call: Call, _log: Log) -> None:
     plan = _plan(call)
     if plan is None or not plan.forwards:
         return
-    nft, attachment = _open_nft(), _attachment(call)
+    nft, attachment = Nft(), _attachment(call)
+    plan = ownership.unshared(nft.installed(), attachment, plan)
+    if not plan.forwards:
+        return
     try:
         with host.scratch_namespace():
             scratch = Nft()
         scratch.run([*ruleset.base(), *ruleset.attach(attachment, plan)])
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
-    except NFTError as error:
-        raise ownership.refused(error) from error
     key = attachment.key
     differences = installed.differences(key, expected=scratch.state(key), actual=nft.state(key))
     if differences:
@@ -90,21 +93,23 @@ def gc(call: Call, log: Log) -> None:
     if VALID_ATTACHMENTS not in call.config:
         return
     valid = _valid_keys(call)
-    nft = _open_nft()
+    nft = Nft()
     failures = []
     for key in sorted(nft.installed().holders - valid):
         if key.startswith(f"{Attachment.network_key(call.network)}-"):
             try:
                 ownership.release(nft, key, log)
-            except CNIError as error:
-                failures.append(f"{key}: {error.msg}: {error.details}")
+            except (CNIError, NFTError) as error:
+                failures.append(f"{key}: {error}")
     if failures:
         raise CNIError(Code.RULESET_REFUSED, f"{len(failures)} attachments could not be removed", "\n".join(failures))
 
 
-def status(_call: Call, _log: Log) -> None:
-    """Ask the kernel whether it accepts every expression of the ruleset, leaving nothing behind."""
-    probe = ruleset.probe()
+def status(call: Call, _log: Log) -> None:
+    """Ask the kernel whether it accepts every expression of this network's rules, leaving nothing behind."""
+    from cni_hostport.config import NetworkConfig
+
+    probe = ruleset.probe(NetworkConfig.parse(call.config).conditions)
     try:
         Nft().run(probe)
     except NFTError as error:
@@ -115,24 +120,27 @@ def status(_call: Call, _log: Log) -> None:
             ) from error
 
 
-OPERATIONS: Mapping[str, Callable[[Call, Log], Mapping[str, Any] | None]] = {
-    "ADD": add,
-    "DEL": delete,
-    "CHECK": check,
-    "GC": gc,
-    "STATUS": status,
+def _translated(operation: Operation) -> Operation:
+    def run(call: Call, log: Log) -> Mapping[str, Any] | None:
+        try:
+            return operation(call, log)
+        except NFTError as error:
+            raise ownership.refused(error) from error
+
+    return run
+
+
+OPERATIONS = {
+    "ADD": _translated(add),
+    "DEL": _translated(delete),
+    "CHECK": _translated(check),
+    "GC": _translated(gc),
+    "STATUS": _translated(status),
 }
 
 
 def _attachment(call: Call) -> Attachment:
     return Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
-
-
-def _open_nft() -> Nft:
-    try:
-        return Nft()
-    except UnavailableError as error:
-        raise CNIError(Code.RULESET_REFUSED, str(error)) from error
 
 
 def _prev_result(call: Call) -> Mapping[str, Any]:

@@ -29,6 +29,8 @@ PORT_MAPS = {
 }
 POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
 MAPS = PORT_MAPS | POD_MAPS
+# the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
+ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
 
 # name: (hook, rules); the order of rules matters, that of chains does not
 BASE_CHAINS = {
@@ -36,17 +38,27 @@ BASE_CHAINS = {
         "",
         (
             "ip6 daddr ::1 return",  # cannot leave the host: let the connection be refused instead of hanging
+            "update @local_ip4 { ip daddr }",
+            "update @local_ip6 { ip6 daddr }",
             "ip daddr . meta l4proto . th dport vmap @hostports_ip4",  # a given host address beats any address
             "ip6 daddr . meta l4proto . th dport vmap @hostports_ip6",
             "meta nfproto . meta l4proto . th dport vmap @hostports",
         ),
     ),
-    "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", ("fib daddr type local goto dispatch",)),
+    # before others' nat hooks of the usual priority: among equals the kernel would call the one that came last first
+    "prerouting": (
+        "type nat hook prerouting priority dstnat - 1; policy accept;",
+        ("fib daddr type local goto dispatch",),
+    ),
     # nftables 1.0.6 knows the name dstnat for prerouting only
-    "output": ("type nat hook output priority -100; policy accept;", ("fib daddr type local goto dispatch",)),
+    "output": ("type nat hook output priority -101; policy accept;", ("fib daddr type local goto dispatch",)),
     "postrouting": (
         "type nat hook postrouting priority srcnat; policy accept;",
-        ("ct status dnat ip daddr vmap @pods_ip4", "ct status dnat ip6 daddr vmap @pods_ip6"),
+        # what others redirect to the pod, such as a Service's connections, is theirs to masquerade
+        (
+            "ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4",
+            "ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6",
+        ),
     ),
     # route_localnet lets 127.0.0.0/8 through on the pods' interface; only the node itself may use it (CVE-2020-8558)
     "loopback": (
@@ -60,6 +72,10 @@ def base() -> list[str]:
     """Return the commands that declare the table, maps and base chains, and put right what is there of them."""
     commands = [f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}']
     commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in MAPS.items()]
+    commands += [
+        f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
+        for name, key in ADDRESS_SETS.items()
+    ]
     for name, (hook, _) in BASE_CHAINS.items():
         commands += [
             f"add chain {FAMILY} {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
@@ -162,14 +178,16 @@ def delete_chains(key: str) -> list[str]:
     return [f"delete chain {FAMILY} {TABLE} {chain}" for chain in (masq_chain(key), dnat_chain(key))]
 
 
-def probe() -> list[str]:
+def probe(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
     """Return commands that use every expression of this ruleset and end in one that must fail with ``NotFound``.
 
-    The keys are ones that no attachment has (port 0, the unspecified address), so that nothing else can fail.
+    The names and keys are ones that no attachment has (an impossible interface name, port 0, the unspecified address),
+    so that nothing else can fail.
     """
     nowhere4, nowhere6 = IPv4Address(0), IPv6Address(0)
     plan = Plan(
         forwards=(Forward("tcp", None, 0, nowhere4, 1), Forward("udp", nowhere6, 0, nowhere6, 1)),
         masquerade={nowhere4: (EVERYWHERE[4],), nowhere6: (EVERYWHERE[6],)},
+        conditions=conditions or {4: (), 6: ()},
     )
-    return [*base(), *attach(Attachment("probe", "probe", "probe"), plan), *delete_chains("cannot-exist")[-1:]]
+    return [*base(), *attach(Attachment("probe", "probe", ".."), plan), *delete_chains("cannot-exist")[-1:]]

@@ -9,28 +9,46 @@ BARE = {"cniVersion": "1.1.0", "name": "pods", "type": "hostport"}
 WEB = {"CONTAINERID": "web", "NETNS": "/ns/web", "ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web"}
 MANY = range(8000, 8017)
 
+SETS = """\
+    set local_ip4 {
+        type ipv4_addr
+        size 65535
+        flags dynamic,timeout
+        timeout 1m
+    }
+
+    set local_ip6 {
+        type ipv6_addr
+        size 65535
+        flags dynamic,timeout
+        timeout 1m
+    }
+"""
+
 BASE = """\
     chain dispatch {
         ip6 daddr ::1 return
+        update @local_ip4 { ip daddr }
+        update @local_ip6 { ip6 daddr }
         ip daddr . meta l4proto . th dport vmap @hostports_ip4
         ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
         meta nfproto . meta l4proto . th dport vmap @hostports
     }
 
     chain prerouting {
-        type nat hook prerouting priority -100; policy accept;
+        type nat hook prerouting priority -101; policy accept;
         fib daddr type local goto dispatch
     }
 
     chain output {
-        type nat hook output priority -100; policy accept;
+        type nat hook output priority -101; policy accept;
         fib daddr type local goto dispatch
     }
 
     chain postrouting {
         type nat hook postrouting priority 100; policy accept;
-        ct status dnat ip daddr vmap @pods_ip4
-        ct status dnat ip6 daddr vmap @pods_ip6
+        ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4
+        ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6
     }
 
     chain loopback {
@@ -70,6 +88,7 @@ table inet hostport {{
         elements = {{ fd00:88::2 : goto masq-664b16ffde93ac1d-f00e7030770b04e6 }}
     }}
 
+{SETS}
 {BASE}
     chain dnat-664b16ffde93ac1d-f00e7030770b04e6 {{
         ip daddr 192.0.2.1 udp dport 53 counter dnat ip to 10.88.0.2:5353 comment "shop/web"
@@ -117,6 +136,7 @@ table inet hostport {{
         type ipv6_addr : verdict
     }}
 
+{SETS}
 {BASE}
     chain dnat-664b16ffde93ac1d-f00e7030770b04e6 {{
         ip saddr != 203.0.113.0/24 counter dnat ip to ip daddr . meta l4proto . th dport map \

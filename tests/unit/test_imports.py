@@ -34,7 +34,7 @@ print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules
 ENVIRONMENT = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/absent", "CNI_IFNAME": "eth0", "CNI_PATH": "/bin"}
 CHAIN = "dnat-664b16ffde93ac1d-02419fd924bed545"
 TCP_POD = [
-    {"chain": {"table": "hostport", "name": CHAIN}},
+    {"chain": {"table": "hostport", "name": CHAIN, "handle": 1}},
     {"map": {"name": "hostports", "elem": [[{"concat": ["ipv4", "tcp", 8080]}, {"goto": {"target": CHAIN}}]]}},
 ]
 

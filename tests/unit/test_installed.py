@@ -19,8 +19,8 @@ def table_map(name: str, *elements: list[Any]) -> dict[str, Any]:
     return {"map": body | ({"elem": list(elements)} if elements else {})}
 
 
-def chain(name: str, table: str = "hostport", **keys: Any) -> dict[str, Any]:
-    return {"chain": {"family": "inet", "table": table, "name": name, "handle": 1, **keys}}
+def chain(name: str, table: str = "hostport", handle: int = 1, **keys: Any) -> dict[str, Any]:
+    return {"chain": {"family": "inet", "table": table, "name": name, "handle": handle, **keys}}
 
 
 def rule(name: str, *expressions: dict[str, Any], **keys: Any) -> dict[str, Any]:
@@ -47,7 +47,8 @@ LISTING = [
     table_map("hostports_ip6", port("::192.0.2.1", "tcp", 8080, to="N-B", comment="c2 net1")),
     table_map("pods_ip4", pod("10.1.0.2", to="N-A")),
     table_map("pods_ip6", pod("fd00::2", to="N-B")),
-    *(chain(name) for name in ("dispatch", "prerouting", "dnat-N-A", "masq-N-A", "dnat-N-B", "masq-N-B", "dnat-M-C")),
+    *(chain(name) for name in ("dispatch", "prerouting", "dnat-N-B", "masq-N-B")),
+    *(chain(name, handle=handle) for handle, name in enumerate(("dnat-N-A", "masq-N-A", "dnat-M-C"), 7)),
     chain("dnat-X-Y", table="foreign"),
 ]
 
@@ -68,7 +69,7 @@ def test_an_attachment_holds_what_leads_to_its_chains_or_has_a_chain() -> None:
 
 
 def test_no_table_is_nothing_installed() -> None:
-    assert Installed.read([]) == Installed((), frozenset())
+    assert Installed.read([]) == Installed((), {})
     assert Installed.read([table_map("hostports"), chain("dnat-X-Y", table="foreign")]).holders == set()
 
 
@@ -102,11 +103,11 @@ def test_an_element_tells_its_port_and_address() -> None:
                 "delete element inet hostport hostports { ipv4 . tcp . 8080 }",
                 "delete element inet hostport hostports_ip4 { 192.0.2.1 . sctp . 9 }",
                 "delete element inet hostport pods_ip4 { 10.1.0.2 }",
-                "delete chain inet hostport masq-N-A",
-                "delete chain inet hostport dnat-N-A",
+                "delete chain inet hostport handle 8",
+                "delete chain inet hostport handle 7",
             ],
         ),
-        ("M-C", ["delete chain inet hostport dnat-M-C"]),
+        ("M-C", ["delete chain inet hostport handle 9"]),
         ("N-Z", []),
     ],
 )
@@ -116,9 +117,15 @@ def test_detaching_deletes_all_of_one_attachment_and_its_token_last(key: str, co
 
 def test_elements_of_one_map_are_deleted_together() -> None:
     elements = (port("ipv4", "tcp", number, to="N-A") for number in (1, 2))
-    assert Installed.read([table_map("hostports", *elements)]).detach("N-A") == [
-        "delete element inet hostport hostports { ipv4 . tcp . 1, ipv4 . tcp . 2 }"
+    assert Installed.read([chain("dnat-N-A"), table_map("hostports", *elements)]).detach("N-A") == [
+        "delete element inet hostport hostports { ipv4 . tcp . 1, ipv4 . tcp . 2 }",
+        "delete chain inet hostport handle 1",
     ]
+
+
+def test_an_element_that_is_newer_than_the_list_of_chains_is_not_deleted() -> None:
+    listing = [chain("masq-N-A"), table_map("hostports", port("ipv4", "tcp", 1, to="N-A"))]
+    assert Installed.read(listing).detach("N-A") == ["delete chain inet hostport handle 1"]
 
 
 def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:

@@ -123,15 +123,15 @@ def test_a_listing_that_fails_otherwise_is_an_error(library: Library) -> None:
         Nft().listing("chains inet")
 
 
-def test_each_map_is_listed_by_a_call_of_its_own(library: Library) -> None:
+def test_chains_are_listed_first_and_each_map_by_a_call_of_its_own(library: Library) -> None:
     assert Nft().installed().holders == set()
     assert library.calls == [
+        "list chains inet",
         "list map inet hostport hostports",
         "list map inet hostport hostports_ip4",
         "list map inet hostport hostports_ip6",
         "list map inet hostport pods_ip4",
         "list map inet hostport pods_ip6",
-        "list chains inet",
     ]
 
 

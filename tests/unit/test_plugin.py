@@ -35,10 +35,12 @@ class Kernel:
 
     @property
     def deleted(self) -> list[str]:
-        return [command.split()[-1] for command in self.commands if command.startswith("delete chain")]
+        names = {str(handle): name for name, handle in self.installed().chains.items()}
+        last = [command.split()[-1] for command in self.commands if command.startswith("delete chain")]
+        return [names.get(word, word) for word in last]
 
     def installed(self) -> Installed:
-        return Installed((), frozenset(f"dnat-{holder.key}" for holder in self.holders))
+        return Installed((), {f"dnat-{holder.key}": number for number, holder in enumerate(self.holders)})
 
 
 @pytest.fixture
@@ -151,7 +153,9 @@ def test_a_missing_library_is_an_error_with_its_reason(
 def test_a_mapping_of_a_family_the_pod_lacks_is_logged_and_passed_over() -> None:
     outcome, lines = run("ADD", runtimeConfig={"portMappings": [mapping(8080, hostIP="2001:db8::1")]})
     assert outcome == CONFIG["prevResult"]
-    assert lines == ["host port 8080/tcp on 2001:db8::1 is not mapped: c1 has no address of that family"]
+    assert lines == [
+        "host port 8080/tcp on 2001:db8::1 is not mapped: c1 has no address to which it could be forwarded"
+    ]
 
 
 def test_check_of_a_pod_without_host_ports_asks_nobody() -> None:
