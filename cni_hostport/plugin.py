@@ -57,6 +57,17 @@ def delete(call: Call, log: Log) -> None:
     nft, key = Nft(), _attachment(call).key
     if ownership.is_installed(nft, key):
         ownership.release(nft, key, log)
+    elif call.config.get("runtimeConfig"):
+        _tell_leftovers_of_portmap(nft, call, log)
+
+
+def _tell_leftovers_of_portmap(nft: Nft, call: Call, log: Log) -> None:
+    from cni_hostport import portmap
+
+    with suppress(NFTError):  # an advice, not the operation
+        backends = portmap.backends_with_leftovers(nft, call)
+        if backends:
+            ownership.announce(log, portmap.advice(call, backends))
 
 
 def check(call: Call, _log: Log) -> None:

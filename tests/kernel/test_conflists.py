@@ -1,41 +1,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, mapping
+from cnitool import Chain
+from lab import CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from subprocess import CompletedProcess
 
 CONF = Path(__file__).parents[2] / "conf"
 DUAL, IPV4 = "10-hostport.conflist", "10-hostport-ipv4.conflist"
-WITHIN_OWN_STATE = 'mkdir -p /var/lib/cni; mount --bind "$0" /var/lib/cni; exec "$@"'
-
-
-@dataclass
-class Chain:
-    """A conflist of this project, run by cnitool on a node, with libcni's and host-local's files kept apart."""
-
-    node: Node
-    tool: Path
-    directory: Path
-    plugins: str
-    network: str
-
-    def run(self, command: str, container: Namespace, *mappings: dict[str, object]) -> CompletedProcess[str]:
-        return self.node.run(
-            *("unshare", "--mount", "sh", "-c", WITHIN_OWN_STATE, str(self.directory / "state")),
-            *("env", f"NETCONFPATH={self.directory}", f"CNI_PATH={self.plugins}"),
-            f"CAP_ARGS={json.dumps({'portMappings': mappings})}",
-            *(str(self.tool), command, self.network, container.path),
-            check=False,
-        )
 
 
 @pytest.fixture
@@ -46,15 +23,7 @@ def container() -> Iterator[Namespace]:
 
 @pytest.fixture
 def chain(request: pytest.FixtureRequest, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path) -> Chain:
-    shutil.copy(CONF / request.param, tmp_path)
-    network = json.loads((CONF / request.param).read_text())["name"]
-    (tmp_path / "state").mkdir()
-    executable = tmp_path / "bin" / "hostport"
-    executable.parent.mkdir()
-    executable.write_text("#!/bin/sh\nexec " + " ".join(LAUNCHER) + "\n")
-    executable.chmod(0o755)
-    node.ip("link del cni0")
-    return Chain(node, cnitool, tmp_path, f"{executable.parent}:{plugin_dir}", network)
+    return Chain.make(node, cnitool, plugin_dir, tmp_path, json.loads((CONF / request.param).read_text()))
 
 
 @pytest.mark.parametrize(

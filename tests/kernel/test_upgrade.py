@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from conversation import Conversation
+from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping
+
+BASE_CHAINS = ("dispatch", "prerouting", "output", "postrouting", "loopback")
+MAPS = ("hostports", "hostports_ip4", "hostports_ip6", "pods_ip4", "pods_ip6")
+OLDER = {
+    "a rule is missing": "flush chain inet hostport loopback;"
+    'add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop;',
+    "a rule has another form": "flush chain inet hostport postrouting;"
+    "add rule inet hostport postrouting ct status dnat counter ip daddr vmap @pods_ip4;"
+    "add rule inet hostport postrouting ct status dnat counter ip6 daddr vmap @pods_ip6;",
+    "there is a rule more": "add rule inet hostport output counter;",
+    "rules stand in another order": "flush chain inet hostport dispatch;"
+    "add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports;"
+    "add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4;",
+    "a base chain is missing": "delete chain inet hostport loopback;",
+    "a map is missing": "flush chain inet hostport dispatch; delete map inet hostport hostports_ip6;"
+    "add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4;"
+    "add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports;",
+    "a base chain has another policy": "delete chain inet hostport loopback;"
+    "add chain inet hostport loopback { type filter hook prerouting priority raw; policy drop; };"
+    "add rule inet hostport loopback accept;",
+}
+
+
+def base(node: Node) -> list[str]:
+    """Return the base chains and the maps' declarations as nft prints them."""
+    chains = [f"-s list chain inet hostport {name}" for name in BASE_CHAINS]
+    maps = [f"-t list map inet hostport {name}" for name in MAPS]
+    return [node.run("nft", *command.split(), check=False).stdout for command in (*chains, *maps)]
+
+
+@pytest.fixture
+def newest() -> list[str]:
+    with Node() as fresh:
+        fresh.add(fresh.pod(), mapping(8080))
+        return base(fresh)
+
+
+@pytest.mark.parametrize("difference", OLDER)
+def test_an_older_ruleset_is_upgraded_by_the_next_add_under_open_connections(
+    node: Node, newest: list[str], difference: str
+) -> None:
+    old, new = node.pod(), node.pod()
+    mappings = [mapping(8080), mapping(8888, 8888), mapping(5353, 53, "udp", hostIP=NODE4)]
+    for pod, name in ((old, "old"), (new, "new")):
+        pod.serve("tcp", 80, name)
+        pod.serve("udp", 53, name)
+    node.add(old, *mappings)
+    node.nft_file(OLDER[difference])
+    assert base(node) != newest
+    with Conversation(node.client, NODE4, 8888, old) as four, Conversation(node.client, NODE6, 8888, old) as six:
+        node.add(new, mapping(9090))
+        assert four.goes_on()
+        assert six.goes_on()
+    for address, client in ((NODE4, CLIENT4), (NODE6, CLIENT6)):
+        assert node.client.ask("tcp", address, 8080) == f"old {client}"
+        assert node.client.ask("tcp", address, 9090) == f"new {client}"
+    assert node.client.ask("udp", NODE4, 5353) == f"old {CLIENT4}"
+    assert base(node) == newest
+    for pod, installed in ((old, mappings), (new, [mapping(9090)])):
+        checked = node.cni("CHECK", pod, config(pod, *installed))
+        assert not checked.status, checked
+    node.delete(old)
+    assert node.client.is_silent("tcp", NODE4, 8080)

@@ -1,0 +1,85 @@
+"""A kubelet without an API server, which runs the pods whose manifests lie in a folder."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lab import NODE4
+from runtimes import image
+from runtimes.containerd import TOOLS
+from runtimes.host import SYSTEM_PATH, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtimes.containerd import Containerd
+
+
+class Kubelet:
+    """A kubelet over a containerd, on the same host."""
+
+    def __init__(self, containerd: Containerd, directory: Path) -> None:
+        self.containerd = containerd
+        self._directory = directory
+        self._manifests = directory / "manifests"
+        self._manifests.mkdir()
+        self._log = directory / "kubelet.log"
+        (directory / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+        (directory / "config.json").write_text(json.dumps(self._config()))
+        containerd.host.start(
+            "kubelet", str(TOOLS / "kubelet"), f"--config={directory / 'config.json'}",
+            "--hostname-override=node", f"--node-ip={NODE4}",
+            log=self._log, environment={"PATH": SYSTEM_PATH},
+        )  # fmt: skip
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "staticPodPath": str(self._manifests),
+            "fileCheckFrequency": "1s",
+            "containerRuntimeEndpoint": f"unix://{self.containerd.socket}",
+            "resolvConf": str(self._directory / "resolv.conf"),
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": self.containerd.host.cgroup,
+            "cgroupsPerQOS": False,
+            "enforceNodeAllocatable": [],
+            "evictionHard": {"nodefs.available": "0%", "imagefs.available": "0%", "memory.available": "0%"},
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "localStorageCapacityIsolation": False,
+            "makeIPTablesUtilChains": False,
+        }
+
+    def add(self, name: str, *ports: dict[str, Any]) -> None:
+        """Give it a pod with these ``ports``, which answers its own name on port 80."""
+        server = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "-n", name]
+        container = {"name": "main", "image": image.NAME, "imagePullPolicy": "Never", "command": server, "ports": ports}
+        spec = {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [container],
+        }
+        metadata = {"name": name, "namespace": "test", "uid": f"{name}-uid"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        written = self._directory / f"{name}.json"
+        written.write_text(json.dumps(pod))
+        written.rename(self._manifests / written.name)  # it must not read half of it
+
+    def remove(self, name: str) -> None:
+        """Take a pod away."""
+        (self._manifests / f"{name}.json").unlink()
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds."""
+        wait_for(condition, self._log)
+
+    def sent_ports(self, name: str) -> list[int]:
+        """Return the host ports that it asked the runtime for, of one of its pods."""
+        sandboxes = self.containerd.sandboxes()
+        info = self.containerd.info(next(id_ for pod, id_ in sandboxes.items() if pod.startswith(name)))
+        return [mapping.get("host_port", 0) for mapping in info["config"]["port_mappings"]]
