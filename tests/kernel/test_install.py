@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import Node, require
+from lab import require
 from machine import Machine
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from lab import Node
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,35 @@ def test_an_upgrade_keeps_the_installation_that_calls_may_still_be_running_from(
     assert f"/{new}/bin/python -I" in machine.executable.read_text()
 
 
+def test_another_plugin_directory_is_served_from_the_same_environment_directory(machine: Machine) -> None:
+    other = machine.top / "other"
+    assert machine.install("--bin-dir", str(other)).returncode == 0
+    for executable in (machine.executable, other / "hostport"):
+        shown = subprocess.run([executable], capture_output=True, text=True, check=True, env={})
+        assert shown.stderr.startswith("CNI hostport plugin v")
+    (other / "hostport").unlink()
+
+
+def test_a_broken_environment_is_built_again(machine: Machine) -> None:
+    current = machine.executable.read_text().removeprefix("#!").partition("/bin/python")[0]
+    for package in Path(current).glob("lib/python3*/site-packages/pydantic"):
+        shutil.rmtree(package)
+    assert machine.install().returncode == 0
+    version = {"CNI_COMMAND": "VERSION"}
+    assert subprocess.run([machine.executable], capture_output=True, check=False, env=version).returncode == 0
+
+
+@pytest.mark.parametrize("option", [(), ("--uninstall",)])
+def test_an_executable_that_is_not_this_projects_is_left_alone(machine: Machine, option: tuple[str, ...]) -> None:
+    foreign = machine.top / "foreign" / "hostport"
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("#!/bin/sh\necho somebody else's\n")
+    refused = machine.install("--bin-dir", str(foreign.parent), *option)
+    assert refused.returncode == 1
+    assert f"{foreign} is not of this script's making" in refused.stderr
+    assert "somebody else's" in foreign.read_text()
+
+
 def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machine) -> None:
     executable, builds = machine.executable.read_text(), machine.builds()
     locked = machine.source / "conf" / "requirements.txt"
@@ -115,7 +145,7 @@ def test_help_needs_no_root(machine: Machine) -> None:
 
 
 def test_elsewhere_than_on_debian_and_fedora_it_says_what_to_install(machine: Machine, tmp_path: Path) -> None:
-    for program in ("bash", "dirname", "realpath", "id", "sed", "sort", "grep", "cat"):
+    for program in ("bash", "dirname", "realpath", "id", "sed", "sort", "tr", "grep", "cat"):
         (tmp_path / program).symlink_to(shutil.which(program) or "")
     refused = machine.install("--demo", PATH=str(tmp_path))
     assert refused.returncode == 1
