@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from os.path import normpath
 from typing import Self
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
-OWN_PATHS = ("/proc/self/", "/proc/thread-self/")
+OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
 
@@ -33,7 +34,7 @@ class Owner:
         or that means something else to another process, is left out as well: its holder would be taken for dead.
         """
         ifname = printable(self.ifname)
-        if self.netns.startswith("/") and not self.netns.startswith(OWN_PATHS) and printable(self.netns) == self.netns:
+        if _means_the_same_to_others(self.netns) and printable(self.netns) == self.netns:
             room = COMMENT_BYTES - len(f" {ifname} {self.netns}")
             if room >= min(SHORT_ID, len(self.container_id)):
                 return f"{self.container_id[:room]} {ifname} {self.netns}"
@@ -81,6 +82,10 @@ class Attachment:
     def owner(self) -> Owner:
         """What to write on its map elements."""
         return Owner(self.container_id, self.ifname, self.netns)
+
+
+def _means_the_same_to_others(path: str) -> bool:
+    return path.startswith("/") and not f"/{normpath(path).lstrip('/')}".startswith(OWN_PATHS)
 
 
 def printable(text: str) -> str:

@@ -88,8 +88,12 @@ class Installed:
             if element.chain in self.chains:
                 keys.setdefault(element.map, []).append(element.key)
         commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(mine)} }}" for name, mine in keys.items()]
-        handles = [self.chains[chain] for chain in (masq_chain(key), dnat_chain(key)) if chain in self.chains]
-        return commands + [f"delete chain {FAMILY} {TABLE} handle {handle}" for handle in handles]
+        # the handle tells this chain from one of the same name, the name from one that has its handle in another table
+        if masq_chain(key) in self.chains:
+            commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
+        if dnat_chain(key) in self.chains:
+            commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
+        return commands
 
     @classmethod
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":

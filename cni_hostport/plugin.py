@@ -34,9 +34,10 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         return result
     for mapping in plan.unmapped:
         log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
-    if not plan.forwards:
-        return result
     nft, attachment = Nft(), _attachment(call)
+    if not plan.forwards:
+        ownership.release(nft, attachment.key, log)
+        return result
     plan = ownership.claim(nft, attachment, plan, log)
     try:
         if plan.local_route_to:

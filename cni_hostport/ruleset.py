@@ -38,7 +38,7 @@ BASE_CHAINS = {
         "",
         (
             "ip6 daddr ::1 return",  # cannot leave the host: let the connection be refused instead of hanging
-            "update @local_ip4 { ip daddr }",
+            "ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }",  # so many that they would fill the set
             "update @local_ip6 { ip6 daddr }",
             "ip daddr . meta l4proto . th dport vmap @hostports_ip4",  # a given host address beats any address
             "ip6 daddr . meta l4proto . th dport vmap @hostports_ip6",
@@ -56,6 +56,7 @@ BASE_CHAINS = {
         "type nat hook postrouting priority srcnat; policy accept;",
         # what others redirect to the pod, such as a Service's connections, is theirs to masquerade
         (
+            "ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4",
             "ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4",
             "ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6",
         ),

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import pytest
 from kernel.test_conntrack import Talker, flows
 from kernel.test_packets import set_bridge_nf
@@ -11,8 +9,7 @@ SERVICE4, SERVICE6 = "10.96.0.1", "fd00:96::1"
 ADDRESSES = {4: (NODE4, CLIENT4, BRIDGE4, SERVICE4), 6: (NODE6, CLIENT6, BRIDGE6, SERVICE6)}
 FAMILY = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 COUNT = pytest.mark.parametrize("count", [1, 17], ids=["one-port", "many-ports"])
-PORT = 5353
-ZONE = 7
+PORT, ZONE = 5353, 7
 
 
 @pytest.fixture
@@ -38,6 +35,10 @@ def pod(node: Node) -> Pod:
     chains = "".join(f"chain {name} {{ type nat hook {hook} priority -100; {rules}}}\n" for name, hook in hooks)
     node.nft_file(f"table inet services {{\n{chains}}}\n")
     return pod
+
+
+def udp(count: int) -> list[dict[str, object]]:
+    return [mapping(PORT + n, 53, "udp") for n in range(count)]
 
 
 @FAMILY
@@ -67,20 +68,65 @@ def test_connections_to_a_service_keep_their_source_when_its_pod_gets_a_host_por
 
 
 @FAMILY
-@pytest.mark.parametrize("repeated", [mapping(PORT, 53, "udp"), mapping(8080)], ids=["same-port", "other-port"])
-def test_a_udp_flow_to_a_service_survives_add_and_del_of_a_host_port_with_its_number(
-    node: Node, pod: Pod, family: int, repeated: dict[str, object]
+@COUNT
+def test_a_udp_flow_to_a_service_survives_every_add_and_the_del_of_a_host_port_with_its_number(
+    node: Node, pod: Pod, family: int, count: int
 ) -> None:
-    with Talker(node.client, ADDRESSES[family][3]) as talker:
+    host, _, _, service = ADDRESSES[family]
+    with Talker(node.client, service) as talker:
         assert talker.hears() == "web"
-        service = flows(node)
-        assert len(service) == 1
-        node.add(pod, mapping(PORT, 53, "udp"))
-        assert flows(node) == service
-        with Talker(node.client, ADDRESSES[7 - family if False else family][0]) as other:
-            pass
-        node.add(pod, repeated)
-        assert flows(node) == service
-        node.delete(pod)
-        assert flows(node) == service
-        assert other
+    bystander = flows(node)
+    assert len(bystander) == 1
+    for _ in range(2):
+        node.add(pod, *udp(count))
+        assert flows(node) == bystander
+    with Talker(node.client, host) as talker:
+        assert talker.hears() == "web"
+    both = flows(node)
+    assert len(both) == 2
+    node.add(pod, *udp(count))
+    assert flows(node) == both
+    node.delete(pod)
+    assert flows(node) == bystander
+
+
+@FAMILY
+@COUNT
+def test_a_repeated_identical_add_keeps_the_pods_own_flow(node: Node, family: int, count: int) -> None:
+    pod = node.pod()
+    pod.serve("udp", 53, "web")
+    node.add(pod, *udp(count))
+    with Talker(node.client, ADDRESSES[family][0]) as talker:
+        assert talker.hears() == "web"
+        before = flows(node)
+        assert len(before) == 1
+        node.add(pod, *udp(count))
+        assert flows(node) == before
+        assert talker.hears() == "web"
+        assert flows(node) == before
+
+
+@FAMILY
+@COUNT
+def test_entries_of_another_conntrack_zone_are_left_alone(node: Node, family: int, count: int) -> None:
+    pod = node.pod()
+    host, client, _, _ = ADDRESSES[family]
+    mine = pod.ip4 if family == 4 else pod.ip6
+
+    def track(answering: str, *zone: str) -> set[str]:
+        before = flows(node)
+        entry = (
+            *("-I", "-p", "udp", "-t", "300", "-s", client, "-d", host, "--sport", "40000", "--dport", str(PORT)),
+            *("--reply-src", answering, "--reply-dst", client, "--reply-port-src", "53", "--reply-port-dst", "40000"),
+        )
+        node.run("conntrack", *entry, *zone)
+        return flows(node) - before
+
+    zones = track(host, "--zone", str(ZONE)) | track(mine, "--zone", str(ZONE + 1))
+    twin = track(mine)
+    assert len(zones | twin) == 3
+    for _ in range(2):
+        node.add(pod, *udp(count))
+        assert flows(node) == zones | twin
+    node.delete(pod)
+    assert flows(node) == zones

@@ -28,7 +28,7 @@ SETS = """\
 BASE = """\
     chain dispatch {
         ip6 daddr ::1 return
-        update @local_ip4 { ip daddr }
+        ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }
         update @local_ip6 { ip6 daddr }
         ip daddr . meta l4proto . th dport vmap @hostports_ip4
         ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
@@ -47,6 +47,7 @@ BASE = """\
 
     chain postrouting {
         type nat hook postrouting priority 100; policy accept;
+        ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4
         ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4
         ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6
     }

@@ -178,9 +178,18 @@ def test_two_attachments_of_one_container_do_not_mix(node: Node, first: Pod, ifn
     assert "9090" not in node.ruleset()
 
 
-def test_two_attachments_of_one_container_cannot_share_a_port(node: Node, first: Pod) -> None:
+def test_a_port_stays_with_the_first_of_two_attachments_of_one_container(node: Node, first: Pod) -> None:
+    before = node.ruleset()
     other = config(first, mapping(8080), prevResult=bare_result("10.88.0.201/24"))
-    assert node.cni("ADD", first, other, IFNAME="eth1").code == 100
+    outcome = node.cni("ADD", first, other, IFNAME="eth1")
+    assert outcome.code == 0
+    assert outcome.stderr == f"hostport: host port 8080/tcp stays with another attachment of {first.id}\n"
+    assert node.ruleset() == before
+
+
+def test_a_repeated_add_that_maps_nothing_any_more_removes_what_was_mapped(node: Node, first: Pod) -> None:
+    node.add(first, mapping(8080, hostIP="::1"))
+    assert not node.footprint(first)
 
 
 def test_a_repeated_add_with_other_ports_replaces(node: Node, first: Pod, second: Pod) -> None:

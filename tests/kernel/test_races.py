@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
+
 from cni_hostport import ownership, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.nft import Nft
 from cni_hostport.plan import make
-from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ AT_EVERY_MOMENT = pytest.mark.parametrize("moment", [*LISTINGS, TRANSACTION], id
 class RacedNft(Nft):
     """Lets others act, once, right before a listing or before the first transaction that is built on listings."""
 
-    def __init__(self, moment: str, others: Callable[[], None]) -> None:
+    def __init__(self, moment: str, others: Callable[[], object]) -> None:
         super().__init__()
         self._moment, self._others, self._has_listed = moment, others, False
 
@@ -160,7 +161,7 @@ def test_a_container_that_restarted_is_not_robbed_by_a_taker_who_saw_it_dead(
     again = restarted(node, first, first.addresses if same_address else ())
     first.remove()
     with node.inside(), pytest.raises(CNIError) as refused:
-        claim(RacedNft(moment, lambda: void(node.add(again, mapping(8080)))), taker, mapping(8080))
+        claim(RacedNft(moment, lambda: node.add(again, mapping(8080))), taker, mapping(8080))
     assert refused.value.code == 100
     assert not node.footprint(taker)
     assert is_whole(node, again, mapping(8080))
@@ -187,12 +188,9 @@ def test_a_slow_heir_of_an_address_takes_nothing_from_its_holder_that_moved_on(
     heir, again = node.pod(addresses=first.addresses), restarted(node, first)
     first.remove()
     with node.inside():
-        claim(RacedNft(moment, lambda: void(node.add(again, mapping(8080)))), heir, mapping(9090))
+        claim(RacedNft(moment, lambda: node.add(again, mapping(8080))), heir, mapping(9090))
     assert is_whole(node, heir, mapping(9090))
     assert is_whole(node, again, mapping(8080))
-
-
-def void(_: object) -> None: ...
 
 
 @pytest.fixture
@@ -204,7 +202,9 @@ def _few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_add_that_finds_the_port_taken_and_then_free_every_time_says_try_again(node: Node, second: Pod) -> None:
     holder = node.pod()
     with node.inside(), pytest.raises(CNIError) as lost:
-        claim(AlwaysRacedNft(lambda: node.add(holder, mapping(8080)), lambda: node.delete(holder)), second, mapping(8080))
+        claim(
+            AlwaysRacedNft(lambda: node.add(holder, mapping(8080)), lambda: node.delete(holder)), second, mapping(8080)
+        )
     assert lost.value.code == 11
     assert not node.holds(second)
 

@@ -27,6 +27,9 @@ if kernel:
         def installed(self):
             return Installed.read(kernel)
 
+        def listing(self, what):
+            return []
+
     plugin.Nft = Kernel
 status = skel.run(environ, io.BytesIO(json.dumps(config).encode()), io.StringIO(), sys.stderr)
 print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules})]))

@@ -103,7 +103,7 @@ def test_an_element_tells_its_port_and_address() -> None:
                 "delete element inet hostport hostports { ipv4 . tcp . 8080 }",
                 "delete element inet hostport hostports_ip4 { 192.0.2.1 . sctp . 9 }",
                 "delete element inet hostport pods_ip4 { 10.1.0.2 }",
-                "delete chain inet hostport handle 8",
+                "delete chain inet hostport masq-N-A",
                 "delete chain inet hostport handle 7",
             ],
         ),
@@ -125,7 +125,7 @@ def test_elements_of_one_map_are_deleted_together() -> None:
 
 def test_an_element_that_is_newer_than_the_list_of_chains_is_not_deleted() -> None:
     listing = [chain("masq-N-A"), table_map("hostports", port("ipv4", "tcp", 1, to="N-A"))]
-    assert Installed.read(listing).detach("N-A") == ["delete chain inet hostport handle 1"]
+    assert Installed.read(listing).detach("N-A") == ["delete chain inet hostport masq-N-A"]
 
 
 def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:

@@ -24,13 +24,14 @@ flush chain inet hostport postrouting
 add chain inet hostport loopback { type filter hook prerouting priority raw; policy accept; }
 flush chain inet hostport loopback
 add rule inet hostport dispatch ip6 daddr ::1 return
-add rule inet hostport dispatch update @local_ip4 { ip daddr }
+add rule inet hostport dispatch ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }
 add rule inet hostport dispatch update @local_ip6 { ip6 daddr }
 add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4
 add rule inet hostport dispatch ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
 add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports
 add rule inet hostport prerouting fib daddr type local goto dispatch
 add rule inet hostport output fib daddr type local goto dispatch
+add rule inet hostport postrouting ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4
 add rule inet hostport postrouting ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4
 add rule inet hostport postrouting ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6
 add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
