@@ -40,11 +40,13 @@ class Owner:
                 return f"{self.container_id[:room]} {ifname} {self.netns}"
         return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
 
-    def is_of(self, attachment: Attachment) -> bool:
-        """Tell whether this is, on whichever network and interface, the container of an attachment."""
-        return bool(self.netns) and (self.container_id, self.netns) == (
-            attachment.container_id[: len(self.container_id)],
-            attachment.netns,
+    def is_beside(self, attachment: Attachment) -> bool:
+        """Tell whether this is another interface of an attachment's container."""
+        return (
+            bool(self.netns)
+            and self.netns == attachment.netns
+            and self.container_id == attachment.container_id[: len(self.container_id)]
+            and self.ifname != printable(attachment.ifname)
         )
 
     @classmethod

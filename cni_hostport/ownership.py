@@ -65,7 +65,7 @@ def unshared(installed: Installed, attachment: Attachment, plan: Plan) -> Plan:
     shared = {
         (element.map, element.key)
         for element in installed.elements
-        if element.holder != attachment.key and element.owner.is_of(attachment)
+        if element.holder != attachment.key and element.owner.is_beside(attachment)
     }
     return plan.without({forward for forward in plan.forwards if ruleset.port_key(forward) in shared})
 

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from runtimes.containerd import Containerd
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-OWN_TO_A_RUN = [(r"[0-9a-f]{64}", "<id>"), (r"cni-[0-9a-f-]{36}", "cni-<uuid>"), (r"-[0-9a-f]{16}\b", "-<hash>")]
+OWN_TO_A_RUN = [
+    (r"[0-9a-f]{64}", "<id>"),
+    (r"cni-[0-9a-f-]{36}", "cni-<uuid>"),
+    (r"-[0-9a-f]{16}\b", "-<hash>"),
+    (r"10\.88\.0\.\d+", "<pod's address>"),
+    (r"fd00:88::[0-9a-f]+", "<pod's address>"),
+]
 
 
 def without_what_is_own_to_a_run(text: str) -> str:
