@@ -8,9 +8,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from cni_hostport.attachment import Owner
-from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, TABLE, dnat_chain, masq_chain
+from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
 
 TABLES = f"tables {FAMILY}"
+_MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
+EVERYBODYS = (f"chains {FAMILY}", *_MAPS)  # what to list, and in which order, for ``Installed.read``
 State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
@@ -67,7 +69,7 @@ class Installed:
         return {
             (element.address, element.port[1])
             for element in self.elements
-            if element.map in {"hostports_ip4", "hostports_ip6"} and element.address and element.port[0] == "udp"
+            if element.map in PORT_MAPS and element.address and element.port[0] == "udp"
         }
 
     def of(self, key: str) -> tuple[Element, ...]:
@@ -134,8 +136,7 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
 def state_of(key: str) -> list[str]:
     """Return what to list to see all that an attachment's connections pass through."""
     chains = (*BASE_CHAINS, dnat_chain(key), masq_chain(key))
-    maps = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
-    return [TABLES, *maps] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
+    return [TABLES, *_MAPS] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
 
 
 def label(listing: Iterable[dict[str, Any]]) -> str:

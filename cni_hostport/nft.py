@@ -100,10 +100,8 @@ class Nft:
 
     def installed(self) -> installed.Installed:
         """Return what the table holds, an empty result where there is no table."""
-        chains = self.listing(f"chains {ruleset.FAMILY}")
         # one call for each: nftables 1.0.6 fails on several lists in one
-        maps = [item for name in ruleset.MAPS for item in self.listing(f"map {ruleset.FAMILY} {ruleset.TABLE} {name}")]
-        return installed.Installed.read([*chains, *maps])
+        return installed.Installed.read(item for what in installed.EVERYBODYS for item in self.listing(what))
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:

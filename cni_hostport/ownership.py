@@ -115,13 +115,14 @@ def is_installed(nft: Nft, key: str) -> bool:
     return True
 
 
-def release(nft: Nft, key: str, log: Log) -> None:
-    """Remove all of an attachment's; nothing being there is success.
+def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None:
+    """Remove all of an attachment's; nothing being there is success. ``seen`` spares the first listing.
 
     Raises ``CNIError`` with code 11 if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     for attempt in range(ATTEMPTS):
-        installed = nft.installed()
+        installed = seen or nft.installed()
+        seen = None
         commands = installed.detach(key)
         if not commands:
             return

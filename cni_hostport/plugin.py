@@ -107,10 +107,11 @@ def gc(call: Call, log: Log) -> None:
     valid = _valid_keys(call)
     nft = Nft()
     failures = []
-    for key in sorted(nft.installed().holders - valid):
+    seen = nft.installed()
+    for key in sorted(seen.holders - valid):
         if key.startswith(f"{Attachment.network_key(call.network)}-"):
             try:
-                ownership.release(nft, key, log)
+                ownership.release(nft, key, log, seen)
             except (CNIError, NFTError) as error:
                 failures.append(f"{key}: {error}")
     if failures:

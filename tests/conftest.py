@@ -2,19 +2,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, require
 from machine import Machine
+from tools import TOOLS, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-ROOT = Path(__file__).parent.parent
 PLUGIN_DIRS = [Path("/usr/lib/cni"), Path("/usr/libexec/cni"), Path("/opt/cni/bin")]
 
 
@@ -34,15 +33,8 @@ def node(_kernel: None) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def cnitool() -> Path:
     """The CNI project's own runtime for one plugin chain, built with Go on first use."""
-    tool = ROOT / ".cache" / "bin" / "cnitool"
-    if not tool.exists():
-        require(shutil.which("go"), "needs cnitool, which is built with a Go toolchain")
-        build = ["go", "install", "github.com/containernetworking/cni/cnitool@v1.3.1"]
-        built = subprocess.run(
-            build, env={**os.environ, "GOBIN": str(tool.parent)}, capture_output=True, text=True, check=False
-        )
-        require(built.returncode == 0, f"cnitool cannot be built: {built.stderr}")
-    return tool
+    require(not (need := unavailable("cnitool", "cnitool")), f"needs {need}")
+    return TOOLS / "cnitool"
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +48,4 @@ def plugin_dir() -> Path:
 @pytest.fixture(scope="session")
 def installed_machine(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """A machine with the plugin installed by ``install.sh``, for tests that leave it so."""
-    machine = Machine(tmp_path_factory.mktemp("machine"))
-    installed = machine.install()
-    assert installed.returncode == 0, installed.stderr
-    return machine
+    return Machine.installed(tmp_path_factory.mktemp("machine"))

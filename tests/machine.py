@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-ROOT = Path(__file__).parents[1]
+from tools import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SHIPPED = ["cni_hostport", "conf", "tests/demo.sh", "install.sh", "pyproject.toml", "README.md", "LICENSE"]
 
 
@@ -30,6 +34,14 @@ class Machine:
                 shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, target)
+
+    @classmethod
+    def installed(cls, top: Path) -> Self:
+        """Make a machine and install the plugin on it."""
+        made = cls(top)
+        outcome = made.install()
+        assert outcome.returncode == 0, outcome.stderr
+        return made
 
     def install(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command: list[str | Path] = [self.source / "install.sh", "--bin-dir", self.bin, "--lib-dir", self.lib, *options]

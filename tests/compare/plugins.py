@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compare.expect import fall_short, succeeded
 from lab import LAUNCHER, Node, config
+from tools import TOOLS
 
 if TYPE_CHECKING:
     import subprocess
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from lab import Outcome, Pod
 
-ROOT = Path(__file__).parents[2]
-TOOLS = Path(os.environ.get("HOSTPORT_TOOLS", ROOT / ".cache" / "bin"))
 PORTMAP = TOOLS / "portmap"
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from compare.cases import load
 from compare.expect import ShortcomingError
-from compare.plugins import PLUGINS, PORTMAP, ROOT, Bench, Plugin
+from compare.plugins import PLUGINS, Bench, Plugin
+from tools import unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,15 +32,7 @@ def missing() -> str:
         return "the kernel's br_netfilter"
     if programs := [program for program in PROGRAMS if not shutil.which(program)]:
         return f"the programs {', '.join(programs)}"
-    if not PORTMAP.exists():
-        if not shutil.which("go"):
-            return f"the reference plugin as {PORTMAP}, or a Go toolchain to build it"
-        built = subprocess.run(
-            [ROOT / "tests" / "build-tools.sh", "plugins"], capture_output=True, text=True, check=False
-        )
-        if built.returncode:
-            return f"the reference plugin, which cannot be built: {built.stderr}"
-    return ""
+    return unavailable("plugins", "portmap")
 
 
 def attempt(case: Case, plugin: Plugin) -> str:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cnitool import Chain
-from compare.plugins import ROOT, TOOLS
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, mapping, require
+from tools import TOOLS, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,11 +36,7 @@ CONFLIST: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def newest_plugins() -> Path:
     """The folder of the newest reference plugins, which are built with Go on first use."""
-    if not all((TOOLS / name).exists() for name in ("bridge", "host-local")):
-        require(shutil.which("go"), "needs the newest reference plugins, which are built with a Go toolchain")
-        build = [str(ROOT / "tests" / "build-tools.sh"), "plugins"]
-        built = subprocess.run(build, capture_output=True, text=True, check=False)
-        require(built.returncode == 0, f"the reference plugins cannot be built: {built.stderr}")
+    require(not (need := unavailable("plugins", "bridge", "host-local")), f"needs {need}")
     return TOOLS
 
 

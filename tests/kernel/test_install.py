@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def machine(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    made = Machine(tmp_path_factory.mktemp("machine"))
-    installed = made.install()
-    assert installed.returncode == 0, installed.stderr
-    return made
+    return Machine.installed(tmp_path_factory.mktemp("machine"))
 
 
 def test_the_executable_says_what_it_is(machine: Machine) -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from compare.plugins import PLUGINS, PORTMAP, ROOT, Bench, Plugin
+from compare.plugins import PLUGINS, Bench, Plugin
 from conversation import Conversation
 from kernel.test_conntrack import Talker
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Pod, mapping, require
+from tools import unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +25,7 @@ TABLES = {"portmap-iptables": ("ip nat", "ip6 nat"), "portmap-nftables": ("ip cn
 def node(request: pytest.FixtureRequest, _kernel: None) -> Iterator[Bench]:
     """A node whose pods are set up by one of portmap's back ends."""
     require(shutil.which("iptables"), "needs the program iptables")
-    if not PORTMAP.exists():
-        require(shutil.which("go"), "needs portmap, which is built with a Go toolchain")
-        built = subprocess.run(
-            [ROOT / "tests" / "build-tools.sh", "plugins"], capture_output=True, text=True, check=False
-        )
-        require(built.returncode == 0, f"portmap cannot be built: {built.stderr}")
+    require(not (need := unavailable("plugins", "portmap")), f"needs {need}")
     with Bench(request.param) as made:
         made.client.ip(f"route add default via {NODE4}", f"route add default via {NODE6}")
         yield made

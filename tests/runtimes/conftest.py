@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import Node, require
 from runtimes import cri, image
-from runtimes.containerd import DEBIAN, NEWEST, TOOLS, Containerd, Generation
+from runtimes.containerd import DEBIAN, NEWEST, Containerd, Generation
 from runtimes.host import Host
+from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

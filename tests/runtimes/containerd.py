@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from lab import LAUNCHER
 from runtimes import image
 from runtimes.cri import CRI, CRIError
 from runtimes.host import SYSTEM_PATH, wait_for
+from tools import ROOT, TOOLS
 
 if TYPE_CHECKING:
     from lab import Node
     from runtimes.host import Host, Inside
 
-ROOT = Path(__file__).parents[2]
-TOOLS = Path(os.environ.get("HOSTPORT_TOOLS", ROOT / ".cache" / "bin"))
 CHAINED = ["bridge", "host-local", "loopback"]
 DUAL, IPV4, REFUSED = "runc", "ipv4", "refused"  # runtime handlers, each with a network of its own; runc is the default
 REFUSING = """#!/bin/sh

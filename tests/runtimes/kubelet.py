@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lab import NODE4
 from runtimes import image
-from runtimes.containerd import TOOLS
 from runtimes.host import SYSTEM_PATH, wait_for
+from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
