@@ -16,7 +16,9 @@ class _Stdin:
 
 def main() -> None:
     """Run one CNI command and exit with its status."""
-    sys.exit(skel.run(os.environ, _Stdin(), sys.stdout, sys.stderr))
+    status = skel.run(os.environ, _Stdin(), sys.stdout, sys.stderr)
+    sys.stderr.flush()
+    os._exit(status)  # everything is said: taking modules down in order would only cost time
 
 
 if __name__ == "__main__":

@@ -6,26 +6,27 @@ Its chains are named by two hashes, so that any ID fits a chain name and GC can 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from _blake2 import blake2b  # hashlib itself loads OpenSSL
 from os.path import normpath
-from typing import Self
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
 
-@dataclass(frozen=True, slots=True)
 class Owner:
     """What a map element's comment says of its holder.
 
     ``container_id`` may be shortened; ``netns`` is empty where it did not fit or cannot be written as it is.
     """
 
-    container_id: str
-    ifname: str
-    netns: str = ""
+    __slots__ = ("container_id", "ifname", "netns")
+
+    def __init__(self, container_id: str, ifname: str, netns: str = "") -> None:
+        """Take the comment's parts."""
+        self.container_id = container_id
+        self.ifname = ifname
+        self.netns = netns
 
     def comment(self) -> str:
         """Return ``<containerID> <ifname> <netns path>``, printable ASCII of at most 128 bytes.
@@ -50,25 +51,28 @@ class Owner:
         )
 
     @classmethod
-    def parse(cls, comment: str) -> Self:
+    def parse(cls, comment: str) -> Owner:
         """Read a comment back; whatever stands there, this never fails."""
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
         return cls(container_id, ifname, netns)
 
 
-@dataclass(frozen=True, slots=True)
 class Attachment:
     """One container's interface on one network.
 
     ``netns`` and ``pod`` (``namespace/name``) tell more about it where they are known; they do not identify it.
     """
 
-    network: str
-    container_id: str
-    ifname: str
-    netns: str = field(default="", compare=False)
-    pod: str = field(default="", compare=False)
+    __slots__ = ("container_id", "ifname", "netns", "network", "pod")
+
+    def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
+        """Take what a runtime calls it by."""
+        self.network = network
+        self.container_id = container_id
+        self.ifname = ifname
+        self.netns = netns
+        self.pod = pod
 
     @property
     def key(self) -> str:

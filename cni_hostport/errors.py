@@ -1,4 +1,4 @@
-"""The one error type that crosses the plugin's edge, and its codes.
+"""The one error type that crosses the plugin's edge, with its codes, and those of nftables that operations tell apart.
 
 Codes 1 to 99 are the CNI specification's (SPEC.md, section 5 "Error"); 100 and above belong to this plugin.
 """
@@ -39,3 +39,38 @@ class CNIError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+
+class NFTError(Exception):
+    """nftables refused something, and nothing was changed.
+
+    ``refusals`` are (reason, command), ``str()`` of the error the same for a person.
+    """
+
+    def __init__(self, refusals: list[tuple[str, str]]) -> None:
+        """Keep the refusals apart."""
+        super().__init__("; ".join(": ".join(filter(None, refusal)) for refusal in refusals))
+        self.refusals = refusals
+
+    @property
+    def may_be_a_race(self) -> bool:
+        """Tell whether somebody else's change can be the reason: something to create exists, or to delete does not."""
+        return isinstance(self, ExistsError | NotFoundError | BusyError) and all(
+            command.partition(" ")[0] in {"create", "delete", ""} for _, command in self.refusals
+        )
+
+
+class NotFoundError(NFTError):
+    """A table, map, element or chain that was to be used or deleted does not exist."""
+
+
+class ExistsError(NFTError):
+    """A chain or a map element that was to be created exists."""
+
+
+class BusyError(NFTError):
+    """A chain that was to be deleted is still led into."""
+
+
+class UnavailableError(NFTError):
+    """libnftables cannot be loaded, or has no netlink socket."""

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from cni_hostport.attachment import Owner
-from cni_hostport.ruleset import BASE_CHAINS, FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
+from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
 
 TABLES = f"tables {FAMILY}"
 _MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
@@ -135,8 +135,13 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
 
 def state_of(key: str) -> list[str]:
     """Return what to list to see all that an attachment's connections pass through."""
-    chains = (*BASE_CHAINS, dnat_chain(key), masq_chain(key))
-    return [TABLES, *_MAPS] + [f"chain {FAMILY} {TABLE} {name}" for name in chains]
+    base = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
+    return [TABLES, *_MAPS, *base, token_of(key), f"chain {FAMILY} {TABLE} {masq_chain(key)}"]
+
+
+def token_of(key: str) -> str:
+    """Return what to list to see the rules that translate an attachment's connections."""
+    return f"chain {FAMILY} {TABLE} {dnat_chain(key)}"
 
 
 def label(listing: Iterable[dict[str, Any]]) -> str:

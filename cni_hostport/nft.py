@@ -1,50 +1,21 @@
 """The kernel's nftables through libnftables: run a transaction, list. The only importer of ``nftables``."""
 
+from __future__ import annotations
+
 import json
 import re
-from collections.abc import Sequence
-from ctypes import CDLL
-from typing import Any
 
-from cni_hostport import installed, ruleset
+from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from cni_hostport.installed import Installed
 
 LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
-
-
-class NFTError(Exception):
-    """nftables refused something, and nothing was changed.
-
-    ``refusals`` are (reason, command), ``str()`` of the error the same for a person.
-    """
-
-    def __init__(self, refusals: list[tuple[str, str]]) -> None:
-        """Keep the refusals apart."""
-        super().__init__("; ".join(": ".join(filter(None, refusal)) for refusal in refusals))
-        self.refusals = refusals
-
-    @property
-    def may_be_a_race(self) -> bool:
-        """Tell whether somebody else's change can be the reason: something to create exists, or to delete does not."""
-        return isinstance(self, ExistsError | NotFoundError | BusyError) and all(
-            command.partition(" ")[0] in {"create", "delete", ""} for _, command in self.refusals
-        )
-
-
-class NotFoundError(NFTError):
-    """A table, map, element or chain that was to be used or deleted does not exist."""
-
-
-class ExistsError(NFTError):
-    """A chain or a map element that was to be created exists."""
-
-
-class BusyError(NFTError):
-    """A chain that was to be deleted is still led into."""
-
-
-class UnavailableError(NFTError):
-    """libnftables cannot be loaded, or has no netlink socket."""
 
 
 # in this order: a batch can fail for several reasons at once, and a key that has a holder is the one to look at first
@@ -61,6 +32,8 @@ class Nft:
     def __init__(self) -> None:
         """Open the context; raises ``UnavailableError`` where there is no libnftables."""
         try:
+            from ctypes import CDLL
+
             import nftables
 
             CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
@@ -92,16 +65,22 @@ class Nft:
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        return {what: self.listing(what) for what in installed.state_of(key)}
+        from cni_hostport.installed import state_of
+
+        return {what: self.listing(what) for what in state_of(key)}
 
     def pod_name(self, key: str) -> str:
         """Return the ``namespace/name`` with which an attachment's rules are labelled, empty if they are not."""
-        return installed.label(self.listing(f"chain {ruleset.FAMILY} {ruleset.TABLE} {ruleset.dnat_chain(key)}"))
+        from cni_hostport.installed import label, token_of
 
-    def installed(self) -> installed.Installed:
+        return label(self.listing(token_of(key)))
+
+    def installed(self) -> Installed:
         """Return what the table holds, an empty result where there is no table."""
+        from cni_hostport.installed import EVERYBODYS, Installed
+
         # one call for each: nftables 1.0.6 fails on several lists in one
-        return installed.Installed.read(item for what in installed.EVERYBODYS for item in self.listing(what))
+        return Installed.read(item for what in EVERYBODYS for item in self.listing(what))
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:

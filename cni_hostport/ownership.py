@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 
 from cni_hostport import host, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, Code, NFTError, UnavailableError
 from cni_hostport.installed import Element, Installed
-from cni_hostport.nft import BusyError, Nft, NFTError, NotFoundError, UnavailableError
+from cni_hostport.nft import Nft
 from cni_hostport.plan import Plan
+from cni_hostport.table import POD_MAPS, PORT_MAPS, base
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -31,7 +32,7 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     for attempt in range(ATTEMPTS):
         commands = [command for holder in leaving for command in installed.detach(holder)]
         if own.forwards:
-            commands += [*ruleset.base(), *ruleset.attach(attachment, own)]
+            commands += [*base(), *ruleset.attach(attachment, own)]
         try:
             nft.run(commands)
         except NFTError as error:
@@ -103,18 +104,6 @@ def _who(owner: Owner) -> str:
     return f"container {owner.container_id[:SHORT_ID]} ({owner.ifname})"
 
 
-def is_installed(nft: Nft, key: str) -> bool:
-    """Tell, without a listing, whether there is anything to release."""
-    commands = ruleset.delete_chains(key)
-    try:
-        nft.run(commands)
-    except NotFoundError as error:
-        return len(error.refusals) < len(commands)
-    except BusyError:
-        pass
-    return True
-
-
 def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None:
     """Remove all of an attachment's; nothing being there is success. ``seen`` spares the first listing.
 
@@ -143,12 +132,12 @@ def _forget_flows(elements: Iterable[Element], log: Log) -> None:
     ports = [
         (element.address, number)
         for element in elements
-        if element.map in ruleset.PORT_MAPS
+        if element.map in PORT_MAPS
         for protocol, number in [element.port]
         if protocol == "udp"
     ]
     if ports:
-        pods = [element.address for element in elements if element.map in ruleset.POD_MAPS and element.address]
+        pods = [element.address for element in elements if element.map in POD_MAPS and element.address]
         best_effort(lambda: host.forget_flows_to(pods, ports), log)
 
 

@@ -1,22 +1,22 @@
 """The CNI operations. Each is a plan, then one nftables transaction; the kernel's transaction is the only lock.
 
 The ruleset is the only state: nothing is written to files, and DEL and GC go by what is installed, never by what the
-runtime says was asked for.
+runtime says was asked for. Most pods have no host ports, and each import costs them time: an operation imports what it
+needs once it knows that it does.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError
 
-from cni_hostport import host, installed, ownership, ruleset
-from cni_hostport.attachment import Attachment, pod_name
-from cni_hostport.errors import CNIError, Code
-from cni_hostport.nft import Nft, NFTError, NotFoundError
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.nft import Nft
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
@@ -32,6 +32,11 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     plan = _plan(call)
     if plan is None:
         return result
+    from contextlib import suppress
+
+    from cni_hostport import host, ownership
+    from cni_hostport.nft import Nft
+
     for mapping in plan.unmapped:
         log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
     nft, attachment = Nft(), _attachment(call)
@@ -55,20 +60,33 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
-    nft, key = Nft(), _attachment(call).key
-    if ownership.is_installed(nft, key):
-        ownership.release(nft, key, log)
-    elif call.config.get("runtimeConfig"):
-        _tell_leftovers_of_portmap(nft, call, log)
+    from cni_hostport.lookup import Lookup
+
+    lookup, key = Lookup(), _attachment(call).key
+    held = lookup.find(key)
+    if held is None:
+        if call.config.get("runtimeConfig"):
+            _tell_leftovers_of_portmap(lookup, call, log)
+    elif not lookup.remove(held):
+        from cni_hostport import ownership
+        from cni_hostport.nft import Nft
+
+        ownership.release(Nft(), key, log)
+    elif held.udp_ports:
+        from cni_hostport import host, ownership
+
+        ownership.best_effort(lambda: host.forget_flows_to(held.pods, held.udp_ports), log)
 
 
-def _tell_leftovers_of_portmap(nft: Nft, call: Call, log: Log) -> None:
-    from cni_hostport import portmap
+def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
+    from cni_hostport import ownership, portmap
 
-    with suppress(NFTError):  # an advice, not the operation
-        backends = portmap.backends_with_leftovers(nft, call)
-        if backends:
-            ownership.announce(log, portmap.advice(call, backends))
+    try:
+        backends = portmap.backends_with_leftovers(lookup, call)
+    except NFTError:
+        return  # an advice, not the operation
+    if backends:
+        ownership.announce(log, portmap.advice(call, backends))
 
 
 def check(call: Call, _log: Log) -> None:
@@ -80,30 +98,56 @@ def check(call: Call, _log: Log) -> None:
     plan = _plan(call)
     if plan is None or not plan.forwards:
         return
-    nft, attachment = Nft(), _attachment(call)
+    from cni_hostport.lookup import Lookup
+
+    attachment = _attachment(call)
+    expected = _installed_alone(attachment, plan)[0].snapshot(attachment.key)
+    if expected is None or expected != Lookup().snapshot(attachment.key):
+        _check_by_listing(attachment, plan)
+
+
+def _check_by_listing(attachment: Attachment, plan: Plan) -> None:
+    from cni_hostport import installed, ownership
+    from cni_hostport.nft import Nft
+
+    nft, key = Nft(), attachment.key
     plan = ownership.unshared(nft.installed(), attachment, plan)
     if not plan.forwards:
         return
-    try:
-        with host.scratch_namespace():
-            scratch = Nft()
-        scratch.run([*ruleset.base(), *ruleset.attach(attachment, plan)])
-    except OSError as error:
-        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
-    key = attachment.key
-    differences = installed.differences(key, expected=scratch.state(key), actual=nft.state(key))
+    expected = _installed_alone(attachment, plan)[1].state(key)
+    differences = installed.differences(key, expected=expected, actual=nft.state(key))
     if differences:
         raise CNIError(
             Code.CHECK_FAILED,
-            f"the host ports of {call.container_id} ({call.ifname}) are not as installed by ADD: {differences[0]}",
+            f"the host ports of {attachment.container_id} ({attachment.ifname}) are not as installed by ADD:"
+            f" {differences[0]}",
             "\n".join(differences),
         )
+
+
+def _installed_alone(attachment: Attachment, plan: Plan) -> tuple[Lookup, Nft]:
+    """Install an attachment in an empty network namespace, and return the ways to look at it there."""
+    from cni_hostport import host, ruleset, table
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.nft import Nft
+
+    try:
+        with host.scratch_namespace():
+            lookup, nft = Lookup(), Nft()
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
+    nft.run([*table.base(), *ruleset.attach(attachment, plan)])
+    return lookup, nft
 
 
 def gc(call: Call, log: Log) -> None:
     """Remove the attachments of this network that the runtime does not list as valid."""
     if VALID_ATTACHMENTS not in call.config:
         return
+    from cni_hostport import ownership
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.nft import Nft
+
     valid = _valid_keys(call)
     nft = Nft()
     failures = []
@@ -120,7 +164,9 @@ def gc(call: Call, log: Log) -> None:
 
 def status(call: Call, _log: Log) -> None:
     """Ask the kernel whether it accepts every expression of this network's rules, leaving nothing behind."""
+    from cni_hostport import ruleset
     from cni_hostport.config import NetworkConfig
+    from cni_hostport.nft import Nft
 
     probe = ruleset.probe(NetworkConfig.parse(call.config).conditions)
     try:
@@ -138,6 +184,8 @@ def _translated(operation: Operation) -> Operation:
         try:
             return operation(call, log)
         except NFTError as error:
+            from cni_hostport import ownership
+
             raise ownership.refused(error) from error
 
     return run
@@ -153,6 +201,8 @@ OPERATIONS = {
 
 
 def _attachment(call: Call) -> Attachment:
+    from cni_hostport.attachment import Attachment, pod_name
+
     return Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
 
 
@@ -170,7 +220,7 @@ def _plan(call: Call) -> Plan | None:
     runtime = call.config.get("runtimeConfig")
     if runtime is None or (isinstance(runtime, dict) and runtime.get("portMappings") in (None, [])):
         return None  # most pods: nothing is imported, validated or asked for them
-    from cni_hostport import plan
+    from cni_hostport import host, plan
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
 
     config = NetworkConfig.parse(call.config)
@@ -186,6 +236,8 @@ def _plan(call: Call) -> Plan | None:
 
 
 def _valid_keys(call: Call) -> set[str]:
+    from cni_hostport.attachment import Attachment
+
     listed = call.config[VALID_ATTACHMENTS]
     if listed is None:
         return set()

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import json
 from hashlib import sha512
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_hostport.nft import Nft
+    from cni_hostport.lookup import Lookup
     from cni_hostport.skel import Call
 
 CHAIN_CHARACTERS = 28  # portmap's limit for the name of an iptables chain
 
 
-def backends_with_leftovers(nft: Nft, call: Call) -> list[str]:
+def backends_with_leftovers(lookup: Lookup, call: Call) -> list[str]:
     """Return those of portmap's back ends that still have rules of the container."""
     # containernetworking/plugins: pkg/utils/utils.go (MustFormatChainNameWithPrefix), portmap_nftables.go (comments)
     name = f"CNI-DN-{sha512((call.network + call.container_id).encode()).hexdigest()}"[:CHAIN_CHARACTERS]
-    iptables = any(nft.listing(f"chain {family} nat {name}") for family in ("ip", "ip6"))
-    rules = (item for family in ("ip", "ip6") for item in nft.listing(f"chain {family} cni_hostport hostports"))
-    nftables = any(item.get("rule", {}).get("comment") == call.container_id for item in rules)
+    iptables = any(lookup.has_chain(name, "nat", family) for family in ("ip", "ip6"))
+    tables = [family for family in ("ip", "ip6") if lookup.has_chain("hostports", "cni_hostport", family)]
+    nftables = bool(tables) and _have_rules_of(call.container_id, tables)
     return [name for name, found in (("iptables", iptables), ("nftables", nftables)) if found]
+
+
+def _have_rules_of(container_id: str, families: Sequence[str]) -> bool:
+    from cni_hostport.nft import Nft
+
+    nft = Nft()
+    rules = (item for family in families for item in nft.listing(f"chain {family} cni_hostport hostports"))
+    return any(item.get("rule", {}).get("comment") == container_id for item in rules)
 
 
 def advice(call: Call, backends: Sequence[str]) -> str:

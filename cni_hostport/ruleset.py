@@ -18,83 +18,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.plan import EVERYWHERE, Forward, Plan
+from cni_hostport.table import FAMILY, TABLE, base, dnat_chain, masq_chain
 
-FAMILY, TABLE = "inet", "hostport"
 MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
-
-PORT_MAPS = {
-    "hostports": "nf_proto . inet_proto . inet_service",
-    "hostports_ip4": "ipv4_addr . inet_proto . inet_service",
-    "hostports_ip6": "ipv6_addr . inet_proto . inet_service",
-}
-POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
-MAPS = PORT_MAPS | POD_MAPS
-# the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
-ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
-
-# name: (hook, rules); the order of rules matters, that of chains does not
-BASE_CHAINS = {
-    "dispatch": (
-        "",
-        (
-            "ip6 daddr ::1 return",  # cannot leave the host: let the connection be refused instead of hanging
-            "ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }",  # so many that they would fill the set
-            "update @local_ip6 { ip6 daddr }",
-            "ip daddr . meta l4proto . th dport vmap @hostports_ip4",  # a given host address beats any address
-            "ip6 daddr . meta l4proto . th dport vmap @hostports_ip6",
-            "meta nfproto . meta l4proto . th dport vmap @hostports",
-        ),
-    ),
-    # before others' nat hooks of the usual priority: among equals the kernel would call the one that came last first
-    "prerouting": (
-        "type nat hook prerouting priority dstnat - 1; policy accept;",
-        ("fib daddr type local goto dispatch",),
-    ),
-    # nftables 1.0.6 knows the name dstnat for prerouting only
-    "output": ("type nat hook output priority -101; policy accept;", ("fib daddr type local goto dispatch",)),
-    "postrouting": (
-        "type nat hook postrouting priority srcnat; policy accept;",
-        # what others redirect to the pod, such as a Service's connections, is theirs to masquerade
-        (
-            "ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4",
-            "ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4",
-            "ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6",
-        ),
-    ),
-    # route_localnet lets 127.0.0.0/8 through on the pods' interface; only the node itself may use it (CVE-2020-8558)
-    "loopback": (
-        "type filter hook prerouting priority raw; policy accept;",
-        ('iifname != "lo" ip daddr 127.0.0.0/8 drop', 'iifname != "lo" ip saddr 127.0.0.0/8 drop'),
-    ),
-}
-
-
-def base() -> list[str]:
-    """Return the commands that declare the table, maps and base chains, and put right what is there of them."""
-    commands = [f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}']
-    commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in MAPS.items()]
-    commands += [
-        f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
-        for name, key in ADDRESS_SETS.items()
-    ]
-    for name, (hook, _) in BASE_CHAINS.items():
-        commands += [
-            f"add chain {FAMILY} {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
-            f"flush chain {FAMILY} {TABLE} {name}",
-        ]
-    for name, (_, rules) in BASE_CHAINS.items():
-        commands += [f"add rule {FAMILY} {TABLE} {name} {rule}" for rule in rules]
-    return commands
-
-
-def dnat_chain(key: str) -> str:
-    """Return the name of the chain that translates an attachment's connections: its ownership token."""
-    return f"dnat-{key}"
-
-
-def masq_chain(key: str) -> str:
-    """Return the name of the chain that masquerades an attachment's connections."""
-    return f"masq-{key}"
 
 
 def attach(attachment: Attachment, plan: Plan) -> list[str]:

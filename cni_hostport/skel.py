@@ -5,17 +5,28 @@ The order of the checks and their codes are those of the reference implementatio
 be run in-process.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import Any, Protocol, TextIO
 
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
+
+TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Protocol, TextIO
+
+    class Readable(Protocol):
+        """Where the network configuration comes from."""
+
+        def read(self) -> bytes:
+            """Return everything, or raise ``OSError``."""
+            ...
+
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST = VERSIONS[-1]
@@ -33,30 +44,20 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 MAX_IFNAME_BYTES = 15  # the kernel's IFNAMSIZ is 16, with the final NUL
 
 
-class Readable(Protocol):
-    """Where the network configuration comes from."""
-
-    def read(self) -> bytes:
-        """Return everything, or raise ``OSError``."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """One CNI command as the runtime gave it: its variables, and the network configuration of stdin, unvalidated."""
 
-    command: str
-    container_id: str
-    netns: str
-    ifname: str
-    args: str
-    config: Mapping[str, Any]
+    __slots__ = ("args", "command", "config", "container_id", "ifname", "netns", "network")
 
-    @property
-    def network(self) -> str:
-        """The network's name, the only key of the configuration that ``skel`` itself validates."""
-        name: str = self.config["name"]
-        return name
+    def __init__(self, environ: Mapping[str, str], config: Mapping[str, Any]) -> None:
+        """Take the variables that operations use, and the name, the only key that ``skel`` itself validates."""
+        self.command = environ["CNI_COMMAND"]
+        self.container_id = environ.get("CNI_CONTAINERID", "")
+        self.netns = environ.get("CNI_NETNS", "")
+        self.ifname = environ.get("CNI_IFNAME", "")
+        self.args = environ.get("CNI_ARGS", "")
+        self.config = config
+        self.network: str = config["name"]
 
 
 def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: TextIO) -> int:
@@ -194,20 +195,12 @@ def _dispatch(
 
     from cni_hostport import plugin
 
-    call = Call(
-        command=command,
-        container_id=environ.get("CNI_CONTAINERID", ""),
-        netns=environ.get("CNI_NETNS", ""),
-        ifname=environ.get("CNI_IFNAME", ""),
-        args=environ.get("CNI_ARGS", ""),
-        config=config,
-    )
-    return plugin.OPERATIONS[command](call, log)
+    return plugin.OPERATIONS[command](Call(environ, config), log)
 
 
 def _check_netns(netns: str) -> None:
     try:
-        same = Path(netns).samefile("/proc/self/ns/net")
+        same = os.path.samefile(netns, "/proc/self/ns/net")
     except (OSError, ValueError):
         return  # a namespace that is gone, or seen by the runtime alone, is not the one this process runs in
     if same:

@@ -9,7 +9,7 @@ from cni_hostport import plugin, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.installed import Installed
-from cni_hostport.nft import NFTError, NotFoundError, UnavailableError
+from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:

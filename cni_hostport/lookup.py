@@ -1,0 +1,146 @@
+"""One attachment in the kernel's ruleset, found by the names of its chains instead of by listing, and removed.
+
+libnftables lists the chains of the whole node before it touches any, and knows no way from a chain to the elements that
+lead into it. Here the kernel is asked for single objects, so that the cost does not grow with the node. An attachment's
+own rules tell which elements it should have, and each of those is asked whether it does lead into the attachment's
+chains. What cannot be told in this way is left to a listing: a rule that looks ports up in a map of its own, an element
+without its rule.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cni_hostport import nf_tables
+from cni_hostport.errors import NFTError
+from cni_hostport.netlink import Netlink
+from cni_hostport.table import ADDRESS_SETS, BASE_CHAINS, FAMILY, MAPS, POD_MAPS, TABLE, dnat_chain, masq_chain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_hostport.netlink import Message
+    from cni_hostport.nf_tables import Element
+
+NETLINK_NETFILTER = 12
+UDP = 17
+
+
+class Held:
+    """What an attachment holds: its elements, its chains, and the handle of the one that is its ownership token."""
+
+    __slots__ = ("chains", "elements", "handle")
+
+    def __init__(self, elements: list[Element], chains: list[str], handle: bytes) -> None:
+        """Take what was found; the handle is empty where the token is missing."""
+        self.elements = elements
+        self.chains = chains
+        self.handle = handle
+
+    @property
+    def udp_ports(self) -> list[tuple[bytes | None, int]]:
+        """The (packed host address or ``None`` for any, host port) of its UDP mappings."""
+        return [
+            (None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
+            for name, key in self.elements
+            if name not in POD_MAPS and key[-8] == UDP
+        ]
+
+    @property
+    def pods(self) -> list[bytes]:
+        """The packed addresses of its pod."""
+        return [key for name, key in self.elements if name in POD_MAPS]
+
+
+class Lookup:
+    """Questions to nf_tables in the network namespace in which this was made.
+
+    The methods raise ``NFTError`` where the kernel refuses an answer: without privileges, or without nf_tables.
+    """
+
+    def __init__(self) -> None:
+        """Open a socket."""
+        try:
+            self._netlink = Netlink(NETLINK_NETFILTER)
+        except OSError as error:
+            raise _failure(error.errno or 0) from error
+
+    def has_chain(self, name: str, table: str = TABLE, family: str = FAMILY) -> bool:
+        """Tell whether there is such a chain."""
+        return self._ask(nf_tables.get_chain(name, table, family)) != [None]
+
+    def find(self, key: str) -> Held | None:
+        """Return what an attachment holds, ``None`` where there is nothing of it.
+
+        Elements that none of its rules lets expect are not found; ``remove`` then has nothing done.
+        """
+        masq, dnat = names = masq_chain(key), dnat_chain(key)
+        found = dict(zip(names, self._ask(*map(nf_tables.get_chain, names)), strict=True))
+        token = found[dnat]
+        if token is None:
+            return None if found[masq] is None else Held([], [masq], b"")
+        return Held(self._elements(key), [name for name in names if found[name]], nf_tables.handle(token))
+
+    def remove(self, held: Held) -> bool:
+        """Remove an attachment in one transaction; tell whether all was as it was found, else nothing is done."""
+        if not held.handle:
+            return False
+        # the handle tells the token from a later chain of its name, the name tells the other chain from one that has
+        # its handle in a later table
+        batch = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
+        _OPEN.append(self._netlink)
+        begun, *outcomes = (error for error, _ in self._netlink.ask(batch)[:-1])
+        errors = set(outcomes) - {0}
+        if errors and not errors <= {errno.ENOENT, errno.EBUSY}:
+            # where the batch itself is refused, its messages are not answered
+            raise _failure(begun if errors == {errno.EIO} else next(iter(errors)))
+        return not errors
+
+    def snapshot(self, key: str) -> object:
+        """Return all that an attachment's connections pass through, to be compared with ``==``.
+
+        ``None`` where something in it cannot be compared.
+        """
+        chains = (*BASE_CHAINS, masq_chain(key), dnat_chain(key))
+        asked = [
+            nf_tables.get_table(),
+            *map(nf_tables.get_set, MAPS | ADDRESS_SETS),
+            *map(nf_tables.get_chain, chains),
+        ]
+        answers = zip(asked, self._ask(*asked), strict=True)
+        objects = [answer and nf_tables.effect(kind, answer) for (kind, _, _), answer in answers]
+        rules = [[nf_tables.effect_of_rule(rule) for rule in self._rules(chain)] for chain in chains]
+        return None if any(None in of_chain for of_chain in rules) else (objects, rules, self._elements(key))
+
+    def _elements(self, key: str) -> list[Element]:
+        """Return the elements that the rules of an attachment let expect, and that do lead into its chains."""
+        rules = self._rules(dnat_chain(key))
+        expected = list(dict.fromkeys(element for rule in rules for element in nf_tables.expected_elements(rule)))
+        answers = zip(expected, self._ask(*map(nf_tables.get_element, expected)), strict=True)
+        own = {masq_chain(key), dnat_chain(key)}
+        return [element for element, answer in answers if answer and nf_tables.target(answer) in own]
+
+    def _rules(self, chain: str) -> Sequence[bytes]:
+        [(error, rules)] = self._netlink.ask([nf_tables.get_rules(chain)])
+        if error not in {0, errno.ENOENT, errno.EINTR}:
+            raise _failure(error)
+        return rules
+
+    def _ask(self, *messages: Message) -> list[bytes | None]:
+        """Return the object that each message asks for, ``None`` for one that does not exist."""
+        outcomes = self._netlink.ask(messages)
+        for error, _ in outcomes:
+            if error not in {0, errno.ENOENT}:
+                raise _failure(error)
+        return [answers[0] if answers else None for _, answers in outcomes]
+
+
+# closing a socket waits, 6 to 15 ms, until the kernel has freed what was deleted: the process's end does that, when the
+# caller has its answer
+_OPEN: list[Netlink] = []
+
+
+def _failure(number: int) -> NFTError:
+    return NFTError([(os.strerror(number), "netlink")])

@@ -1,0 +1,190 @@
+"""The kernel's nf_tables messages: requests for single objects, and what the answers say. Pure.
+
+Numbers and layouts are those of linux/netfilter/nf_tables.h, names those of its enums without the prefix.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cni_hostport.netlink import NLM_F_DUMP, attribute, attributes, nested
+from cni_hostport.table import FAMILY, TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cni_hostport.netlink import Message
+
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, GETSETELEM, DELSETELEM = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 13, 14)
+)
+FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
+
+IN_TABLE = 1  # the name of the table, in messages about whatever is in one
+TABLE_NAME, TABLE_FLAGS = 1, 2
+CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
+RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
+SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
+SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
+SET_ELEM_KEY, SET_ELEM_DATA = 1, 2
+LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
+DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
+META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = (
+    2,
+    2,
+    3,
+    4,
+    2,
+    3,
+    2,
+    1,
+)
+CMP_EQ = 0
+
+# what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
+NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
+DADDR = {FAMILIES["ip"]: (1, 16, 4), FAMILIES["ip6"]: (1, 24, 16)}
+
+# what of an object its effect depends on
+COMPARED = {
+    GETTABLE: (TABLE_FLAGS,),
+    GETSET: (SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT),
+    GETCHAIN: (
+        CHAIN_HOOK,
+        CHAIN_POLICY,
+        CHAIN_USE,
+        CHAIN_TYPE,
+        CHAIN_FLAGS,
+    ),  # in use: by rules, and by what leads there
+}
+
+Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
+
+
+def get_table() -> Message:
+    """Ask for the table."""
+    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(TABLE)))
+
+
+def get_set(name: str) -> Message:
+    """Ask for a set or map, without its elements."""
+    return GETSET, 0, _body(_in_table(), attribute(SET_NAME, _text(name)))
+
+
+def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
+    """Ask for a chain, without its rules."""
+    return GETCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)
+
+
+def get_rules(chain: str) -> Message:
+    """Ask for the rules of a chain."""
+    return GETRULE, NLM_F_DUMP, _body(_in_table(), attribute(RULE_CHAIN, _text(chain)))
+
+
+def get_element(element: Element) -> Message:
+    """Ask for one element of a map."""
+    return GETSETELEM, 0, _elements([element])
+
+
+def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) -> list[Message]:
+    """Return the transaction that deletes elements, chains by their names, and one by its handle."""
+    edge = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+    maps = dict.fromkeys(name for name, _ in elements)
+    return [
+        (NFNL_MSG_BATCH_BEGIN, 0, edge),
+        *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
+        *((DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_NAME, _text(name)))) for name in chains),
+        (DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_HANDLE, handle))),
+        (NFNL_MSG_BATCH_END, 0, edge),
+    ]
+
+
+def handle(chain: bytes) -> bytes:
+    """Return the handle of a chain from the answer for it."""
+    return dict(attributes(chain[4:]))[CHAIN_HANDLE]
+
+
+def target(element: bytes) -> str:
+    """Return the chain that a map element leads to from the answer for it."""
+    path = SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT, VERDICT_CHAIN
+    return _inside(element[4:], *path).rstrip(b"\0").decode()
+
+
+def expected_elements(rule: bytes) -> list[Element]:
+    """Return, from the answer for a rule of an attachment, the elements that may lead to it: its port's, its pod's.
+
+    Such a rule compares the IP version, perhaps the host's address, the protocol and the port, in this order and after
+    all conditions, and loads the pod's address before its port.
+    """
+    loaded: tuple[int, ...] = ()
+    compared: dict[tuple[int, ...], bytes] = {}
+    pod = b""
+    for name, data in _expressions(rule):
+        values = dict(attributes(data))
+        if name == "meta":
+            loaded = (int.from_bytes(values[META_KEY]),)
+        elif name == "payload":
+            loaded = tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
+        elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
+            compared[loaded] = _inside(values[CMP_DATA], DATA_VALUE)
+        elif name == "immediate":
+            pod = pod or _inside(values[IMMEDIATE_DATA], DATA_VALUE)
+    version = compared.get(NFPROTO, b"\0")
+    if version[0] not in DADDR or L4PROTO not in compared or DPORT not in compared:
+        return []
+    port = b"".join(part.ljust(4, b"\0") for part in (compared[L4PROTO], compared[DPORT]))
+    number = 4 if version[0] == FAMILIES["ip"] else 6
+    expected = [("hostports", version.ljust(4, b"\0") + port), (f"pods_ip{number}", pod)]
+    if DADDR[version[0]] in compared:
+        expected.append((f"hostports_ip{number}", compared[DADDR[version[0]]] + port))
+    return expected
+
+
+def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
+    """Return what of a table, set or chain its effect depends on, from the answer for it."""
+    return [(number, value) for number, value in attributes(answer[4:]) if number in COMPARED[kind]]
+
+
+def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
+    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a map of the rule's own.
+
+    Such a map has another name in every table.
+    """
+    expressions = [(name, b"" if name == "counter" else data) for name, data in _expressions(rule)]
+    own = any(name == "lookup" and _inside(data, LOOKUP_SET).startswith(b"__") for name, data in expressions)
+    return None if own else expressions
+
+
+def _body(*parts: bytes, family: str = FAMILY) -> bytes:
+    return struct.pack(">BBH", FAMILIES[family], 0, 0) + b"".join(parts)
+
+
+def _in_table(table: str = TABLE) -> bytes:
+    return attribute(IN_TABLE, _text(table))
+
+
+def _text(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
+def _elements(elements: Sequence[Element]) -> bytes:
+    """Name elements of one map."""
+    keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
+    in_map = attribute(SET_ELEM_LIST_SET, _text(elements[0][0]))
+    return _body(_in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+
+
+def _inside(data: bytes, *path: int) -> bytes:
+    """Return the value of an attribute within attributes, empty if it is not there."""
+    for kind in path:
+        data = dict(attributes(data)).get(kind, b"")
+    return data
+
+
+def _expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
+    for _, expression in attributes(_inside(rule[4:], RULE_EXPRESSIONS)):
+        parts = dict(attributes(expression))
+        yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")
