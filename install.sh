@@ -171,7 +171,13 @@ works() { # TARGET
 }
 
 launcher() { # TARGET
-    printf '#!%s/bin/python -I\nfrom cni_hostport.__main__ import main\n\nmain()\n' "$1"
+    # -S: the module site takes 2 ms of every call
+    printf '#!%s/bin/python -IS\nimport sys\n\nsys.path.insert(0, "%s")\n' "$1" "$(site_packages "$1")"
+    printf 'from cni_hostport.handover import main\n\nmain()\n'
+}
+
+site_packages() { # TARGET
+    "$1/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 }
 
 # prints which installation the executable in bin_dir belongs to; fails if there is one that is not this script's

@@ -1,9 +1,17 @@
 """The process: hands the real environment and standard streams to the protocol's edge."""
 
+from __future__ import annotations
+
+import gc
 import os
 import sys
 
 from cni_hostport import skel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
 
 
 class _Stdin:
@@ -14,11 +22,21 @@ class _Stdin:
             return stream.read()
 
 
-def main() -> None:
-    """Run one CNI command and exit with its status."""
-    status = skel.run(os.environ, _Stdin(), sys.stdout, sys.stderr)
+def run(environ: Mapping[str, str]) -> int:
+    """Run one CNI command on this process's standard streams and return its exit status."""
+    status = skel.run(environ, _Stdin(), sys.stdout, sys.stderr)
     sys.stderr.flush()
-    os._exit(status)  # everything is said: taking modules down in order would only cost time
+    return status
+
+
+def main() -> NoReturn:
+    """Run one CNI command and exit with its status; or stay, for ``hostport serve [SOCKET]``, to answer calls."""
+    if "CNI_COMMAND" not in os.environ and sys.argv[1:2] == ["serve"]:
+        from cni_hostport.resident import serve
+
+        serve(*sys.argv[2:3])
+    gc.disable()  # the process ends before that could pay
+    os._exit(run(os.environ))  # everything is said: taking the modules down in order would only cost time
 
 
 if __name__ == "__main__":

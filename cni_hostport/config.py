@@ -4,8 +4,10 @@ Keys and meanings are those of the reference ``portmap`` plugin, so that a confl
 keys are ignored at every level, as the CNI conventions ask.
 """
 
+import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from types import ModuleType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -23,6 +25,11 @@ from pydantic import (
 )
 
 from cni_hostport.errors import CNIError, Code
+
+# pydantic looks for plugins of its own in all installed distributions, which takes longer than building these models
+_no_plugins = ModuleType("pydantic.plugin._loader")
+_no_plugins.__dict__["get_plugins"] = tuple
+sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
 MAX_PORT = 65535
 MAX_MARK_BIT = 31

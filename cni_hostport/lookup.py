@@ -14,7 +14,7 @@ import os
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.netlink import Netlink
+from cni_hostport.netlink import KEPT, Netlink
 from cni_hostport.table import ADDRESS_SETS, BASE_CHAINS, FAMILY, MAPS, POD_MAPS, TABLE, dnat_chain, masq_chain
 
 TYPE_CHECKING = False
@@ -90,7 +90,7 @@ class Lookup:
         # the handle tells the token from a later chain of its name, the name tells the other chain from one that has
         # its handle in a later table
         batch = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
-        _OPEN.append(self._netlink)
+        KEPT.append(self._netlink)
         begun, *outcomes = (error for error, _ in self._netlink.ask(batch)[:-1])
         errors = set(outcomes) - {0}
         if errors and not errors <= {errno.ENOENT, errno.EBUSY}:
@@ -135,11 +135,6 @@ class Lookup:
             if error not in {0, errno.ENOENT}:
                 raise _failure(error)
         return [answers[0] if answers else None for _, answers in outcomes]
-
-
-# closing a socket waits, 6 to 15 ms, until the kernel has freed what was deleted: the process's end does that, when the
-# caller has its answer
-_OPEN: list[Netlink] = []
 
 
 def _failure(number: int) -> NFTError:

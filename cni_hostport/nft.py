@@ -6,6 +6,7 @@ import json
 import re
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.netlink import KEPT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Nft:
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
         self._context.set_json_output(True)
+        KEPT.append(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""

@@ -6,7 +6,7 @@ Every change is one transaction that fails if what it was built from is no longe
 import time
 from collections.abc import Callable, Iterable
 
-from cni_hostport import host, ruleset
+from cni_hostport import conntrack, host, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import CNIError, Code, NFTError, UnavailableError
 from cni_hostport.installed import Element, Installed
@@ -138,15 +138,7 @@ def _forget_flows(elements: Iterable[Element], log: Log) -> None:
     ]
     if ports:
         pods = [element.address for element in elements if element.map in POD_MAPS and element.address]
-        best_effort(lambda: host.forget_flows_to(pods, ports), log)
-
-
-def best_effort(work: Callable[[], None], log: Log) -> None:
-    """Do what must not fail the operation: connection tracking is a courtesy to clients that are already talking."""
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
-        log(f"warning: UDP connection tracking entries were not deleted: {type(error).__name__}: {error}")
+        conntrack.forget_to(pods, ports, log)
 
 
 def refused(error: NFTError) -> CNIError:

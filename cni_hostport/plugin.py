@@ -34,7 +34,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         return result
     from contextlib import suppress
 
-    from cni_hostport import host, ownership
+    from cni_hostport import conntrack, host, ownership
     from cni_hostport.nft import Nft
 
     for mapping in plan.unmapped:
@@ -52,9 +52,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
             ownership.release(nft, attachment.key, log)
         raise
     if any(forward.protocol == "udp" for forward in plan.forwards):
-        ownership.best_effort(
-            lambda: host.forget_flows_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports), log
-        )
+        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
     return result
 
 
@@ -65,7 +63,7 @@ def delete(call: Call, log: Log) -> None:
     lookup, key = Lookup(), _attachment(call).key
     held = lookup.find(key)
     if held is None:
-        if call.config.get("runtimeConfig"):
+        if _may_map(call):
             _tell_leftovers_of_portmap(lookup, call, log)
     elif not lookup.remove(held):
         from cni_hostport import ownership
@@ -73,9 +71,9 @@ def delete(call: Call, log: Log) -> None:
 
         ownership.release(Nft(), key, log)
     elif held.udp_ports:
-        from cni_hostport import host, ownership
+        from cni_hostport import conntrack
 
-        ownership.best_effort(lambda: host.forget_flows_to(held.pods, held.udp_ports), log)
+        conntrack.forget_to(held.pods, held.udp_ports, log)
 
 
 def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
@@ -215,10 +213,14 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
     return result
 
 
+def _may_map(call: Call) -> bool:
+    runtime = call.config.get("runtimeConfig")
+    return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
+
+
 def _plan(call: Call) -> Plan | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
-    runtime = call.config.get("runtimeConfig")
-    if runtime is None or (isinstance(runtime, dict) and runtime.get("portMappings") in (None, [])):
+    if not _may_map(call):
         return None  # most pods: nothing is imported, validated or asked for them
     from cni_hostport import host, plan
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map

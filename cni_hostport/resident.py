@@ -1,0 +1,165 @@
+"""The resident process: everything imported, and a child for each call.
+
+Children wait on the listening socket before there is a call, so that a call does not wait for a fork. A child takes the
+caller's streams, environment, network namespace and directories, and then is what the executable would have been: it
+runs the same entry point, and ends. ``handover`` has the caller's side and the protocol.
+"""
+
+import fcntl
+import gc
+import io
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from typing import NoReturn
+
+from cni_hostport import host, netlink, skel
+from cni_hostport.__main__ import run
+from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
+
+SPARES = 2  # children that wait for a call
+WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
+MOST = 32  # children, those that are at work included; callers beyond them wait, and help themselves in the end
+PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
+LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
+DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
+FIRST_INHERITED = 3  # sd_listen_fds(3)
+REHEARSAL = (
+    b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
+    b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
+)
+
+
+def serve(path: str = SOCKET) -> NoReturn:
+    """Answer calls for ever, on the socket that systemd hands over or else on one made at ``path``."""
+    _import_everything()
+    with host.scratch_namespace():
+        stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    listener = _listener(path)
+    lifeline, alive = os.pipe()
+    told: dict[int, int] = {}  # the descriptor on which a child tells that it has taken a call, and the child
+    waiting: set[int] = set()
+    events = select.poll()
+    while True:
+        lacks = len(waiting) < SPARES and len(told) < MOST
+        heard = events.poll(None if not lacks else WHILE_ONE_WAITS if waiting else 0)
+        if lacks and not heard:
+            hears, tells = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(alive)
+                _wait_for_a_call(listener, lifeline, tells, stage if waiting else None)
+            os.close(tells)
+            told[hears] = child
+            waiting.add(hears)
+            events.register(hears, select.POLLIN)
+        for descriptor, _ in heard:
+            if os.read(descriptor, 1):
+                waiting.discard(descriptor)
+                continue
+            events.unregister(descriptor)
+            os.close(descriptor)
+            os.waitpid(told.pop(descriptor), 0)
+            if descriptor in waiting:  # it did not get as far as a call: do not fork as fast as children die
+                waiting.discard(descriptor)
+                time.sleep(PATIENCE)
+
+
+def _import_everything() -> None:
+    """Import what operations import, so that children share it, and need no files that a caller's root may not have."""
+    import random
+    import syslog
+    import traceback
+
+    import nftables
+    import pyroute2.netlink.nfnetlink.nfctsocket
+
+    from cni_hostport import config, conntrack, lookup, nft, plugin, portmap
+
+    del random, syslog, traceback, nftables, pyroute2, config, conntrack, lookup, nft, plugin, portmap
+    gc.collect()
+    gc.freeze()  # children then do not copy all of it only to count references
+    gc.disable()
+
+
+def _listener(path: str) -> socket.socket:
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        listener = socket.socket(fileno=FIRST_INHERITED)
+    else:
+        with suppress(ConnectionRefusedError, FileNotFoundError):
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(path)
+            sys.exit(f"hostport: another process listens on {path}")
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mask = os.umask(0o177)
+        listener.bind(path)
+        os.umask(mask)
+        listener.listen(socket.SOMAXCONN)
+    listener.settimeout(0)  # of the children that a call wakes, one gets it
+    return listener
+
+
+def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: int | None) -> NoReturn:
+    """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
+    try:
+        if stage is not None:
+            _rehearse(stage)
+        ready = select.epoll()
+        ready.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        ready.register(lifeline, select.EPOLLIN)
+        while lifeline not in dict(ready.poll()):  # else the resident process is gone
+            with suppress(BlockingIOError):
+                connection, _ = listener.accept()
+                os.write(tells, TAKEN[:1])
+                _answer(connection)
+                break
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
+        sys.stderr.write(f"hostport: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _rehearse(stage: int) -> None:
+    """Add and delete an attachment in a network namespace of its own.
+
+    Memory that a call touches first has to be copied from the parent's; afterwards most of it is this process's.
+    """
+    host.enter_namespace(stage)
+    variables = {"CNI_CONTAINERID": "rehearsal", "CNI_IFNAME": "eth0", "CNI_PATH": "/", "CNI_NETNS": "/"}
+    for command in ("ADD", "DEL"):
+        skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())
+    netlink.KEPT.clear()
+
+
+def _answer(connection: socket.socket) -> None:
+    """Run a caller's call, unless it is not to be run here, which the caller sees by the closed connection."""
+    connection.settimeout(PATIENCE)
+    _, user, _ = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    request, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, DESCRIPTORS)
+    identity, *variables = os.fsdecode(request).split("\0")
+    if user != os.geteuid() or identity != IDENTITY or len(descriptors) != DESCRIPTORS:
+        return
+    *streams, netns, root, directory = descriptors
+    host.enter_namespace(netns)
+    os.fchdir(root)
+    os.chroot(".")
+    os.fchdir(directory)
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return  # the caller has process IDs of its own, and paths in its /proc mean nothing here
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+        os.close(stream)
+    environ = dict(variable.partition("=")[::2] for variable in variables)
+    # the caller's end is the end of its call, wherever that runs: SIGIO, when the connection is closed, terminates
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
+        socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
+        status = run({name: value for name, value in environ.items() if name in VARIABLES})
+        os.close(2)  # whoever reads there waits for its end, and the end of this process takes some milliseconds
+        connection.send(bytes([status]))
