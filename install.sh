@@ -5,7 +5,10 @@ umask 022
 
 source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 bin_dir=/opt/cni/bin
-lib_dir=/usr/local/lib/hostport
+default_lib_dir=/usr/local/lib/hostport
+lib_dir=$default_lib_dir
+unit_dir=/etc/systemd/system
+units=(hostport.socket hostport.service)
 action=install
 marker=.hostport-installation # stands in every installation below lib_dir, and names its bin_dir once it is complete
 
@@ -21,6 +24,9 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --test         run all tests, from this checkout, in an environment of their own (.venv); installs system packages only
   --uninstall    remove what an installation put into the two directories
   --help         show this text
+
+Where systemd runs, an installation in the default --lib-dir also gets the resident process that makes calls faster:
+hostport.socket and hostport.service. Elsewhere it can be started by hand: hostport serve.
 
 It does not touch /etc/cni/net.d: it prints the line to add to a network configuration.
 USAGE
@@ -90,6 +96,7 @@ command -v nsenter;util-linux;util-linux
 command -v conntrack;conntrack;conntrack-tools
 command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
+command -v systemd-analyze;systemd;systemd
 [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
 command -v busybox;busybox-static;busybox
 command -v containerd;containerd;containerd
@@ -200,6 +207,8 @@ install_plugin() {
     chmod 755 "$staged"
     mv -f -- "$staged" "$bin_dir/hostport" # a rename: a runtime finds the old executable or the new one
 
+    install_service
+
     # calls that are under way may still import from the previous installation; those before it are out of use, unless
     # they serve another directory
     for old in "$lib_dir"/*/"$marker"; do
@@ -213,9 +222,32 @@ install_plugin() {
     printf '    %s\n' '{ "type": "hostport", "capabilities": { "portMappings": true } }'
 }
 
+# the machine has one resident process, that of its one regular installation
+has_service() { [ "$lib_dir" = "$default_lib_dir" ] && [ -d /run/systemd/system ]; }
+
+install_service() {
+    local unit
+    has_service || return 0
+    for unit in "${units[@]}"; do
+        sed "s|^ExecStart=/opt/cni/bin/|ExecStart=$bin_dir/|" "$source_dir/conf/systemd/$unit" >"$unit_dir/$unit"
+    done
+    systemctl daemon-reload
+    systemctl enable "${units[@]}"
+    systemctl restart "${units[@]}"
+}
+
+uninstall_service() {
+    local unit
+    has_service && [ -e "$unit_dir/${units[0]}" ] || return 0
+    systemctl disable --now "${units[@]}"
+    for unit in "${units[@]}"; do rm -f -- "$unit_dir/$unit"; done
+    systemctl daemon-reload
+}
+
 uninstall_plugin() {
     local installation
     current >/dev/null || die "$bin_dir/hostport is not of this script's making: it stays"
+    uninstall_service
     rm -f -- "$bin_dir/hostport"
     for installation in "$lib_dir"/*/"$marker"; do
         [ ! -e "$installation" ] || rm -rf -- "${installation%/*}"
