@@ -28,6 +28,14 @@ class Owner:
         self.ifname = ifname
         self.netns = netns
 
+    def __eq__(self, other: object) -> bool:
+        """Compare all parts."""
+        return isinstance(other, Owner) and all(getattr(self, part) == getattr(other, part) for part in self.__slots__)
+
+    def __hash__(self) -> int:
+        """Hash what is compared."""
+        return hash((self.container_id, self.ifname, self.netns))
+
     def comment(self) -> str:
         """Return ``<containerID> <ifname> <netns path>``, printable ASCII of at most 128 bytes.
 

@@ -51,10 +51,7 @@ def _hand_over(path: str) -> int | None:
         if connection.fileno() <= 2:  # noqa: PLR2004 - a standard stream is closed
             connection.close()
             return None
-    except OSError:
-        return None
-    stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
-    try:
+        stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
         while data := os.read(0, CHUNK):
             os.write(stdin, data)
     except OSError:
@@ -70,28 +67,40 @@ def _hand_over(path: str) -> int | None:
 
 
 def _status_from(connection: socket, streams: list[int]) -> int | None:
+    """Ask for the call to be run with these standard streams, and return its status, ``None`` if it is not run."""
     variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     request = os.fsencode("\0".join([IDENTITY, *variables]))
     places = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in ("/proc/self/ns/net", "/", ".")]
     try:
-        connection.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, pack(streams + places))])
+        connection.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, _pack(streams + places))])
+        process, in_time = _taken(connection)
+    except OSError:
+        return None
+    if process is None:
+        return None
+    if in_time:
+        connection.settimeout(UNTIL_DONE)
+        try:
+            status = connection.recv(1)
+            return status[0] if status else None  # without one, it is dead
+        except ConnectionResetError:
+            return None
+        except TimeoutError:
+            pass
+    _kill(process)
+    return None
+
+
+def _taken(connection: socket) -> tuple[int | None, bool]:
+    """Return a descriptor of the process that takes the call, if there is one, and whether it does so in time."""
+    in_time = True
+    try:
         answer, rights, *_ = connection.recvmsg(len(TAKEN), CMSG_SPACE(4))
     except TimeoutError:
         connection.shutdown(SHUT_RDWR)
         answer, rights, *_ = connection.recvmsg(len(TAKEN), CMSG_SPACE(4))
-    except OSError:
-        return None
-    if answer != TAKEN:
-        return None
-    connection.settimeout(UNTIL_DONE)
-    try:
-        answer = connection.recv(1)
-    except TimeoutError:
-        _kill(unpack(rights[0][2])[0])
-        answer = b""
-    except OSError:
-        answer = b""
-    return answer[0] if answer else None
+        in_time = False
+    return (int.from_bytes(rights[0][2], byteorder) if answer == TAKEN and rights else None), in_time
 
 
 def _kill(process: int) -> None:
@@ -112,11 +121,5 @@ def _copy(source: int, target: int) -> None:
             data = data[os.write(target, data) :]
 
 
-def pack(descriptors: list[int]) -> bytes:
-    """Return descriptors as SCM_RIGHTS has them."""
+def _pack(descriptors: list[int]) -> bytes:
     return b"".join(descriptor.to_bytes(4, byteorder) for descriptor in descriptors)
-
-
-def unpack(rights: bytes) -> list[int]:
-    """Return the descriptors in an SCM_RIGHTS message."""
-    return [int.from_bytes(rights[start : start + 4], byteorder) for start in range(0, len(rights), 4)]

@@ -10,11 +10,13 @@ import gc
 import io
 import os
 import select
+import signal
 import socket
 import struct
 import sys
 import time
 from contextlib import suppress
+from errno import EAGAIN
 from typing import NoReturn
 
 from cni_hostport import host, netlink, skel
@@ -41,20 +43,20 @@ def serve(path: str = SOCKET) -> NoReturn:
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     listener = _listener(path)
     lifeline, alive = os.pipe()
-    told: dict[int, int] = {}  # the descriptor on which a child tells that it has taken a call, and the child
-    waiting: set[int] = set()
+    # each child is known by a descriptor, on which it tells when it takes a call, and which ends with it
+    children, waiting = set[int](), set[int]()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that ended
     events = select.poll()
     while True:
-        lacks = len(waiting) < SPARES and len(told) < MOST
+        lacks = len(waiting) < SPARES and len(children) < MOST
         heard = events.poll(None if not lacks else WHILE_ONE_WAITS if waiting else 0)
         if lacks and not heard:
             hears, tells = os.pipe()
-            child = os.fork()
-            if not child:
+            if not os.fork():
                 os.close(alive)
                 _wait_for_a_call(listener, lifeline, tells, stage if waiting else None)
             os.close(tells)
-            told[hears] = child
+            children.add(hears)
             waiting.add(hears)
             events.register(hears, select.POLLIN)
         for descriptor, _ in heard:
@@ -63,7 +65,7 @@ def serve(path: str = SOCKET) -> NoReturn:
                 continue
             events.unregister(descriptor)
             os.close(descriptor)
-            os.waitpid(told.pop(descriptor), 0)
+            children.discard(descriptor)
             if descriptor in waiting:  # it did not get as far as a call: do not fork as fast as children die
                 waiting.discard(descriptor)
                 time.sleep(PATIENCE)
@@ -90,8 +92,8 @@ def _listener(path: str) -> socket.socket:
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         listener = socket.socket(fileno=FIRST_INHERITED)
     else:
-        with suppress(ConnectionRefusedError, FileNotFoundError):
-            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(path)
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        if probe.connect_ex(path) in {0, EAGAIN}:
             sys.exit(f"hostport: another process listens on {path}")
         with suppress(FileNotFoundError):
             os.unlink(path)

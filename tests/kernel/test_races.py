@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
-from cni_hostport import ownership, ruleset
+from cni_hostport import ownership, table
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 TRANSACTION = "transaction"
-LISTINGS = ["chains inet", *(f"map inet hostport {name}" for name in ruleset.MAPS)]
+LISTINGS = ["chains inet", *(f"map inet hostport {name}" for name in table.MAPS)]
 AT_EVERY_MOMENT = pytest.mark.parametrize("moment", [*LISTINGS, TRANSACTION], ids=lambda moment: moment.split()[-1])
 
 

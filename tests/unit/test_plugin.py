@@ -5,17 +5,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import mapping, result
 
-from cni_hostport import plugin, ruleset
+from cni_hostport import plugin, ruleset, table
 from cni_hostport.attachment import Attachment
-from cni_hostport.errors import CNIError
-from cni_hostport.installed import Installed
 from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.installed import Installed
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CONFIG = {"cniVersion": "1.1.0", "name": "pods", "prevResult": result("10.1.0.2/24")}
+ENVIRONMENT = {
+    "CNI_CONTAINERID": "c1",
+    "CNI_NETNS": "/run/netns/c1",
+    "CNI_IFNAME": "eth0",
+    "CNI_ARGS": "K8S_POD_NAME=web;K8S_POD_NAMESPACE=default",
+}
 
 
 class Kernel:
@@ -39,6 +44,12 @@ class Kernel:
         last = [command.split()[-1] for command in self.commands if command.startswith("delete chain")]
         return [names.get(word, word) for word in last]
 
+    def find(self, key: str) -> Attachment | None:
+        return next((holder for holder in self.holders if holder.key == key), None)
+
+    def remove(self, _held: Attachment) -> bool:
+        return False  # so that it is left to a listing
+
     def installed(self) -> Installed:
         return Installed((), {f"dnat-{holder.key}": number for number, holder in enumerate(self.holders)})
 
@@ -46,14 +57,14 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(plugin, "Nft", made)
+    monkeypatch.setattr("cni_hostport.nft.Nft", made)
+    monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
     return made
 
 
 def run(command: str, **keys: Any) -> tuple[Mapping[str, Any] | None, list[str]]:
     lines: list[str] = []
-    call = Call(command, "c1", "/run/netns/c1", "eth0", "K8S_POD_NAME=web;K8S_POD_NAMESPACE=default", CONFIG | keys)
-    return plugin.OPERATIONS[command](call, lines.append), lines
+    return plugin.OPERATIONS[command](Call(ENVIRONMENT | {"CNI_COMMAND": command}, CONFIG | keys), lines.append), lines
 
 
 def failure(command: str, **keys: Any) -> CNIError:
@@ -105,8 +116,8 @@ def test_gc_goes_on_after_a_failure_and_reports_it_at_the_end(kernel: Kernel) ->
 
 
 def test_del_of_what_is_not_installed_succeeds(kernel: Kernel) -> None:
-    kernel.refusal = NotFoundError([("No such file or directory", "")])
     assert run("DEL") == (None, [])
+    assert kernel.commands == []
 
 
 @pytest.mark.parametrize("keys", [{"prevResult": 5}, {"runtimeConfig": 5, "backend": "iptables", "snat": "maybe"}])
@@ -136,14 +147,14 @@ def test_status_says_why_the_kernel_cannot(kernel: Kernel, refusal: NFTError) ->
     assert (error.code, error.details) == (50, str(refusal))
 
 
-@pytest.mark.parametrize(("command", "code"), [("STATUS", 50), ("DEL", 101), ("GC", 101), ("ADD", 101)])
+@pytest.mark.parametrize(("command", "code"), [("STATUS", 50), ("GC", 101), ("ADD", 101)])
 def test_a_missing_library_is_an_error_with_its_reason(
     command: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
         raise UnavailableError([("libnftables cannot be used", "")])
 
-    monkeypatch.setattr(plugin, "Nft", missing)
+    monkeypatch.setattr("cni_hostport.nft.Nft", missing)
     runtime = {"portMappings": [mapping(8080)]}
     error = failure(command, runtimeConfig=runtime, **{plugin.VALID_ATTACHMENTS: []})
     assert error.code == code
@@ -166,6 +177,6 @@ def test_add_installs_base_and_mappings_with_the_names_of_pod_and_container(kern
     outcome, lines = run("ADD", snat=False, runtimeConfig={"portMappings": [mapping(8080)]})
     key = Attachment("pods", "c1", "eth0").key
     assert (outcome, lines) == (CONFIG["prevResult"], [])
-    assert kernel.commands[: len(ruleset.base())] == ruleset.base()
+    assert kernel.commands[: len(table.base())] == table.base()
     assert kernel.commands[-3].endswith(' dport 8080 counter dnat ip to 10.1.0.2:80 comment "default/web"')
     assert kernel.commands[-1].endswith(f' comment "c1 eth0 /run/netns/c1" : goto dnat-{key} }}')

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cni_hostport import ruleset
+from cni_hostport import ruleset, table
 
 
 def test_the_base_is_declared_whole_and_put_right() -> None:
@@ -37,17 +37,10 @@ add rule inet hostport postrouting ct status dnat ct original ip6 daddr @local_i
 add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet hostport loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
 """
-    assert "\n".join(ruleset.base()) == expected.strip()
+    assert "\n".join(table.base()) == expected.strip()
 
 
 def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() -> None:
     commands = ruleset.probe()
-    assert commands[: len(ruleset.base())] == ruleset.base()
+    assert commands[: len(table.base())] == table.base()
     assert commands[-1] == "delete chain inet hostport dnat-cannot-exist"
-
-
-def test_a_token_is_asked_for_by_deleting_it() -> None:
-    assert ruleset.delete_chains("N-A") == [
-        "delete chain inet hostport masq-N-A",
-        "delete chain inet hostport dnat-N-A",
-    ]
