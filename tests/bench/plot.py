@@ -1,0 +1,39 @@
+"""The figures as one picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from bench.contenders import COLD, COMMANDS, IPTABLES, NFTABLES, WARM
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench import calls, connections
+
+COLOURS = {WARM: "#c0392b", COLD: "#e59866", NFTABLES: "#2e6da4", IPTABLES: "#7f8c8d"}
+CONNECTION_COLOURS = {"hostport, of other pods": "#c0392b", "hostport, of the same pod": "#e59866"}
+
+
+def draw(path: Path, times: calls.Times, ratios: connections.Ratios) -> None:
+    """Write the picture, in the format that the file's name tells."""
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "hostport", "font.size": 8, "axes.titlesize": 9})
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    *panels, last = figure.subplots(1, 4)
+    sizes = sorted({size for size, _, _ in times})
+    for panel, command in zip(panels, COMMANDS, strict=True):
+        for name, colour in COLOURS.items():
+            known = [(size, times[size, command, name]) for size in sizes if (size, command, name) in times]
+            panel.plot(*zip(*known, strict=True) if known else ([], []), "o-", color=colour, label=name, markersize=3)
+        panel.set(title=f"{command}, ms", xlabel="pods on the node", ylim=(0, None))
+    for name in dict.fromkeys(name for name, _ in ratios):
+        known = sorted((size, ratio) for (kind, size), ratio in ratios.items() if kind == name)
+        colour = CONNECTION_COLOURS.get(name, COLOURS[NFTABLES])
+        last.plot(*zip(*known, strict=True), "o-", color=colour, label=name, markersize=3)
+    last.set(title="new connections/s, ratio", xlabel="mappings on the node", ylim=(0, 1.1))
+    if ratios:
+        last.legend(fontsize=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
