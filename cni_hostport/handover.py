@@ -1,10 +1,11 @@
 """The executable's first act: hand the call to the resident process, or else run it here.
 
 It runs before every call, and so imports next to nothing. The call is handed over with one message: environment and
-version, and as descriptors the standard streams, the network namespace, the root and the working directory. Standard
-input is read beforehand, and output collected, in memory that both processes share. So whatever becomes of the resident
-process, the call can still be run here, from its beginning and without printing anything twice; and since operations
-can be repeated, it does not matter how far the other one came.
+version, and as descriptors the standard streams, the network namespace, the root and the working directory. The streams
+are memory that both processes share: input is read beforehand, output copied to the real streams in the end. So
+whatever becomes of the resident process, nobody waits for a stream that it holds, and the call can still be run here,
+from its beginning and without printing anything twice. Since operations can be repeated, it does not matter how far the
+other one came.
 
 The resident process's child answers twice. It says that it takes the call, with a descriptor of itself, before it does
 anything. Without that answer in time the connection is shut down, after which the child cannot give it any more: the
@@ -51,17 +52,18 @@ def _hand_over(path: str) -> int | None:
         if connection.fileno() <= 2:  # noqa: PLR2004 - a standard stream is closed
             connection.close()
             return None
-        stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
+        streams = stdin, stdout, stderr = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         while data := os.read(0, CHUNK):
             os.write(stdin, data)
     except OSError:
         return None
     os.lseek(stdin, 0, os.SEEK_SET)
-    status = _status_from(connection, [stdin, stdout, 2])
+    status = _status_from(connection, streams)
     if status is None:
         os.dup2(stdin, 0)
         os.lseek(0, 0, os.SEEK_SET)
     else:
+        _copy(stderr, 2)
         _copy(stdout, 1)
     return status
 
@@ -70,8 +72,8 @@ def _status_from(connection: socket, streams: list[int]) -> int | None:
     """Ask for the call to be run with these standard streams, and return its status, ``None`` if it is not run."""
     variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     request = os.fsencode("\0".join([IDENTITY, *variables]))
-    places = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in ("/proc/self/ns/net", "/", ".")]
     try:
+        places = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in ("/proc/self/ns/net", "/", ".")]
         connection.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, _pack(streams + places))])
         process, in_time = _taken(connection)
     except OSError:

@@ -81,7 +81,7 @@ class Lookup:
         token = found[dnat]
         if token is None:
             return None if found[masq] is None else Held([], [masq], b"")
-        return Held(self._elements(key), [name for name in names if found[name]], nf_tables.handle(token))
+        return Held(list(self._elements(key)), [name for name in names if found[name]], nf_tables.handle(token))
 
     def remove(self, held: Held) -> bool:
         """Remove an attachment in one transaction; tell whether all was as it was found, else nothing is done."""
@@ -91,11 +91,12 @@ class Lookup:
         # its handle in a later table
         batch = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
         KEPT.append(self._netlink)
-        begun, *outcomes = (error for error, _ in self._netlink.ask(batch)[:-1])
+        begun, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
+        if begun not in {0, errno.EIO}:  # what befalls the transaction as a whole is said of its beginning
+            raise _failure(begun)
         errors = set(outcomes) - {0}
         if errors and not errors <= {errno.ENOENT, errno.EBUSY}:
-            # where the batch itself is refused, its messages are not answered
-            raise _failure(begun if errors == {errno.EIO} else next(iter(errors)))
+            raise _failure(min(errors))
         return not errors
 
     def snapshot(self, key: str) -> object:
@@ -114,27 +115,37 @@ class Lookup:
         rules = [[nf_tables.effect_of_rule(rule) for rule in self._rules(chain)] for chain in chains]
         return None if any(None in of_chain for of_chain in rules) else (objects, rules, self._elements(key))
 
-    def _elements(self, key: str) -> list[Element]:
-        """Return the elements that the rules of an attachment let expect, and that do lead into its chains."""
+    def _elements(self, key: str) -> dict[Element, bytes]:
+        """Return the elements that the rules of an attachment let expect and that do lead into its chains: verdicts."""
         rules = self._rules(dnat_chain(key))
         expected = list(dict.fromkeys(element for rule in rules for element in nf_tables.expected_elements(rule)))
         answers = zip(expected, self._ask(*map(nf_tables.get_element, expected)), strict=True)
         own = {masq_chain(key), dnat_chain(key)}
-        return [element for element, answer in answers if answer and nf_tables.target(answer) in own]
+        return {
+            element: nf_tables.verdict(answer)
+            for element, answer in answers
+            if answer and nf_tables.target(answer) in own
+        }
 
     def _rules(self, chain: str) -> Sequence[bytes]:
-        [(error, rules)] = self._netlink.ask([nf_tables.get_rules(chain)])
+        [(error, rules)] = self._exchange([nf_tables.get_rules(chain)])
         if error not in {0, errno.ENOENT, errno.EINTR}:
             raise _failure(error)
         return rules
 
     def _ask(self, *messages: Message) -> list[bytes | None]:
         """Return the object that each message asks for, ``None`` for one that does not exist."""
-        outcomes = self._netlink.ask(messages)
+        outcomes = self._exchange(messages)
         for error, _ in outcomes:
-            if error not in {0, errno.ENOENT}:
+            if error not in {0, errno.ENOENT, errno.EINVAL}:  # invalid: a key that a map of another type cannot have
                 raise _failure(error)
         return [answers[0] if answers else None for _, answers in outcomes]
+
+    def _exchange(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
+        try:
+            return self._netlink.ask(messages)
+        except OSError as error:
+            raise _failure(error.errno or 0) from error
 
 
 def _failure(number: int) -> NFTError:

@@ -107,10 +107,14 @@ def handle(chain: bytes) -> bytes:
     return dict(attributes(chain[4:]))[CHAIN_HANDLE]
 
 
+def verdict(element: bytes) -> bytes:
+    """Return the verdict of a map element from the answer for it."""
+    return _inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
+
+
 def target(element: bytes) -> str:
     """Return the chain that a map element leads to from the answer for it."""
-    path = SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT, VERDICT_CHAIN
-    return _inside(element[4:], *path).rstrip(b"\0").decode()
+    return _inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
 
 
 def expected_elements(rule: bytes) -> list[Element]:
@@ -121,7 +125,7 @@ def expected_elements(rule: bytes) -> list[Element]:
     """
     loaded: tuple[int, ...] = ()
     compared: dict[tuple[int, ...], bytes] = {}
-    pod = b""
+    immediates: list[bytes] = []
     for name, data in _expressions(rule):
         values = dict(attributes(data))
         if name == "meta":
@@ -130,16 +134,19 @@ def expected_elements(rule: bytes) -> list[Element]:
             loaded = tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
         elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
             compared[loaded] = _inside(values[CMP_DATA], DATA_VALUE)
-        elif name == "immediate":
-            pod = pod or _inside(values[IMMEDIATE_DATA], DATA_VALUE)
-    version = compared.get(NFPROTO, b"\0")
-    if version[0] not in DADDR or L4PROTO not in compared or DPORT not in compared:
+        else:
+            loaded = ()
+        if name == "immediate":
+            immediates.append(_inside(values[IMMEDIATE_DATA], DATA_VALUE))
+    version, pod = compared.get(NFPROTO, b"\0"), b"".join(immediates[-2:-1])
+    daddr = DADDR.get(version[0])
+    if daddr is None or len(pod) != daddr[2] or L4PROTO not in compared or DPORT not in compared:
         return []
     port = b"".join(part.ljust(4, b"\0") for part in (compared[L4PROTO], compared[DPORT]))
     number = 4 if version[0] == FAMILIES["ip"] else 6
     expected = [("hostports", version.ljust(4, b"\0") + port), (f"pods_ip{number}", pod)]
-    if DADDR[version[0]] in compared:
-        expected.append((f"hostports_ip{number}", compared[DADDR[version[0]]] + port))
+    if daddr in compared:
+        expected.append((f"hostports_ip{number}", compared[daddr] + port))
     return expected
 
 

@@ -77,13 +77,15 @@ def delete(call: Call, log: Log) -> None:
 
 
 def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
-    from cni_hostport import ownership, portmap
+    from cni_hostport import portmap
 
     try:
         backends = portmap.backends_with_leftovers(lookup, call)
     except NFTError:
         return  # an advice, not the operation
     if backends:
+        from cni_hostport import ownership
+
         ownership.announce(log, portmap.advice(call, backends))
 
 

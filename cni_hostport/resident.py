@@ -163,5 +163,4 @@ def _answer(connection: socket.socket) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
-        os.close(2)  # whoever reads there waits for its end, and the end of this process takes some milliseconds
         connection.send(bytes([status]))

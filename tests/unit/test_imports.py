@@ -1,74 +1,175 @@
+"""Import time is this program's run time: what each kind of call imports, with a cold start as the executable does."""
+
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from typing import Any
+import sysconfig
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from lab import mapping, result
+from lab import LAUNCHER, Namespace, mapping, result
+from tools import ROOT
 
-SLOW = {"pydantic", "pyroute2", "nftables", "asyncio", "traceback"}
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
+PATHS = [str(ROOT), sysconfig.get_path("purelib")]
 RUN = """
-import io, json, sys
-from cni_hostport import skel
-environ, config, kernel = json.loads(sys.argv[1])
-if kernel:
-    from cni_hostport import plugin
-    from cni_hostport.installed import Installed
-    from cni_hostport.nft import NotFoundError
-
-    class Kernel:
-        def run(self, commands):
-            if kernel == "empty":
-                raise NotFoundError([("No such file or directory", command) for command in commands])
-
-        def installed(self):
-            return Installed.read(kernel)
-
-        def listing(self, what):
-            return []
-
-    plugin.Nft = Kernel
-status = skel.run(environ, io.BytesIO(json.dumps(config).encode()), io.StringIO(), sys.stderr)
-print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules})]))
+import sys
+bare = set(sys.modules)
+sys.path[:0] = sys.argv[1:3]
+import os
+def leave(status):
+    named = [[name, getattr(module, "__file__", None) or ""] for name, module in sys.modules.items()]
+    modules = [item for item in named if item[0] not in bare]
+    import json
+    print(json.dumps(modules), file=sys.stderr)
+    sys.exit(status)
+os._exit = leave
+from cni_hostport import handover
+handover.UNTIL_TAKEN = 30
+handover.main(sys.argv[3])
 """
 ENVIRONMENT = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/absent", "CNI_IFNAME": "eth0", "CNI_PATH": "/bin"}
-CHAIN = "dnat-664b16ffde93ac1d-02419fd924bed545"
-TCP_POD = [
-    {"chain": {"table": "hostport", "name": CHAIN, "handle": 1}},
-    {"map": {"name": "hostports", "elem": [[{"concat": ["ipv4", "tcp", 8080]}, {"goto": {"target": CHAIN}}]]}},
-]
+CONFIG = {"cniVersion": "1.1.0", "name": "pods", "prevResult": result("10.1.0.2/24")}
+TCP = {"runtimeConfig": {"portMappings": [mapping(8080)]}}
+
+PYDANTIC = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection"}
+# of the standard library, what takes its time
+NEVER = {
+    "asyncio", "email", "importlib.metadata", "logging", "multiprocessing", "subprocess", "syslog", "traceback"
+}  # fmt: skip
+SLOW = NEVER | {
+    "ctypes", "dataclasses", "datetime", "decimal", "hashlib", "inspect", "ipaddress", "pathlib", "random", "selectors",
+    "socket", "tempfile", "threading", "typing", "urllib", "uuid", "zoneinfo",
+}  # fmt: skip
+
+START = {"handover", "__main__", "skel", "errors"}
+NOTHING_TO_MAP = START | {"plugin"}
+PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
+LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
+DEL = NOTHING_TO_MAP | LOOKUP | {"attachment"}
+ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
+CHECK = PLAN | LOOKUP | {"attachment", "nft", "ruleset"}
 
 
-def imported(command: str, kernel: object = None, **keys: Any) -> set[str]:
-    config = {"cniVersion": "1.1.0", "name": "pods", "prevResult": result("10.1.0.2/24"), **keys}
-    argument = json.dumps([ENVIRONMENT | {"CNI_COMMAND": command}, config, kernel])
-    ran = subprocess.run([sys.executable, "-I", "-c", RUN, argument], check=True, capture_output=True, text=True)
-    status, modules = json.loads(ran.stdout)
-    assert (status, ran.stderr) == (0, "")
-    return SLOW.intersection(modules)
+class Imported:
+    """The modules of one call: the project's own, other distributions' top packages, and the slow standard ones."""
+
+    def __init__(self, modules: list[tuple[str, str]]) -> None:
+        self.all = {name for name, _ in modules}
+        self.own = {name.partition(".")[2] for name in self.all if name.startswith("cni_hostport.")}
+        self.others = {name.partition(".")[0] for name, path in modules if "site-packages" in path}
+        self.slow = self.all & SLOW
 
 
-def test_version_imports_nothing_slow() -> None:
-    assert imported("VERSION") == set()
+class Caller:
+    """Calls the executable's entry point in a network namespace, without a resident process unless told of one."""
+
+    def __init__(self, namespace: Namespace, socket: Path) -> None:
+        self.namespace = namespace
+        self.socket = socket
+
+    def __call__(self, command: str, **keys: Any) -> Imported:
+        ran = self.namespace.run(
+            sys.executable, "-I", "-S", "-c", RUN, *PATHS, str(self.socket),
+            input=json.dumps(CONFIG | keys), env=ENVIRONMENT | {"CNI_COMMAND": command},
+        )  # fmt: skip
+        *lines, modules = ran.stderr.splitlines()
+        assert lines == []
+        return Imported(json.loads(modules))
+
+
+@pytest.fixture
+def call(_kernel: None, tmp_path: Path) -> Iterator[Caller]:
+    with Namespace("imports") as namespace:
+        namespace.ip("link add cni0 type bridge", "addr add 10.1.0.1/24 dev cni0", "link set cni0 up")
+        yield Caller(namespace, tmp_path / "socket")
+
+
+def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
+    imported = call("VERSION")
+    assert (imported.own, imported.others, imported.slow) == (START, set(), set())
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize(
-    "keys", [{}, {"runtimeConfig": None}, {"runtimeConfig": {"portMappings": [], "bandwidth": None}}]
+    "keys",
+    [
+        {},
+        {"runtimeConfig": None},
+        {"runtimeConfig": {"portMappings": [], "bandwidth": None}},
+        {"conditionsV4": ["tcp", "dport", "!=", "9"], "snat": False},
+    ],
 )
-def test_a_pod_without_mappings_imports_nothing_slow(command: str, keys: dict[str, Any]) -> None:
-    assert imported(command, **keys) == set()
+def test_a_pod_without_mappings_imports_nothing_but_the_operation(
+    call: Caller, command: str, keys: Mapping[str, Any]
+) -> None:
+    imported = call(command, **keys)
+    assert (imported.own, imported.others, imported.slow) == (NOTHING_TO_MAP, set(), set())
+    assert not imported.all & {"struct", "errno", "contextlib", "collections.abc"}
 
 
-def test_a_pod_whose_host_ports_are_all_unspecified_asks_the_kernel_nothing() -> None:
-    modules = imported("ADD", runtimeConfig={"portMappings": [mapping(0)]})
-    assert not modules & {"pyroute2", "nftables"}
+@pytest.mark.parametrize("command", ["ADD", "CHECK"])
+def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(call: Caller, command: str) -> None:
+    imported = call(command, runtimeConfig={"portMappings": [mapping(0)]})
+    assert (imported.own, imported.others) == (PLAN, PYDANTIC)
+    assert not imported.slow & NEVER
 
 
-@pytest.mark.parametrize("kernel", ["empty", TCP_POD], ids=["not installed", "installed"])
-@pytest.mark.parametrize("keys", [{}, {"runtimeConfig": {"portMappings": [mapping(8080)]}}])
-def test_a_del_imports_nothing_slow_but_nftables(kernel: object, keys: dict[str, Any]) -> None:
-    assert not imported("DEL", kernel, **keys)
+@pytest.mark.parametrize(("command", "own"), [("ADD", ADD), ("CHECK", CHECK)])
+def test_a_tcp_mapping_needs_pydantic_and_libnftables_only(call: Caller, command: str, own: set[str]) -> None:
+    if command == "CHECK":
+        call("ADD", **TCP)
+    imported = call(command, **TCP)
+    assert (imported.own, imported.others) == (own, PYDANTIC | {"nftables"})
+    assert "ctypes" in imported.slow
+    assert not imported.slow & NEVER
+
+
+@pytest.mark.parametrize("known", [{}, TCP], ids=["without mappings", "with mappings"])
+def test_a_del_of_an_installed_tcp_mapping_imports_nothing_slow(call: Caller, known: Mapping[str, Any]) -> None:
+    call("ADD", **TCP)
+    imported = call("DEL", **known)
+    assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
+    assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
+
+
+def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
+    imported = call("DEL")
+    assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
+
+
+def test_a_del_of_nothing_that_may_be_portmaps_needs_a_hash_besides(call: Caller) -> None:
+    imported = call("DEL", **TCP)
+    assert (imported.own, imported.others, imported.slow) == (DEL | {"portmap"}, set(), {"hashlib"})
+
+
+def modules_of(script: str) -> set[str]:
+    script = f"import sys; sys.path[:0] = sys.argv[1:]; {script}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-IS", "-c", script, *PATHS], check=True, capture_output=True, text=True)
+    return set(ran.stdout.split())
+
+
+def test_the_executable_begins_with_the_modules_of_the_interpreter_and_of_sockets() -> None:
+    started = modules_of("import cni_hostport.handover")
+    assert started - modules_of("import os, _socket") == {"cni_hostport", "cni_hostport.handover"}
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL"])
+def test_a_call_that_a_resident_process_runs_imports_nothing_more(call: Caller, command: str) -> None:
+    resident = subprocess.Popen([*LAUNCHER, "serve", str(call.socket)])
+    try:
+        until = time.monotonic() + 30
+        while not call.socket.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        call("ADD", **TCP)
+        imported = call(command, **TCP)
+    finally:
+        resident.kill()
+        resident.wait()
+    assert imported.all == modules_of("import os, cni_hostport.handover") - modules_of("import sys")

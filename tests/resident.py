@@ -1,0 +1,139 @@
+"""The resident process of the warm start, and executables that call it at a socket of the test's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from lab import LAUNCHER
+
+from cni_hostport.handover import TAKEN
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Sequence
+
+    Scenario = Callable[[socket.socket], None]
+
+NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
+    """Wait until something is so, and tell whether it came to that."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+class Resident:
+    """The resident process, at a socket in a directory of the test's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = path.with_suffix(".log")
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        self.path.unlink(missing_ok=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([*LAUNCHER, "serve", str(self.path)], env=environment, stderr=log)
+        if not eventually(lambda: self.path.exists() and len(self.children) > 1):
+            raise AssertionError(self.log.read_text())
+
+    @property
+    def children(self) -> list[int]:
+        """The process IDs of its children."""
+        number = self.process.pid
+        return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+    @property
+    def family(self) -> list[int]:
+        return [self.process.pid, *self.children]
+
+    def kill(self) -> None:
+        """Kill it, but not its children."""
+        self.process.kill()
+        self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to its children."""
+        for process in self.family:
+            os.kill(process, number)
+
+
+def launcher(directory: Path, path: Path, *lines: str) -> list[str]:
+    """Return an executable that calls the resident process at ``path``, and has these lines of Python before that."""
+    name = directory / f"hostport-{len(list(directory.glob('hostport-*')))}"
+    text = "\n".join([f"#!{sys.executable} -I", "import sys", *lines, "from cni_hostport import handover"])
+    name.write_text(f'{text}\nhandover.main("{path}")\n')
+    name.chmod(0o755)
+    return [str(name)]
+
+
+@contextmanager
+def server(path: Path, scenario: Scenario) -> Iterator[None]:
+    """Do with every connection that is made to ``path`` what the scenario does."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(path))
+    listening.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            scenario(connection)
+            connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+
+
+def request(connection: socket.socket) -> list[int]:
+    """Receive a call, and return its descriptors."""
+    return socket.recv_fds(connection, 1 << 18, 6)[1]
+
+
+@contextmanager
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process that can be taken for the one that runs a call."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def take(connection: socket.socket, process: int) -> None:
+    """Say that this process takes the call."""
+    descriptor = os.pidfd_open(process)
+    socket.send_fds(connection, [TAKEN], [descriptor])
+    os.close(descriptor)
+
+
+def run(executable: Sequence[str], stdin: bytes, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Run an executable in this namespace; ``CNI_*`` variables are given without the prefix."""
+    environment = {f"CNI_{name}": value for name, value in variables.items()}
+    return subprocess.run(executable, input=stdin, env=environment, capture_output=True, check=False, timeout=60)
