@@ -108,6 +108,7 @@ def _listener(path: str) -> socket.socket:
 
 def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: int | None) -> NoReturn:
     """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # pyroute2 has children of its own
     try:
         if stage is not None:
             _rehearse(stage)
