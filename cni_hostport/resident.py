@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import suppress
 from errno import EAGAIN
+from importlib import import_module
 from typing import NoReturn
 
 from cni_hostport import host, netlink, skel
@@ -30,6 +31,14 @@ PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
 FIRST_INHERITED = 3  # sd_listen_fds(3)
+OPERATIONS_IMPORT = (
+    *(f"cni_hostport.{module}" for module in ("config", "conntrack", "lookup", "ownership", "plugin", "portmap")),
+    "nftables",
+    "pyroute2.netlink.nfnetlink.nfctsocket",
+    "random",
+    "syslog",
+    "traceback",
+)
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
     b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
@@ -73,16 +82,8 @@ def serve(path: str = SOCKET) -> NoReturn:
 
 def _import_everything() -> None:
     """Import what operations import, so that children share it, and need no files that a caller's root may not have."""
-    import random
-    import syslog
-    import traceback
-
-    import nftables
-    import pyroute2.netlink.nfnetlink.nfctsocket
-
-    from cni_hostport import config, conntrack, lookup, nft, plugin, portmap
-
-    del random, syslog, traceback, nftables, pyroute2, config, conntrack, lookup, nft, plugin, portmap
+    for module in OPERATIONS_IMPORT:
+        import_module(module)
     gc.collect()
     gc.freeze()  # children then do not copy all of it only to count references
     gc.disable()
