@@ -24,7 +24,7 @@ def test_the_benchmark_compares_all_contenders_and_draws_them(tmp_path: Path) ->
         "| call | pods on the node | hostport warm | hostport cold | portmap nftables | portmap iptables |",
         "| mappings | 0 | 20 |",
         "| memory | MiB |",
-        "| call | entries | ms | ratio |",
+        "| call | without | with | difference |",
     ]
     assert "nan" not in ran.stdout
     drawn = (tmp_path / "plot.svg").read_text()
