@@ -17,26 +17,34 @@ if TYPE_CHECKING:
 class _Stdin:
     """File descriptor 0, opened only when it is read: VERSION does not need it, and it can be closed."""
 
+    def __init__(self, already_read: bytes | None) -> None:
+        self._already_read = already_read
+
     def read(self) -> bytes:
+        if self._already_read is not None:
+            return self._already_read
         with open(0, "rb", closefd=False) as stream:
             return stream.read()
 
 
-def run(environ: Mapping[str, str]) -> int:
-    """Run one CNI command on this process's standard streams and return its exit status."""
-    status = skel.run(environ, _Stdin(), sys.stdout, sys.stderr)
+def run(environ: Mapping[str, str], stdin: bytes | None = None) -> int:
+    """Run one CNI command on this process's standard streams and return its exit status.
+
+    ``stdin`` is standard input where that has been read already.
+    """
+    status = skel.run(environ, _Stdin(stdin), sys.stdout, sys.stderr)
     sys.stderr.flush()
     return status
 
 
-def main() -> NoReturn:
+def main(stdin: bytes | None = None) -> NoReturn:
     """Run one CNI command and exit with its status; or stay, for ``hostport serve [SOCKET]``, to answer calls."""
     if "CNI_COMMAND" not in os.environ and sys.argv[1:2] == ["serve"]:
         from cni_hostport.resident import serve
 
         serve(*sys.argv[2:3])
     gc.disable()  # the process ends before that could pay
-    os._exit(run(os.environ))  # everything is said: taking the modules down in order would only cost time
+    os._exit(run(os.environ, stdin))  # everything is said: taking the modules down in order would only cost time
 
 
 if __name__ == "__main__":

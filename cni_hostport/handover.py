@@ -23,7 +23,9 @@ SOCKET = "/run/hostport.sock"
 VARIABLES = (
     "CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"
 )  # fmt: skip
-NEEDED = ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH")
+COMMANDS = ("ADD", "CHECK", "DEL")
+LONGEST_IFNAME = 15
+OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 IDENTITY = f"{__version__} {__file__}"  # two installations never share a process
 TAKEN = b"taken"
 UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less than one millisecond
@@ -33,39 +35,59 @@ UNTIL_DONE = 30  # seconds; an operation that meets no difficulty needs a few mi
 
 def main(path: str = SOCKET) -> None:
     """Run one call, in the resident process that listens at ``path`` or here, and exit with its status."""
-    # a call that is refused before its standard input is read must not wait for that
-    if os.environ.get("CNI_COMMAND") in {"ADD", "DEL", "CHECK"} and all(map(os.environ.get, NEEDED)):
-        status = _hand_over(path)
+    stdin = None
+    if _can_be_handed_over():
+        status, stdin = _hand_over(path)
         if status is not None:
             os._exit(status)
     from cni_hostport.__main__ import main as run_here
 
-    run_here()
+    run_here(stdin)
 
 
-def _hand_over(path: str) -> int | None:
-    """Return the status with which the call ended elsewhere, ``None`` if it has to be run here."""
+def _can_be_handed_over() -> bool:
+    """Tell whether the call is a frequent one, and not one that is refused before its standard input is read."""
+    command, container, netns, ifname, path = (
+        os.environ.get(f"CNI_{name}", "") for name in ("COMMAND", "CONTAINERID", "NETNS", "IFNAME", "PATH")
+    )
+    return (
+        command in COMMANDS
+        and _is_plain(container)
+        and _is_plain(ifname)
+        and len(ifname) <= LONGEST_IFNAME
+        and bool(path)
+        and bool(netns or command == "DEL")
+        and not os.path.normpath(netns).startswith(OWN_PATHS)
+    )
+
+
+def _is_plain(name: str) -> bool:
+    letters = name.replace("_", "").replace("-", "").replace(".", "")
+    return name.isascii() and letters.isalnum() and name[0].isalnum()
+
+
+def _hand_over(path: str) -> tuple[int | None, bytes | None]:
+    """Return the status with which the call ended elsewhere, or ``None`` and what was read of its standard input."""
     connection = socket(AF_UNIX, SOCK_SEQPACKET)
     connection.settimeout(UNTIL_TAKEN)
+    data = None
     try:
         connection.connect(path)
         if connection.fileno() <= 2:  # noqa: PLR2004 - a standard stream is closed
             connection.close()
-            return None
+            return None, None
         streams = stdin, stdout, stderr = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-        while data := os.read(0, CHUNK):
-            os.write(stdin, data)
+        data = _read(0)
+        _write(stdin, data)
+        os.lseek(stdin, 0, os.SEEK_SET)
     except OSError:
-        return None
-    os.lseek(stdin, 0, os.SEEK_SET)
+        return None, data
     status = _status_from(connection, streams)
-    if status is None:
-        os.dup2(stdin, 0)
-        os.lseek(0, 0, os.SEEK_SET)
-    else:
-        _copy(stderr, 2)
-        _copy(stdout, 1)
-    return status
+    if status is not None:
+        for source, target in ((stderr, 2), (stdout, 1)):
+            os.lseek(source, 0, os.SEEK_SET)
+            _write(target, _read(source))
+    return status, data
 
 
 def _status_from(connection: socket, streams: list[int]) -> int | None:
@@ -110,17 +132,25 @@ def _kill(process: int) -> None:
     from select import POLLIN, poll
     from signal import SIGKILL, pidfd_send_signal
 
-    pidfd_send_signal(process, SIGKILL)
+    try:
+        pidfd_send_signal(process, SIGKILL)
+    except ProcessLookupError:
+        return
     death = poll()
     death.register(process, POLLIN)
     death.poll()
 
 
-def _copy(source: int, target: int) -> None:
-    os.lseek(source, 0, os.SEEK_SET)
-    while data := os.read(source, CHUNK):
-        while data:
-            data = data[os.write(target, data) :]
+def _read(source: int) -> bytes:
+    data = b""
+    while more := os.read(source, CHUNK):
+        data += more
+    return data
+
+
+def _write(target: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(target, data) :]
 
 
 def _pack(descriptors: list[int]) -> bytes:

@@ -34,10 +34,12 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
 
 
 class Resident:
-    """The resident process, at a socket in a directory of the test's."""
+    """The resident process, at a socket in a directory of the test's; lines of Python alter its module beforehand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *lines: str) -> None:
         self.path = path
+        altered = "\n".join(["from cni_hostport import resident", *lines, f'resident.serve("{path}")'])
+        self.command = [sys.executable, "-Ic", altered] if lines else [*LAUNCHER, "serve", str(path)]
         self.log = path.with_suffix(".log")
         self.start()
 
@@ -51,7 +53,7 @@ class Resident:
         self.path.unlink(missing_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*LAUNCHER, "serve", str(self.path)], env=environment, stderr=log)
+            self.process = subprocess.Popen(self.command, env=environment, stderr=log)
         if not eventually(lambda: self.path.exists() and len(self.children) > 1):
             raise AssertionError(self.log.read_text())
 
