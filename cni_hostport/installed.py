@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from cni_hostport.attachment import Owner
-from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
+from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, POD_MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
 
 TABLES = f"tables {FAMILY}"
 _MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
@@ -21,12 +21,17 @@ NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "el
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An installed map element: its map, its key as nft prints it, the chain it leads to and the owner comment."""
+    """An installed map element: its map, its key as nft prints it, the chain it leads to, and what it says.
+
+    That of a port says who the owner is and counts the new connections, that of a pod's address names the network.
+    """
 
     map: str
     key: str
     chain: str
     owner: Owner
+    connections: int = 0
+    network: str = ""
 
     @property
     def holder(self) -> str:
@@ -118,9 +123,11 @@ def _holder(chain: str) -> str:
 
 def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
     for key, verdict in declaration.get("elem", ()):
-        value, comment = key, ""
+        value, told = key, dict[str, Any]()
         if isinstance(key, dict) and "elem" in key:
-            value, comment = key["elem"]["val"], key["elem"].get("comment", "")
+            value, told = key["elem"]["val"], key["elem"]
+        comment = told.get("comment", "")
+        is_pod = declaration["name"] in POD_MAPS
         parts = value["concat"] if isinstance(value, dict) else [value]
         parts = [PROTOCOLS.get(part, part) for part in parts]
         if declaration["name"].endswith("_ip6"):
@@ -129,7 +136,9 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
             declaration["name"],
             " . ".join(str(part) for part in parts),
             verdict.get("goto", {}).get("target", ""),
-            Owner.parse(comment),
+            Owner("", "") if is_pod else Owner.parse(comment),
+            told.get("counter", {}).get("packets", 0),
+            comment if is_pod else "",
         )
 
 

@@ -83,14 +83,27 @@ class Lookup:
             return None if found[masq] is None else Held([], [masq], b"")
         return Held(list(self._elements(key)), [name for name in names if found[name]], nf_tables.handle(token))
 
-    def remove(self, held: Held) -> bool:
+    def remove(self, key: str, held: Held) -> bool:
         """Remove an attachment in one transaction; tell whether all was as it was found, else nothing is done."""
         if not held.handle:
             return False
         # the handle tells the token from a later chain of its name, the name tells the other chain from one that has
         # its handle in a later table
-        batch = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
+        deletions = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
         KEPT.append(self._netlink)
+        return self._commit(*deletions, nf_tables.add_deleted(key))
+
+    def is_deleted(self, key: str) -> bool:
+        """Tell whether an attachment is among those that were deleted lately."""
+        return self._ask(nf_tables.get_deleted(key)) != [None]
+
+    def add_deleted(self, key: str) -> bool:
+        """Add an attachment of which nothing was found to the deleted ones; tell whether there is a set of them."""
+        return self._commit(nf_tables.add_deleted(key))
+
+    def _commit(self, *changes: Message) -> bool:
+        """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""
+        batch = nf_tables.transaction(*changes)
         begun, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
         if begun not in {0, errno.EIO}:  # what befalls the transaction as a whole is said of its beginning
             raise _failure(begun)

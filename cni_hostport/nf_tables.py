@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 
-from cni_hostport.netlink import NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
+from cni_hostport.table import DELETED, FAMILY, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, GETSETELEM, DELSETELEM = (
-    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 13, 14)
+GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
 )
 FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 
@@ -89,17 +89,30 @@ def get_element(element: Element) -> Message:
     return GETSETELEM, 0, _elements([element])
 
 
-def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) -> list[Message]:
-    """Return the transaction that deletes elements, chains by their names, and one by its handle."""
+def transaction(*messages: Message) -> list[Message]:
+    """Return the messages as a transaction."""
     edge = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+    return [(NFNL_MSG_BATCH_BEGIN, 0, edge), *messages, (NFNL_MSG_BATCH_END, 0, edge)]
+
+
+def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) -> list[Message]:
+    """Delete elements, chains by their names, and one by its handle."""
     maps = dict.fromkeys(name for name, _ in elements)
     return [
-        (NFNL_MSG_BATCH_BEGIN, 0, edge),
         *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
         *((DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_NAME, _text(name)))) for name in chains),
         (DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_HANDLE, handle))),
-        (NFNL_MSG_BATCH_END, 0, edge),
     ]
+
+
+def get_deleted(key: str) -> Message:
+    """Ask for an attachment among the deleted ones."""
+    return get_element((DELETED, _packed(key)))
+
+
+def add_deleted(key: str) -> Message:
+    """Add an attachment to the deleted ones, if it is not among them."""
+    return NEWSETELEM, NLM_F_CREATE, _elements([(DELETED, _packed(key))])
 
 
 def handle(chain: bytes) -> bytes:
@@ -171,6 +184,10 @@ def _body(*parts: bytes, family: str = FAMILY) -> bytes:
 
 def _in_table(table: str = TABLE) -> bytes:
     return attribute(IN_TABLE, _text(table))
+
+
+def _packed(key: str) -> bytes:
+    return bytes.fromhex(key.replace("-", ""))
 
 
 def _text(text: str) -> bytes:

@@ -12,7 +12,7 @@ from cni_hostport.errors import CNIError, Code, NFTError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Plan
-from cni_hostport.table import POD_MAPS, PORT_MAPS, base
+from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, deleted_set
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -32,7 +32,7 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     for attempt in range(ATTEMPTS):
         commands = [command for holder in leaving for command in installed.detach(holder)]
         if own.forwards:
-            commands += [*base(), *ruleset.attach(attachment, own)]
+            commands += install(attachment, own, "add")
         try:
             nft.run(commands)
         except NFTError as error:
@@ -56,6 +56,15 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
     return own
+
+
+def install(attachment: Attachment, plan: Plan, verb: str) -> list[str]:
+    """Return the commands that install an attachment, which is then no longer among the deleted ones.
+
+    With the verb ``create`` they fail if it is among them.
+    """
+    key = attachment.key
+    return [*base(), deleted(verb, key), deleted("delete", key), *ruleset.attach(attachment, plan)]
 
 
 def unshared(installed: Installed, attachment: Attachment, plan: Plan) -> Plan:
@@ -116,7 +125,7 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
         if not commands:
             return
         try:
-            nft.run(commands)
+            nft.run([*commands, deleted_set(), deleted("add", key)])
         except NFTError as error:
             if not error.may_be_a_race:
                 raise

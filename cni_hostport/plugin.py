@@ -29,21 +29,31 @@ VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
     result = _prev_result(call)
-    plan = _plan(call)
+    plan = plan_of(call)
     if plan is None:
         return result
-    from contextlib import suppress
-
-    from cni_hostport import conntrack, host, ownership
+    from cni_hostport import ownership
     from cni_hostport.nft import Nft
 
     for mapping in plan.unmapped:
         log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
-    nft, attachment = Nft(), _attachment(call)
+    nft, attachment = Nft(), attachment_of(call)
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
         return result
-    plan = ownership.claim(nft, attachment, plan, log)
+    follow_up(nft, attachment, ownership.claim(nft, attachment, plan, log), log)
+    return result
+
+
+def follow_up(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> None:
+    """Do what an installed plan needs besides its rules; without that, it is removed again.
+
+    Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
+    """
+    from contextlib import suppress
+
+    from cni_hostport import conntrack, host, ownership
+
     try:
         if plan.local_route_to:
             host.route_localnet(plan.local_route_to, log)
@@ -53,19 +63,26 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         raise
     if any(forward.protocol == "udp" for forward in plan.forwards):
         conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
-    return result
 
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
     from cni_hostport.lookup import Lookup
+    from cni_hostport.table import RESTORING, base, deleted
 
-    lookup, key = Lookup(), _attachment(call).key
+    lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
     if held is None:
         if _may_map(call):
             _tell_leftovers_of_portmap(lookup, call, log)
-    elif not lookup.remove(held):
+        if (_may_map(call) or lookup.is_deleted(RESTORING)) and not lookup.add_deleted(key):
+            from contextlib import suppress
+
+            from cni_hostport.nft import Nft
+
+            with suppress(NFTError):  # where there can be no table, nothing can be restored either
+                Nft().run([*base(), deleted("add", key)])
+    elif not lookup.remove(key, held):
         from cni_hostport import ownership
         from cni_hostport.nft import Nft
 
@@ -90,54 +107,20 @@ def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
 
 
 def check(call: Call, _log: Log) -> None:
-    """Compare what is installed with what ADD would install now.
-
-    The same commands are run in an empty network namespace, so that nftables itself tells how the result should look.
-    """
+    """Compare what is installed with what ADD would install now."""
     _prev_result(call)
-    plan = _plan(call)
+    plan = plan_of(call)
     if plan is None or not plan.forwards:
         return
-    from cni_hostport.lookup import Lookup
+    from cni_hostport import comparison
 
-    attachment = _attachment(call)
-    expected = _installed_alone(attachment, plan)[0].snapshot(attachment.key)
-    if expected is None or expected != Lookup().snapshot(attachment.key):
-        _check_by_listing(attachment, plan)
-
-
-def _check_by_listing(attachment: Attachment, plan: Plan) -> None:
-    from cni_hostport import installed, ownership
-    from cni_hostport.nft import Nft
-
-    nft, key = Nft(), attachment.key
-    plan = ownership.unshared(nft.installed(), attachment, plan)
-    if not plan.forwards:
-        return
-    expected = _installed_alone(attachment, plan)[1].state(key)
-    differences = installed.differences(key, expected=expected, actual=nft.state(key))
+    differences = comparison.differences(attachment_of(call), plan)
     if differences:
         raise CNIError(
             Code.CHECK_FAILED,
-            f"the host ports of {attachment.container_id} ({attachment.ifname}) are not as installed by ADD:"
-            f" {differences[0]}",
+            f"the host ports of {call.container_id} ({call.ifname}) are not as installed by ADD: {differences[0]}",
             "\n".join(differences),
         )
-
-
-def _installed_alone(attachment: Attachment, plan: Plan) -> tuple[Lookup, Nft]:
-    """Install an attachment in an empty network namespace, and return the ways to look at it there."""
-    from cni_hostport import host, ruleset, table
-    from cni_hostport.lookup import Lookup
-    from cni_hostport.nft import Nft
-
-    try:
-        with host.scratch_namespace():
-            lookup, nft = Lookup(), Nft()
-    except OSError as error:
-        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
-    nft.run([*table.base(), *ruleset.attach(attachment, plan)])
-    return lookup, nft
 
 
 def gc(call: Call, log: Log) -> None:
@@ -200,7 +183,8 @@ OPERATIONS = {
 }
 
 
-def _attachment(call: Call) -> Attachment:
+def attachment_of(call: Call) -> Attachment:
+    """Return the attachment that a call is about."""
     from cni_hostport.attachment import Attachment, pod_name
 
     return Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
@@ -220,7 +204,7 @@ def _may_map(call: Call) -> bool:
     return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
 
 
-def _plan(call: Call) -> Plan | None:
+def plan_of(call: Call) -> Plan | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
     if not _may_map(call):
         return None  # most pods: nothing is imported, validated or asked for them

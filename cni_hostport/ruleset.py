@@ -16,7 +16,7 @@ with a concatenated value as a set.
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from cni_hostport.attachment import Attachment
+from cni_hostport.attachment import COMMENT_BYTES, Attachment
 from cni_hostport.plan import EVERYWHERE, Forward, Plan
 from cni_hostport.table import FAMILY, TABLE, base, dnat_chain, masq_chain
 
@@ -33,7 +33,8 @@ def attach(attachment: Attachment, plan: Plan) -> list[str]:
     commands += [f"add rule {FAMILY} {TABLE} {dnat} {rule}" for rule in _dnat_rules(plan, attachment.pod)]
     for pod_ip, sources in plan.masquerade.items():
         commands += [f"add rule {FAMILY} {TABLE} {masq} {_masquerade_rule(source)}" for source in sources]
-        commands.append(_create(f"pods_ip{pod_ip.version}", f"{pod_ip} : goto {masq}"))
+        network = f'comment "{attachment.network[:COMMENT_BYTES]}"'
+        commands.append(_create(f"pods_ip{pod_ip.version}", f"{pod_ip} {network} : goto {masq}"))
     comment = f'comment "{attachment.owner.comment()}"'
     by_map: dict[str, list[str]] = {}
     for forward in plan.forwards:
@@ -74,7 +75,7 @@ def _one_by_one(family: str, forwards: list[Forward]) -> Iterable[str]:
         pod_ip = f"[{forward.pod_ip}]" if forward.version == 6 else forward.pod_ip  # noqa: PLR2004 - IP version
         yield (
             f"{address}meta l4proto {forward.protocol} th dport {forward.host_port}"
-            f" counter dnat {family} to {pod_ip}:{forward.container_port}"
+            f" dnat {family} to {pod_ip}:{forward.container_port}"
         )
 
 
@@ -87,7 +88,7 @@ def _by_map(family: str, forwards: list[Forward]) -> Iterable[str]:
             for forward in group
         )
         if elements:
-            yield f"counter dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
+            yield f"dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
 
 
 def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:

@@ -12,6 +12,10 @@ PORT_MAPS = {
 }
 POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
 MAPS = PORT_MAPS | POD_MAPS
+# The keys of attachments that were deleted, for longer than a runtime takes to forget about one: what was read from a
+# runtime's cache before must not bring it back. An address has as many bytes as a key.
+DELETED = "deleted"
+RESTORING = f"{0:016x}-{0:016x}"  # what is in it, instead of a key, while attachments are being restored
 # the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
 ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
 
@@ -55,11 +59,16 @@ BASE_CHAINS = {
 def base() -> list[str]:
     """Return the commands that declare the table, maps and base chains, and put right what is there of them."""
     commands = [f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}']
-    commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in MAPS.items()]
+    # each element of a port counts the new connections to it
+    commands += [
+        f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; counter; }}" for name, key in PORT_MAPS.items()
+    ]
+    commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in POD_MAPS.items()]
     commands += [
         f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
         for name, key in ADDRESS_SETS.items()
     ]
+    commands.append(deleted_set())
     for name, (hook, _) in BASE_CHAINS.items():
         commands += [
             f"add chain {FAMILY} {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
@@ -68,6 +77,18 @@ def base() -> list[str]:
     for name, (_, rules) in BASE_CHAINS.items():
         commands += [f"add rule {FAMILY} {TABLE} {name} {rule}" for rule in rules]
     return commands
+
+
+def deleted_set() -> str:
+    """Return the command that declares the set of deleted attachments."""
+    return f"add set {FAMILY} {TABLE} {DELETED} {{ type ipv6_addr; flags timeout; timeout 10m; }}"
+
+
+def deleted(verb: str, key: str) -> str:
+    """Return the command that adds an attachment to the deleted ones, or does what else the verb says."""
+    digits = key.replace("-", "")
+    address = ":".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+    return f"{verb} element {FAMILY} {TABLE} {DELETED} {{ {address} }}"
 
 
 def dnat_chain(key: str) -> str:

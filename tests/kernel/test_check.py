@@ -147,9 +147,9 @@ def test_fails_before_add_and_after_del_and_makes_no_table(node: Node) -> None:
     [
         ("flush ruleset", "table inet hostport is missing"),
         ("flush table inet hostport", "dispatch"),
-        ("replace rule inet hostport DNAT handle HANDLE tcp dport 8080 counter dnat ip to 10.9.9.9:80", "10.9.9.9"),
+        ("replace rule inet hostport DNAT handle HANDLE tcp dport 8080 dnat ip to 10.9.9.9:80", "10.9.9.9"),
         ("delete rule inet hostport DNAT handle HANDLE", "DNAT"),
-        ("add rule inet hostport DNAT tcp dport 8080 counter dnat ip to 10.9.9.9:80", "10.9.9.9"),
+        ("add rule inet hostport DNAT tcp dport 8080 dnat ip to 10.9.9.9:80", "10.9.9.9"),
         ("insert rule inet hostport DNAT accept", "accept"),
         ("delete element inet hostport hostports { ipv6 . tcp . 8080 }", "ipv6 . tcp . 8080"),
         ("delete element inet hostport hostports_ip4 { 192.0.2.1 . udp . 5353 }", "192.0.2.1 . udp . 5353"),

@@ -92,11 +92,11 @@ table inet hostport {{
 {SETS}
 {BASE}
     chain dnat-664b16ffde93ac1d-f00e7030770b04e6 {{
-        ip daddr 192.0.2.1 udp dport 53 counter dnat ip to 10.88.0.2:5353 comment "shop/web"
-        meta nfproto ipv4 tcp dport 8080 counter dnat ip to 10.88.0.2:80 comment "shop/web"
-        meta nfproto ipv4 sctp dport 8080 counter dnat ip to 10.88.0.2:80 comment "shop/web"
-        ip6 daddr 2001:db8::1 udp dport 53 counter dnat ip6 to [fd00:88::2]:5354 comment "shop/web"
-        meta nfproto ipv6 tcp dport 8080 counter dnat ip6 to [fd00:88::2]:80 comment "shop/web"
+        ip daddr 192.0.2.1 udp dport 53 dnat ip to 10.88.0.2:5353 comment "shop/web"
+        meta nfproto ipv4 tcp dport 8080 dnat ip to 10.88.0.2:80 comment "shop/web"
+        meta nfproto ipv4 sctp dport 8080 dnat ip to 10.88.0.2:80 comment "shop/web"
+        ip6 daddr 2001:db8::1 udp dport 53 dnat ip6 to [fd00:88::2]:5354 comment "shop/web"
+        meta nfproto ipv6 tcp dport 8080 dnat ip6 to [fd00:88::2]:80 comment "shop/web"
     }}
 
     chain masq-664b16ffde93ac1d-f00e7030770b04e6 {{
@@ -140,9 +140,9 @@ table inet hostport {{
 {SETS}
 {BASE}
     chain dnat-664b16ffde93ac1d-f00e7030770b04e6 {{
-        ip saddr != 203.0.113.0/24 counter dnat ip to ip daddr . meta l4proto . th dport map \
+        ip saddr != 203.0.113.0/24 dnat ip to ip daddr . meta l4proto . th dport map \
 {{ 192.0.2.1 . tcp . 8000 : 10.88.0.2 . 81 }} comment "shop/web"
-        ip saddr != 203.0.113.0/24 counter dnat ip to meta l4proto . th dport map {{ {_TARGETS} }} comment "shop/web"
+        ip saddr != 203.0.113.0/24 dnat ip to meta l4proto . th dport map {{ {_TARGETS} }} comment "shop/web"
     }}
 
     chain masq-664b16ffde93ac1d-f00e7030770b04e6 {{

@@ -41,8 +41,8 @@ def test_an_sctp_port_is_translated(containerd: Containerd) -> None:
     containerd.run("signalling", port(5000, 5001, "SCTP"), port(0, 5002, "SCTP"))
     ruleset = containerd.host.node.ruleset()
     assert mapped(containerd.host.node) == ["ipv4 . sctp . 5000", "ipv6 . sctp . 5000"]
-    assert "ipv4 sctp dport 5000 counter dnat ip to 10.88." in ruleset
-    assert "ipv6 sctp dport 5000 counter dnat ip6 to [fd00:88::" in ruleset
+    assert "ipv4 sctp dport 5000 dnat ip to 10.88." in ruleset
+    assert "ipv6 sctp dport 5000 dnat ip6 to [fd00:88::" in ruleset
     assert "5002" not in ruleset
 
 

@@ -178,5 +178,5 @@ def test_add_installs_base_and_mappings_with_the_names_of_pod_and_container(kern
     key = Attachment("pods", "c1", "eth0").key
     assert (outcome, lines) == (CONFIG["prevResult"], [])
     assert kernel.commands[: len(table.base())] == table.base()
-    assert kernel.commands[-3].endswith(' dport 8080 counter dnat ip to 10.1.0.2:80 comment "default/web"')
+    assert kernel.commands[-3].endswith(' dport 8080 dnat ip to 10.1.0.2:80 comment "default/web"')
     assert kernel.commands[-1].endswith(f' comment "c1 eth0 /run/netns/c1" : goto dnat-{key} }}')

@@ -29,7 +29,7 @@ def test_one_mapping_of_an_ipv4_pod() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -42,12 +42,12 @@ def test_a_dual_stack_pod_with_every_protocol_is_labelled_with_its_name() -> Non
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80 comment "default/web"
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto udp th dport 53 counter dnat ip to 10.1.0.2:5353 comment "default/web"
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto sctp th dport 9 counter dnat ip to 10.1.0.2:90 comment "default/web"
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 counter dnat ip6 to [fd00::2]:80 comment "default/web"
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto udp th dport 53 counter dnat ip6 to [fd00::2]:5353 comment "default/web"
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto sctp th dport 9 counter dnat ip6 to [fd00::2]:90 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto udp th dport 53 dnat ip to 10.1.0.2:5353 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto sctp th dport 9 dnat ip to 10.1.0.2:90 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto udp th dport 53 dnat ip6 to [fd00::2]:5353 comment "default/web"
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto sctp th dport 9 dnat ip6 to [fd00::2]:90 comment "default/web"
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -65,8 +65,8 @@ def test_a_host_address_of_each_family_stands_in_its_own_map() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv6 ip6 daddr 2001:db8::1 meta l4proto tcp th dport 8080 counter dnat ip6 to [fd00::2]:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv6 ip6 daddr 2001:db8::1 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -82,7 +82,7 @@ def test_every_ipv4_address_is_a_wildcard_of_ipv4_only() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -95,7 +95,7 @@ def test_every_ipv6_address_is_a_wildcard_of_ipv6_only() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 counter dnat ip6 to [fd00::2]:80
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip6 saddr fd00::/64 masquerade
 create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
 create element inet hostport hostports { ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
@@ -107,7 +107,7 @@ def test_a_loopback_host_address_is_one_like_others() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -120,8 +120,8 @@ def test_two_host_ports_lead_to_one_container_port() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8081 counter dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8081 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -134,8 +134,8 @@ def test_one_port_in_tcp_and_udp_leads_to_different_targets() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 53 counter dnat ip to 10.1.0.2:1053
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto udp th dport 53 counter dnat ip to 10.1.0.2:2053
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 53 dnat ip to 10.1.0.2:1053
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto udp th dport 53 dnat ip to 10.1.0.2:2053
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -148,9 +148,9 @@ def test_one_host_port_on_two_host_addresses_and_the_wildcard_tries_the_wildcard
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:81
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:82
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:81
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:82
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -167,8 +167,8 @@ def test_without_snat_nothing_is_masqueraded() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 counter dnat ip6 to [fd00::2]:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
 create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
@@ -180,8 +180,8 @@ def test_masqall_masquerades_every_connection() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 counter dnat ip6 to [fd00::2]:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A meta nfproto ipv4 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
 add rule inet hostport masq-N-A meta nfproto ipv6 masquerade
@@ -195,9 +195,9 @@ def test_conditions_come_first_in_every_rule_of_their_family() -> None:
     expected = """
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip saddr 198.51.100.0/24 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv4 ip saddr 198.51.100.0/24 meta l4proto tcp th dport 8081 counter dnat ip to 10.1.0.2:80
-add rule inet hostport dnat-N-A meta nfproto ipv6 iifname "eth0" meta l4proto tcp th dport 8081 counter dnat ip6 to [fd00::2]:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip saddr 198.51.100.0/24 ip daddr 192.0.2.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv4 ip saddr 198.51.100.0/24 meta l4proto tcp th dport 8081 dnat ip to 10.1.0.2:80
+add rule inet hostport dnat-N-A meta nfproto ipv6 iifname "eth0" meta l4proto tcp th dport 8081 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
 create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
@@ -227,8 +227,8 @@ def test_more_than_16_mappings_of_a_family_are_one_rule_with_a_map_for_each_kind
     expected = f"""
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" counter dnat ip to ip daddr . meta l4proto . th dport map {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }} comment "web"
-add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" counter dnat ip to meta l4proto . th dport map {{ {targets} }} comment "web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to ip daddr . meta l4proto . th dport map {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }} comment "web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to meta l4proto . th dport map {{ {targets} }} comment "web"
 create element inet hostport pods_ip4 {{ 10.1.0.2 : goto masq-N-A }}
 create element inet hostport hostports {{ {owners} }}
 create element inet hostport hostports_ip4 {{ 192.0.2.1 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }}

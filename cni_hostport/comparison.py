@@ -1,0 +1,50 @@
+"""Is an attachment installed as ADD would install it now?
+
+The same commands are run in an empty network namespace, so that nftables itself tells how the result should look.
+"""
+
+from __future__ import annotations
+
+from cni_hostport import host, ruleset, table
+from cni_hostport.errors import CNIError, Code
+from cni_hostport.lookup import Lookup
+from cni_hostport.nft import Nft
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.plan import Plan
+
+
+def differences(attachment: Attachment, plan: Plan) -> list[str]:
+    """Return, one sentence each, in what the attachment and the base below it are not as they should be.
+
+    Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the plan
+    or cannot be asked.
+    """
+    expected = _installed_alone(attachment, plan)[0].snapshot(attachment.key)
+    if expected is not None and expected == Lookup().snapshot(attachment.key):
+        return []
+    return _differences_of_listings(attachment, plan)
+
+
+def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
+    from cni_hostport import installed, ownership
+
+    nft, key = Nft(), attachment.key
+    plan = ownership.unshared(nft.installed(), attachment, plan)
+    if not plan.forwards:
+        return []
+    expected = _installed_alone(attachment, plan)[1].state(key)
+    return installed.differences(key, expected=expected, actual=nft.state(key))
+
+
+def _installed_alone(attachment: Attachment, plan: Plan) -> tuple[Lookup, Nft]:
+    """Install an attachment in an empty network namespace, and return the ways to look at it there."""
+    try:
+        with host.scratch_namespace():
+            lookup, nft = Lookup(), Nft()
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
+    nft.run([*table.base(), *ruleset.attach(attachment, plan)])
+    return lookup, nft

@@ -1,0 +1,124 @@
+"""libcni's cache: what runtimes asked for each attachment, kept from the end of its ADD to the end of its DEL.
+
+Source: containernetworking/cni, libcni/api.go (``cachedInfo``). It is read, and never written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+from cni_hostport.skel import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEFAULT_DIR = Path("/var/lib/cni")
+KIND = "cniCacheV1"
+PLUGIN = "hostport"
+ATTEMPTS, PAUSE = 5, 0.05  # seconds; libcni does not write a file at once
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Conflist(_Model):
+    """A network configuration list; what stands alone is a list of one plugin."""
+
+    name: str
+    cni_version: str = Field("", alias="cniVersion")
+    plugins: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Conflist:
+        """Read a configuration file; raises ``ValueError``."""
+        document = json.loads(data)
+        if isinstance(document, dict) and "plugins" not in document:
+            document = {"cniVersion": "", **document, "plugins": [document]}
+        return cls.model_validate(document)
+
+    @property
+    def types(self) -> list[str]:
+        """The types of its plugins, in their order."""
+        return [str(plugin.get("type", "")) for plugin in self.plugins]
+
+    def plugin(self, kind: str = PLUGIN) -> dict[str, Any] | None:
+        """Return the configuration of its first plugin of a type."""
+        return next((plugin for plugin in self.plugins if plugin.get("type") == kind), None)
+
+
+class _Entry(_Model):
+    container_id: str = Field(alias="containerId")
+    ifname: str = Field(alias="ifName")
+    network: str = Field(alias="networkName")
+    netns: str = ""  # since libcni 1.2
+    config: Base64Bytes
+    cni_args: tuple[tuple[str, str], ...] | None = Field(None, alias="cniArgs")
+    capability_args: dict[str, Any] | None = Field(None, alias="capabilityArgs")
+    result: dict[str, Any]
+
+    @property
+    def sandbox(self) -> str:
+        """The path of the network namespace, from the result where an older libcni did not write it down."""
+        interfaces = self.result.get("interfaces") or ()
+        return self.netns or next(
+            (interface.get("sandbox", "") for interface in interfaces if interface.get("name") == self.ifname), ""
+        )
+
+
+def entries(directories: Iterable[Path]) -> list[Path]:
+    """Return the files of caches, each cache being the directory that holds ``results``."""
+    return sorted(path for directory in directories for path in (directory / "results").glob("*") if path.is_file())
+
+
+def read(path: Path) -> Call | None:
+    """Return the ADD to which this plugin owes an attachment, as libcni made it.
+
+    ``None`` if the file is gone, or is about something else. Raises ``ValueError`` if it cannot be read.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return _call(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        except ValueError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE)
+    return None
+
+
+def _call(data: bytes) -> Call | None:
+    document = json.loads(data)
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        return None
+    entry = _Entry.model_validate(document)
+    conflist = Conflist.parse(entry.config)
+    plugin = conflist.plugin()
+    if plugin is None:
+        return None
+    capabilities = plugin.get("capabilities") or {}
+    environ = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": entry.container_id,
+        "CNI_NETNS": entry.sandbox,
+        "CNI_IFNAME": entry.ifname,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in entry.cni_args or ()),
+    }
+    config = {
+        **plugin,
+        "cniVersion": conflist.cni_version,
+        "name": entry.network,
+        "runtimeConfig": {
+            name: value for name, value in (entry.capability_args or {}).items() if capabilities.get(name) is True
+        },
+        "prevResult": entry.result,
+    }
+    return Call(environ, config)

@@ -1,0 +1,123 @@
+"""What nf_tables tells of a packet that is traced: every rule that it met, and what became of it.
+
+Numbers are those of linux/netfilter/nf_tables.h (``nft_trace_attributes``), nfnetlink_compat.h and netfilter.h.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from cni_hostport.lookup import NETLINK_NETFILTER
+from cni_hostport.netlink import attributes
+from cni_hostport.nf_tables import NFNL_SUBSYS_NFTABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE = 270, 1, 9
+NFT_MSG_TRACE = NFNL_SUBSYS_NFTABLES << 8 | 17
+TABLE, CHAIN, RULE_HANDLE, TYPE, VERDICT, ID, NETWORK_HEADER, TRANSPORT_HEADER, OIF, POLICY = (
+    1, 2, 3, 4, 5, 6, 8, 9, 12, 16
+)  # fmt: skip
+VERDICT_CODE, VERDICT_CHAIN = 1, 2
+TYPE_POLICY, TYPE_RETURN = 1, 2
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+VERDICTS = {
+    0: "drop",
+    1: "accept",
+    2: "stolen",
+    3: "queue",
+    -1: "continue",
+    -2: "break",
+    -3: "jump",
+    -4: "goto",
+    -5: "return",
+}
+HEADER = struct.Struct("=LHHLL")
+QUIET = 0.3  # seconds; the kernel has done with a packet in far less
+LARGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A rule that a packet met, or the policy of a chain, and the verdict: ``accept``, ``drop``, ``goto CHAIN``, ...
+
+    ``handle`` is 0 for a policy. ``header`` and ``transport`` are how the packet begins there, where that is told, and
+    ``oif`` the index of the interface on which it leaves, 0 before that is known.
+    """
+
+    family: str
+    table: str
+    chain: str
+    handle: int
+    verdict: str
+    packet: int
+    header: bytes = b""
+    transport: bytes = b""
+    oif: int = 0
+
+
+class Tracer:
+    """Listens to the traces of a network namespace, the one in which it was made."""
+
+    def __init__(self) -> None:
+        """Open the socket; raises ``OSError`` if that is not allowed."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE)
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def hops(self, table: str) -> list[Hop]:
+        """Return the hops of a packet that a table of this name has rules for, until nothing is heard for a while."""
+        hops = list(self._received())
+        packets = {hop.packet for hop in hops if hop.table == table}
+        return [hop for hop in hops if hop.packet in packets]
+
+    def _received(self) -> Iterator[Hop]:
+        while select.select([self._socket], [], [], QUIET)[0]:
+            data = self._socket.recv(LARGEST)
+            while data:
+                length, kind, *_ = HEADER.unpack_from(data)
+                if kind == NFT_MSG_TRACE:
+                    yield parse(data[HEADER.size : length])
+                data = data[(length + 3) & ~3 :]
+
+
+def parse(message: bytes) -> Hop:
+    """Read a message's body."""
+    values = dict(attributes(message[4:]))
+    kind = _number(values.get(TYPE))
+    verdict = dict(attributes(values.get(VERDICT, b"")))
+    code = _number(values.get(POLICY)) if kind == TYPE_POLICY else _number(verdict.get(VERDICT_CODE), signed=True)
+    text = "return" if kind == TYPE_RETURN else VERDICTS.get(code, str(code))
+    return Hop(
+        FAMILIES.get(message[0], str(message[0])),
+        _text(values.get(TABLE)),
+        _text(values.get(CHAIN)),
+        _number(values.get(RULE_HANDLE)),
+        f"{text} {_text(verdict.get(VERDICT_CHAIN))}".strip(),
+        _number(values.get(ID)),
+        values.get(NETWORK_HEADER, b""),
+        values.get(TRANSPORT_HEADER, b""),
+        _number(values.get(OIF)),
+    )
+
+
+def _number(value: bytes | None, *, signed: bool = False) -> int:
+    return int.from_bytes(value or b"", signed=signed)
+
+
+def _text(value: bytes | None) -> str:
+    return os.fsdecode((value or b"").rstrip(b"\0"))
