@@ -8,7 +8,7 @@ bin_dir=/opt/cni/bin
 default_lib_dir=/usr/local/lib/hostport
 lib_dir=$default_lib_dir
 unit_dir=/etc/systemd/system
-units=(hostport.socket hostport.service)
+units=(hostport.socket hostport.service hostport-restore.service)
 action=install
 marker=.hostport-installation # stands in every installation below lib_dir, and names its bin_dir once it is complete
 
@@ -26,7 +26,8 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --help         show this text
 
 Where systemd runs, an installation in the default --lib-dir also gets the resident process that makes calls faster:
-hostport.socket and hostport.service. Elsewhere it can be started by hand: hostport serve.
+hostport.socket and hostport.service (elsewhere it can be started by hand: hostport serve); and hostport-restore.service,
+which brings the host ports back when nftables.service or firewalld.service has loaded its rules.
 
 It does not touch /etc/cni/net.d: it prints the line to add to a network configuration.
 USAGE
@@ -148,7 +149,8 @@ digest() {
     (
         cd "$source_dir"
         "$(system_python)" --version
-        cat install.sh pyproject.toml conf/requirements.txt cni_hostport/*.py
+        cat install.sh pyproject.toml conf/requirements.txt
+        find cni_hostport -name "*.py" -print0 | sort -z | xargs -0 cat
     ) | sha256sum | cut -c1-12
 }
 
@@ -174,7 +176,7 @@ build() { # TARGET
 }
 
 works() { # TARGET
-    "$1/bin/python" -I -c "import cni_hostport.__main__, nftables, pydantic, pyroute2"
+    "$1/bin/python" -I -c "import cni_hostport.operate.cli, nftables, prometheus_client, psutil, pydantic, pyroute2"
 }
 
 launcher() { # TARGET
@@ -229,11 +231,12 @@ install_service() {
     local unit
     has_service || return 0
     for unit in "${units[@]}"; do
-        sed "s|^ExecStart=/opt/cni/bin/|ExecStart=$bin_dir/|" "$source_dir/conf/systemd/$unit" >"$unit_dir/$unit"
+        sed "s|^\(Exec[A-Z][a-z]*\)=/opt/cni/bin/|\1=$bin_dir/|" "$source_dir/conf/systemd/$unit" >"$unit_dir/$unit"
     done
     systemctl daemon-reload
     systemctl enable "${units[@]}"
-    systemctl restart "${units[@]}"
+    systemctl restart "${units[@]::2}"
+    systemctl restart "${units[2]}" || say "Some host ports could not be restored: run '$bin_dir/hostport restore'."
 }
 
 uninstall_service() {

@@ -38,13 +38,21 @@ def run(environ: Mapping[str, str], stdin: bytes | None = None) -> int:
 
 
 def main(stdin: bytes | None = None) -> NoReturn:
-    """Run one CNI command and exit with its status; or stay, for ``hostport serve [SOCKET]``, to answer calls."""
-    if "CNI_COMMAND" not in os.environ and sys.argv[1:2] == ["serve"]:
-        from cni_hostport.resident import serve
-
-        serve(*sys.argv[2:3])
+    """Run one CNI command and exit with its status; or, without one, what a person asks for on the command line."""
+    if sys.argv[1:] and not os.environ.get("CNI_COMMAND"):
+        _operate(sys.argv[1:])
     gc.disable()  # the process ends before that could pay
     os._exit(run(os.environ, stdin))  # everything is said: taking the modules down in order would only cost time
+
+
+def _operate(arguments: list[str]) -> None:
+    if arguments[0] == "serve" and not any(argument.startswith("-") for argument in arguments):
+        from cni_hostport.resident import serve  # which has to be small
+
+        serve(*arguments[1:2])
+    from cni_hostport.operate.cli import main as operate
+
+    operate(prog_name="hostport")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from errno import ENOENT, ENOTDIR, ENOTTY
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
-from socket import AF_INET, if_indextoname
+from socket import AF_INET, if_indextoname, if_nametoindex
 from sys import byteorder
 
 from cni_hostport.errors import CNIError, Code
@@ -47,17 +47,31 @@ def scratch_namespace() -> Iterator[None]:
 
     Raises ``OSError`` if the kernel refuses one.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    with _return():
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+        yield
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Run the block in the network namespace at ``path``; raises ``OSError`` if there is none, or no way in."""
+    with _namespace(path) as descriptor, _return():
+        enter_namespace(descriptor)
+        yield
+
+
+@contextmanager
+def _return() -> Iterator[None]:
+    """Come back to this thread's network namespace at the end of the block."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if libc.unshare(CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
-        try:
-            yield
-        finally:
-            enter_namespace(own)
+        yield
     finally:
-        os.close(own)
+        try:
+            enter_namespace(own)
+        finally:
+            os.close(own)
 
 
 def enter_namespace(descriptor: int) -> None:
@@ -82,6 +96,15 @@ def is_gone(path: str) -> bool:
             return False
     except OSError as error:
         return error.errno in {ENOENT, ENOTDIR, ENOTTY}
+
+
+def has_interface(netns: str, ifname: str) -> bool:
+    """Tell whether there is a network namespace at ``netns``, and in it an interface of this name."""
+    try:
+        with inside(netns):
+            return bool(if_nametoindex(ifname))
+    except (OSError, ValueError):
+        return False
 
 
 def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:

@@ -65,6 +65,19 @@ class Nft:
             return []
         raise failure
 
+    def rules(self, chain: str) -> dict[int, str]:
+        """Return the rules of a chain, ``FAMILY TABLE NAME``, as nft prints them, by handle; none if it is gone."""
+        self._context.set_json_output(False)
+        self._context.set_handle_output(True)
+        self._context.set_stateless_output(True)
+        try:
+            _, output, _ = self._context.cmd(f"list chain {chain}")
+        finally:
+            self._context.set_stateless_output(False)
+            self._context.set_handle_output(False)
+            self._context.set_json_output(True)
+        return {int(handle): rule for rule, handle in re.findall(r"^\t\t(.*) # handle (\d+)$", output, re.MULTILINE)}
+
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
         from cni_hostport.installed import state_of

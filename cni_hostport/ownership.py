@@ -44,18 +44,43 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
         pause(attempt)
         installed = nft.installed()
         own = unshared(installed, attachment, plan)
-        leaving = _leaving(nft, installed, attachment, own)
+        leaving = _leaving(nft, installed, attachment, own, newest=True)
     else:
         raise lost_races(refusal)
     for forward in plan.forwards:
         if forward not in own.forwards:
             log(f"host port {forward} stays with another attachment of {attachment.container_id}")
+    _take_over(attachment, own, leaving, installed, log)
+    return own
+
+
+def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log: Log) -> Plan:
+    """Install once more what an attachment had, in the place of what is left of it and of holders that are gone.
+
+    Returns what of the plan is installed, as ``claim`` does, but takes nothing from containers that live, their
+    addresses included, and is one attempt: raises ``NFTError`` if anything is not as it was ``seen``, and if the
+    attachment was deleted.
+    """
+    own = unshared(seen, attachment, plan)
+    leaving = _leaving(nft, seen, attachment, own, newest=False)
+    nft.run(reinstatement(attachment, own, seen, leaving))
+    _take_over(attachment, own, leaving, seen, log)
+    return own
+
+
+def reinstatement(attachment: Attachment, plan: Plan, seen: Installed, leaving: Iterable[str]) -> list[str]:
+    """Return the commands that install an attachment once more, and make room for that."""
+    commands = [command for holder in leaving for command in seen.detach(holder)]
+    return commands + (install(attachment, plan, "create") if plan.forwards else [])
+
+
+def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
+    """Say whose place was taken, and forget the flows to those."""
     wanted = {ruleset.port_key(forward) for forward in own.forwards}
     for holder, reason in leaving.items():
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
-    return own
 
 
 def install(attachment: Attachment, plan: Plan, verb: str) -> list[str]:
@@ -80,26 +105,34 @@ def unshared(installed: Installed, attachment: Attachment, plan: Plan) -> Plan:
     return plan.without({forward for forward in plan.forwards if ruleset.port_key(forward) in shared})
 
 
-def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan) -> dict[str, str]:
+def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan, *, newest: bool) -> dict[str, str]:
     """Return the holders that have to make room, each with the reason, which is empty for the attachment itself.
 
-    Raises ``CNIError`` with code 100 if one of them lives.
+    A pod's address belongs to its ``newest`` attachment, even if another one lives. Raises ``CNIError`` with code 100
+    if one lives that does not have to make room.
     """
     key = attachment.key
     leaving = {key: ""} if key in installed.holders else {}
     # a process that does not see the runtime's namespaces, its own container's among them, would find everybody dead
     may_judge = host.is_namespace(attachment.netns)
+
+    def is_gone(owner: Owner) -> bool:
+        return may_judge and bool(owner.netns) and host.is_gone(owner.netns)
+
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
         element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
         if element and element.holder not in {"", key}:
-            leaving[element.holder] = f"pod address {pod_ip} was that of {_who(installed.owner_of(element.holder))}"
+            owner = installed.owner_of(element.holder)
+            if not newest and not is_gone(owner):
+                raise CNIError(Code.PORT_TAKEN, f"pod address {pod_ip} is that of {_who(owner)}")
+            leaving[element.holder] = f"pod address {pod_ip} was that of {_who(owner)}"
     for forward in plan.forwards:
         element = by_place.get(ruleset.port_key(forward))
         if element is None or element.holder in leaving:
             continue
         owner = element.owner
-        if not (element.holder and may_judge and owner.netns and host.is_gone(owner.netns)):
+        if not (element.holder and is_gone(owner)):
             pod = nft.pod_name(element.holder)
             whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
             raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")

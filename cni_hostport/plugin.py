@@ -68,20 +68,16 @@ def follow_up(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> None:
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
     from cni_hostport.lookup import Lookup
-    from cni_hostport.table import RESTORING, base, deleted
+    from cni_hostport.table import RESTORING
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
+    if held is None and (_may_map(call) or lookup.is_deleted(RESTORING)):
+        _remember_deleted(lookup, key)
+        held = lookup.find(key)  # what was restored between the first look and the note
     if held is None:
         if _may_map(call):
             _tell_leftovers_of_portmap(lookup, call, log)
-        if (_may_map(call) or lookup.is_deleted(RESTORING)) and not lookup.add_deleted(key):
-            from contextlib import suppress
-
-            from cni_hostport.nft import Nft
-
-            with suppress(NFTError):  # where there can be no table, nothing can be restored either
-                Nft().run([*base(), deleted("add", key)])
     elif not lookup.remove(key, held):
         from cni_hostport import ownership
         from cni_hostport.nft import Nft
@@ -91,6 +87,18 @@ def delete(call: Call, log: Log) -> None:
         from cni_hostport import conntrack
 
         conntrack.forget_to(held.pods, held.udp_ports, log)
+
+
+def _remember_deleted(lookup: Lookup, key: str) -> None:
+    if lookup.add_deleted(key):
+        return
+    from contextlib import suppress
+
+    from cni_hostport.nft import Nft
+    from cni_hostport.table import base, deleted
+
+    with suppress(NFTError):  # where there can be no table, nothing can be restored either
+        Nft().run([*base(), deleted("add", key)])
 
 
 def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:

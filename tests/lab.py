@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -294,9 +295,14 @@ class Node(Namespace):
         """Return the plugin's table as nft prints it, without counters' values; empty where there is none."""
         return self.run("nft", "-s", "list", "table", "inet", "hostport", check=False).stdout
 
+    def connections(self) -> dict[str, int]:
+        """Return what each element of a port has counted, by its key as nft prints it."""
+        counted = re.findall(r"([^\s{,][^{,]*) counter packets (\d+) ", self.nft("list table inet hostport"))
+        return {key: int(packets) for key, packets in counted}
+
     def footprint(self, pod: Pod, network: str = "pods", ifname: str = "eth0") -> Counter[str]:
         """Count what the kernel holds of an attachment: elements by map, chains, rules; empty if nothing."""
-        key = Attachment(network, pod.id, ifname).key
+        key = key_of(pod, network, ifname)
         counted: Counter[str] = Counter()
         for item in json.loads(self.nft("-j list ruleset"))["nftables"]:
             for kind, body in item.items():
@@ -310,6 +316,11 @@ class Node(Namespace):
     def holds(self, pod: Pod) -> bool:
         """Tell whether anything of the pod's is in the ruleset."""
         return pod.id[:12] in self.ruleset() or f"{pod.addresses[0].split('/')[0]} " in self.ruleset()
+
+
+def key_of(pod: Pod, network: str = "pods", ifname: str = "eth0") -> str:
+    """Return the key of an attachment of the pod's."""
+    return Attachment(network, pod.id, ifname).key
 
 
 def wait(started: subprocess.Popen[str]) -> Outcome:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _socket
+import json
 import subprocess
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -92,6 +94,14 @@ def run(
 def nft(text: str) -> None:
     """Load an nft file's text, in which KEY stands for the key of c1."""
     subprocess.run(["nft", "-f", "-"], input=text.replace("KEY", KEY), check=True, capture_output=True, text=True)
+
+
+def deleted() -> set[str]:
+    """Return the keys of the attachments that are remembered as deleted; empty where there is no set of them."""
+    listed = subprocess.run(["nft", "-j", "list", "sets"], check=True, capture_output=True, text=True).stdout
+    sets = [item["set"] for item in json.loads(listed)["nftables"] if item.get("set", {}).get("name") == "deleted"]
+    packed = [ip_address(element["elem"]["val"]).packed.hex() for found in sets for element in found.get("elem", ())]
+    return {f"{key[:16]}-{key[16:]}" for key in packed}
 
 
 def ruleset() -> str:

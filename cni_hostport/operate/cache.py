@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
+from cni_hostport.config import PrevResult
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address, IPv6Address
+
+T = TypeVar("T")
 
 DEFAULT_DIR = Path("/var/lib/cni")
 KIND = "cniCacheV1"
@@ -71,6 +76,16 @@ class _Entry(_Model):
         )
 
 
+@dataclass(frozen=True)
+class Interface:
+    """A container's interface, whichever plugins made it: its network namespace, if that is known, and addresses."""
+
+    container_id: str
+    ifname: str
+    netns: str
+    addresses: frozenset[IPv4Address | IPv6Address]
+
+
 def entries(directories: Iterable[Path]) -> list[Path]:
     """Return the files of caches, each cache being the directory that holds ``results``."""
     return sorted(path for directory in directories for path in (directory / "results").glob("*") if path.is_file())
@@ -81,9 +96,21 @@ def read(path: Path) -> Call | None:
 
     ``None`` if the file is gone, or is about something else. Raises ``ValueError`` if it cannot be read.
     """
+    return _read(path, _call)
+
+
+def interface(path: Path) -> Interface | None:
+    """Return the interface that an entry is about, ``None`` and errors as for ``read``."""
+    return _read(path, _interface)
+
+
+def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
     for attempt in range(ATTEMPTS):
         try:
-            return _call(path.read_bytes())
+            document = json.loads(path.read_bytes())
+            if not isinstance(document, dict) or document.get("kind") != KIND:
+                return None
+            return parse(_Entry.model_validate(document))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -95,11 +122,12 @@ def read(path: Path) -> Call | None:
     return None
 
 
-def _call(data: bytes) -> Call | None:
-    document = json.loads(data)
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        return None
-    entry = _Entry.model_validate(document)
+def _interface(entry: _Entry) -> Interface:
+    addresses = PrevResult.model_validate(entry.result).addresses(entry.ifname)
+    return Interface(entry.container_id, entry.ifname, entry.sandbox, frozenset(address.ip for address in addresses))
+
+
+def _call(entry: _Entry) -> Call | None:
     conflist = Conflist.parse(entry.config)
     plugin = conflist.plugin()
     if plugin is None:

@@ -6,14 +6,30 @@ Exit status 0; 1 for something wrong on the node, or that could not be done; 2 f
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cni_hostport import __version__
+from cni_hostport.attachment import SHORT_ID
+from cni_hostport.config import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.handover import SOCKET
+from cni_hostport.nft import Nft
+from cni_hostport.operate import terminal
 from cni_hostport.operate.cache import DEFAULT_DIR
+from cni_hostport.operate.statements import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cni_hostport.operate.restore import Outcome
+    from cni_hostport.operate.statements import Statement
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 PATH = click.Path(path_type=Path)
@@ -42,5 +58,188 @@ def main() -> None:
     """
 
 
+class _HostPort(click.ParamType[tuple[int, str]]):
+    """``8080`` or ``53/udp``."""
+
+    name = "host port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, str]:
+        number, _, protocol = value.partition("/")
+        protocol = protocol.lower() or "tcp"
+        if not number.isdecimal() or not 0 < int(number) <= MAX_PORT or protocol not in {"tcp", "udp", "sctp"}:
+            self.fail(f"'{value}' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp", param, ctx)
+        return int(number), protocol
+
+
+class _Address(click.ParamType[IPv4Address | IPv6Address]):
+    """An IPv4 or IPv6 address."""
+
+    name = "address"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Address | IPv6Address:
+        try:
+            return ip_address(value)
+        except ValueError:
+            self.fail(f"'{value}' is not an IP address", param, ctx)
+
+
+def _report(statements: Iterable[Statement], *, as_json: bool) -> None:
+    """Print statements as they come, and exit with status 1 if one of them is a problem."""
+    said = []
+    for statement in statements:
+        said.append(statement)
+        if not as_json:
+            terminal.print_statement(statement)
+    if as_json:
+        _print_json([statement.json() for statement in said])
+    if any(statement.status is Status.PROBLEM for statement in said):
+        sys.exit(1)
+
+
+def _log(line: str) -> None:
+    click.echo(line, err=True)
+
+
 def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, default=str))
+
+
+@main.command("list")
+@click.option("--port", default="", metavar="PORT[/PROTOCOL]", help="Only this host port.")
+@click.option("--pod", default="", metavar="[NAMESPACE/]NAME", help="Only the host ports of this pod.")
+@click.option("--network", default="", metavar="NAME", help="Only the host ports of this network.")
+@JSON
+def list_command(port: str, pod: str, network: str, *, as_json: bool) -> None:
+    """List the host ports of this node.
+
+    All of it is read from the ruleset. CONNECTIONS are the new ones since the mapping was installed. A HOLDER is gone
+    when its network namespace no longer exists: the next container that wants the port gets it.
+    """
+    from cni_hostport.operate import mappings
+
+    found = mappings.select(mappings.read(Nft()), port, pod, network)
+    if as_json:
+        _print_json([of.json() for of in found])
+        return
+    if not found:
+        click.echo("No host ports.", err=True)
+        return
+    headings = ("HOST", "POD ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "CONNECTIONS", "HOLDER")
+    rows = [
+        (
+            of.host,
+            of.target,
+            of.pod or "-",
+            of.container_id[:SHORT_ID],
+            of.ifname,
+            of.network,
+            str(of.connections),
+            of.holder,
+        )
+        for of in found
+    ]
+    terminal.print_table(headings, rows, right=["CONNECTIONS"])
+
+
+@main.command()
+@CACHES
+@click.option("--dry-run", is_flag=True, help="Show the nft commands, and change nothing.")
+@JSON
+def restore(caches: tuple[Path, ...], *, dry_run: bool, as_json: bool) -> None:
+    """Bring back host ports that were taken away.
+
+    A firewall reload, 'nft flush ruleset' or a mistake does that. What containers asked for is in the cache that
+    runtimes keep of it. Each container's host ports are restored by one transaction, while others come and go; those
+    that are there stay as they are.
+    """
+    from cni_hostport.operate import restore as of
+
+    paths = of.candidates(caches)
+    outcomes = list(terminal.progress(of.restore(paths, _log, dry_run=dry_run), len(paths), "Restoring"))
+    if as_json:
+        _print_json([asdict(outcome) for outcome in outcomes])
+    else:
+        _print_outcomes(outcomes)
+    if any(outcome.status is of.Status.FAILED for outcome in outcomes):
+        sys.exit(1)
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    shown = set[str]()  # what every attachment needs is shown once
+    for outcome in outcomes:
+        if outcome.text:
+            _log(f"{outcome.status}: {outcome.attachment}: {outcome.text}")
+        if outcome.commands:
+            click.echo(f"# {outcome.attachment}: {', '.join(outcome.mappings)}")
+        for command in outcome.commands:
+            if command not in shown:
+                click.echo(command)
+        shown.update(outcome.commands)
+    counts = Counter(outcome.status for outcome in outcomes)
+    _log(", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "Nothing to restore.")
+
+
+@main.command()
+@click.option(
+    "--textfile", type=PATH, metavar="FILE", help="Write to a file, at once, for node exporter's textfile collector."
+)
+@click.option("--listen", metavar="[HOST:]PORT", help="Answer scrapes until interrupted; without HOST on 127.0.0.1.")
+def metrics(textfile: Path | None, listen: str | None) -> None:
+    """Print figures for Prometheus.
+
+    These are the numbers of mappings, of their holders, alive and gone, and of the connections to each mapping.
+    """
+    from prometheus_client import generate_latest, start_http_server, write_to_textfile
+
+    from cni_hostport.operate.metrics import registry
+
+    if textfile and listen:
+        msg = "--textfile and --listen do not go together"
+        raise click.UsageError(msg)
+    if listen:
+        host, _, port = listen.rpartition(":")
+        if not port.isdecimal() or int(port) > MAX_PORT:
+            msg = f"'{listen}' is not [HOST:]PORT"
+            raise click.BadParameter(msg, param_hint="--listen")
+        generate_latest(registry())  # what cannot be read is said now
+        _, thread = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry())
+        thread.join()
+    elif textfile:
+        write_to_textfile(str(textfile), registry())
+    else:
+        click.echo(generate_latest(registry()), nl=False)
+
+
+@main.command()
+@click.argument("socket", default=SOCKET)
+def serve(socket: str) -> None:
+    """Answer the calls of container runtimes.
+
+    They are faster then. This is what hostport.service runs. SOCKET is where the executable looks for it.
+    """
+    from cni_hostport.resident import serve
+
+    serve(socket)
+
+
+@main.command()
+@click.argument("port", metavar="PORT[/PROTOCOL]", type=_HostPort())
+@click.option(
+    "--from", "source", metavar="ADDRESS", type=_Address(), help="Of the client; 127.0.0.1 for the node itself."
+)
+@CACHES
+@JSON
+def explain(
+    port: tuple[int, str], source: IPv4Address | IPv6Address | None, caches: tuple[Path, ...], *, as_json: bool
+) -> None:
+    """Explain why a connection to a host port reaches a pod or not.
+
+    One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
+    leaves for the pod. The mapping counts it as a connection.
+    """
+    from cni_hostport.operate.explain import explain as explained
+
+    steps = explained(Nft(), *port, source, caches)
+    _report([statement for of_mapping in steps for statement in of_mapping], as_json=as_json)

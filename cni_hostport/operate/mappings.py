@@ -72,6 +72,11 @@ class PortMapping:
         """The pod's side, as in ``10.88.0.2:80``; ``-`` where no rule translates to one."""
         return "-" if self.pod_ip is None else _socket(self.pod_ip, self.pod_port or 0)
 
+    def json(self) -> dict[str, Any]:
+        """Return its parts, addresses as text."""
+        parts = {name: getattr(self, name) for name in self.__slots__}
+        return parts | {"host_ip": str(self.host_ip), "pod_ip": self.pod_ip and str(self.pod_ip)}
+
     @property
     def who(self) -> str:
         """The pod, or where its name is not known the container."""

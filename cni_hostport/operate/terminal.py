@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from cni_hostport.operate.statements import Status
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cni_hostport.operate.statements import Statement
 
 STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "bold red"}
+MANY = 20  # items, up to which nobody needs a progress bar
 LABEL = 9  # characters, the longest status and a space
 
 
@@ -56,3 +60,10 @@ def print_statement(statement: Statement) -> None:
     with out.capture() as captured:
         out.print(table)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield the items, of which there are about ``total``, with a progress bar if that takes long on a terminal."""
+    out = console(stderr=True)
+    with Progress(console=out, transient=True, disable=not (out.is_terminal and total >= MANY)) as bar:
+        yield from bar.track(items, total, description=what)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from lab import NODE4, NODE6, Node, config, mapping
 
-ELEMENT = re.compile(r'(?:\{|,)\s+([^,{}"]+) comment "')
-RULE = re.compile(r"^\t\t(.*) counter dnat ip6? to (\S+)$", re.MULTILINE)
+ELEMENT = re.compile(r'(?:\{|,)\s+([^,{}"]+) counter comment "')
+RULE = re.compile(r"^\t\t(.*) dnat ip6? to (\S+)$", re.MULTILINE)
 WEB4, WEB6 = "10.88.0.2:80", "[fd00:88::2]:80"
 
 

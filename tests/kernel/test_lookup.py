@@ -141,7 +141,7 @@ def test_16_mappings_of_each_version_are_found_and_removed_without_listing(proto
     assert sorted(held.elements) == sorted(
         [*PODS, *(any_address(*each) for each in itertools.product((4, 6), (protocol,), range(8000, 8016)))]
     )
-    assert Lookup().remove(held)
+    assert Lookup().remove(KEY, held)
     assert KEY not in ruleset()
 
 
@@ -151,7 +151,7 @@ def test_an_element_that_another_pod_has_by_now_is_not_found() -> None:
     run("ADD", mapping(8080), container="c2")
     held = found()
     assert sorted(held.elements) == sorted([any_address(4, "tcp", 9090), any_address(6, "tcp", 9090), *PODS])
-    assert Lookup().remove(held)
+    assert Lookup().remove(KEY, held)
     assert KEY not in ruleset()
     run("CHECK", mapping(8080), container="c2")
 

@@ -50,7 +50,7 @@ def found() -> Held:
 
 def is_left_alone(held: Held) -> bool:
     before = ruleset()
-    removed = Lookup().remove(held)
+    removed = Lookup().remove(KEY, held)
     return not removed and ruleset() == before
 
 
@@ -59,7 +59,7 @@ def test_an_attachment_is_removed_whole_and_nothing_of_others(*, snat: bool) -> 
     run("ADD", mapping(8081), container="c2")
     before = ruleset()
     run("ADD", *BOTH, snat=snat)
-    assert Lookup().remove(found())
+    assert Lookup().remove(KEY, found())
     assert KEY not in ruleset()
     run("CHECK", mapping(8081), container="c2")
     assert ruleset().count("handle") == before.count("handle")
@@ -85,7 +85,7 @@ def test_nothing_is_removed_that_changes_after_it_was_found(change: str) -> None
     run("ADD", *BOTH)
     held = found()
     nft(CHANGES[change])
-    removed = Lookup().remove(held)
+    removed = Lookup().remove(KEY, held)
     # whoever changes rules only leaves nothing that could hold the chain
     assert removed == (change in {"rules flushed", "table flushed", "replaced rule"})
     assert (KEY in ruleset()) != removed
@@ -177,10 +177,10 @@ def test_what_the_kernel_refuses_to_remove_is_an_error(monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         patched.setattr("cni_hostport.nf_tables.NFNL_SUBSYS_NFTABLES", 99)
         with pytest.raises(NFTError) as refused:
-            lookup.remove(held)
+            lookup.remove(KEY, held)
     assert str(refused.value).endswith(": netlink")
     assert os.strerror(5) not in str(refused.value)
-    assert lookup.remove(held)
+    assert lookup.remove(KEY, held)
 
 
 def crowd(size: int) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-UNITS = ("hostport.service", "hostport.socket")
+UNITS = ("hostport.service", "hostport.socket", "hostport-restore.service")
 SYSTEMD = ROOT / "conf" / "systemd"
 # what install.sh would change is this machine's own only in appearance, and systemctl only writes down what it is told
 ON_A_MACHINE_OF_ITS_OWN = """
@@ -59,11 +59,14 @@ def test_an_installation_starts_the_resident_process_where_systemd_runs(
     socket, service = (machine.top / "hostport.socket").read_text(), (machine.top / "hostport.service").read_text()
     assert socket == (SYSTEMD / "hostport.socket").read_text()
     assert f"\nExecStart={bin_dir}/hostport serve\n" in service
+    restore = (machine.top / "hostport-restore.service").read_text()
+    assert f"\nExecStart={bin_dir}/hostport restore\nExecReload={bin_dir}/hostport restore\n" in restore
     assert (machine.top / "systemctl.log").read_text().splitlines() == [
         "daemon-reload",
-        "enable hostport.socket hostport.service",
+        "enable hostport.socket hostport.service hostport-restore.service",
         "restart hostport.socket hostport.service",
-        "disable --now hostport.socket hostport.service",
+        "restart hostport-restore.service",
+        "disable --now hostport.socket hostport.service hostport-restore.service",
         "daemon-reload",
     ]
 

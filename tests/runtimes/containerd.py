@@ -68,7 +68,7 @@ def port(host_port: int, container_port: int = 80, protocol: str = "TCP", host_i
 
 def mapped(node: Node) -> list[str]:
     """Return the host ports in a node's ruleset, sorted, such as ``ipv4 . tcp . 8080`` or ``192.0.2.1 . udp . 53``."""
-    return sorted(re.findall(r"(\S+ \. (?:tcp|udp|sctp) \. \d+) comment", node.ruleset()))
+    return sorted(re.findall(r"(\S+ \. (?:tcp|udp|sctp) \. \d+) counter comment", node.ruleset()))
 
 
 def _write_script(path: Path, text: str) -> None:

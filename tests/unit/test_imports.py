@@ -54,7 +54,7 @@ PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 DEL = NOTHING_TO_MAP | LOOKUP | {"attachment"}
 ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
-CHECK = PLAN | LOOKUP | {"attachment", "nft", "ruleset"}
+CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 
 class Imported:
@@ -145,8 +145,17 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
 
 
 def test_a_del_of_nothing_that_may_be_portmaps_needs_a_hash_besides(call: Caller) -> None:
+    call("ADD", **TCP)
+    call("DEL", **TCP)
     imported = call("DEL", **TCP)
     assert (imported.own, imported.others, imported.slow) == (DEL | {"portmap"}, set(), {"hashlib"})
+
+
+def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
+    imported = call("DEL", **TCP)
+    assert (imported.own, imported.others) == (DEL | {"nft", "portmap"}, {"nftables"})
+    assert "ctypes" in imported.slow
+    assert not imported.slow & NEVER
 
 
 def modules_of(script: str) -> set[str]:

@@ -27,25 +27,26 @@ def rule(name: str, *expressions: dict[str, Any], **keys: Any) -> dict[str, Any]
     return {"rule": {"family": "inet", "table": "hostport", "chain": name, "expr": list(expressions), **keys}}
 
 
-def port(*key: object, to: str, comment: str = "") -> list[Any]:
-    value: dict[str, Any] = {"concat": list(key)}
-    return [{"elem": {"val": value, "comment": comment}} if comment else value, {"goto": {"target": f"dnat-{to}"}}]
+def port(*key: object, to: str, comment: str = "", counted: int = 0) -> list[Any]:
+    element = {"val": {"concat": list(key)}, "counter": {"packets": counted, "bytes": 60 * counted}}
+    return [{"elem": element | ({"comment": comment} if comment else {})}, {"goto": {"target": f"dnat-{to}"}}]
 
 
-def pod(address: str, to: str) -> list[Any]:
-    return [address, {"goto": {"target": f"masq-{to}"}}]
+def pod(address: str, to: str, network: str = "") -> list[Any]:
+    value = {"elem": {"val": address, "comment": network}} if network else address
+    return [value, {"goto": {"target": f"masq-{to}"}}]
 
 
 LISTING = [
     {"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}},
     table_map(
         "hostports",
-        port("ipv4", "tcp", 8080, to="N-A", comment="c1 eth0 /run/netns/c1"),
+        port("ipv4", "tcp", 8080, to="N-A", comment="c1 eth0 /run/netns/c1", counted=7),
         port("ipv6", "udp", 53, to="N-B", comment="c2 net1"),
     ),
     table_map("hostports_ip4", port("192.0.2.1", "sctp", 9, to="N-A")),
     table_map("hostports_ip6", port("::192.0.2.1", "tcp", 8080, to="N-B", comment="c2 net1")),
-    table_map("pods_ip4", pod("10.1.0.2", to="N-A")),
+    table_map("pods_ip4", pod("10.1.0.2", to="N-A", network="front end")),
     table_map("pods_ip6", pod("fd00::2", to="N-B")),
     *(chain(name) for name in ("dispatch", "prerouting", "dnat-N-B", "masq-N-B")),
     *(chain(name, handle=handle) for handle, name in enumerate(("dnat-N-A", "masq-N-A", "dnat-M-C"), 7)),
@@ -53,14 +54,21 @@ LISTING = [
 ]
 
 
-def test_listings_are_read_as_elements_with_their_holders_and_owners() -> None:
+def test_listings_are_read_as_elements_with_their_holders_owners_networks_and_connections() -> None:
     assert Installed.read(LISTING).elements == (
-        Element("hostports", "ipv4 . tcp . 8080", "dnat-N-A", Owner("c1", "eth0", "/run/netns/c1")),
+        Element("hostports", "ipv4 . tcp . 8080", "dnat-N-A", Owner("c1", "eth0", "/run/netns/c1"), 7),
         Element("hostports", "ipv6 . udp . 53", "dnat-N-B", Owner("c2", "net1")),
         Element("hostports_ip4", "192.0.2.1 . sctp . 9", "dnat-N-A", Owner("", "")),
         Element("hostports_ip6", "::c000:201 . tcp . 8080", "dnat-N-B", Owner("c2", "net1")),
-        Element("pods_ip4", "10.1.0.2", "masq-N-A", Owner("", "")),
+        Element("pods_ip4", "10.1.0.2", "masq-N-A", Owner("", ""), network="front end"),
         Element("pods_ip6", "fd00::2", "masq-N-B", Owner("", "")),
+    )
+
+
+def test_an_element_without_counter_and_comment_is_read_as_well() -> None:
+    bare = [{"concat": ["ipv4", "tcp", 8080]}, {"goto": {"target": "dnat-N-A"}}]
+    assert Installed.read([table_map("hostports", bare)]).elements == (
+        Element("hostports", "ipv4 . tcp . 8080", "dnat-N-A", Owner("", ""), 0, ""),
     )
 
 

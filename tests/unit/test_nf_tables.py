@@ -200,17 +200,30 @@ def test_single_objects_are_asked_for_by_name() -> None:
     assert nf_tables.get_element(POD) == (0xA0D, 0, INET + IN_TABLE + attribute(2, b"pods_ip4\0") + key)
 
 
-def test_a_deletion_is_one_batch_of_elements_by_map_then_chains() -> None:
-    def elements(name: bytes, *keys: bytes) -> bytes:
-        list_of = nested(3, *(nested(1, nested(1, attribute(1, key))) for key in keys))
-        return INET + IN_TABLE + attribute(2, name + b"\0") + list_of
+def elements(name: bytes, *keys: bytes) -> bytes:
+    list_of = nested(3, *(nested(1, nested(1, attribute(1, key))) for key in keys))
+    return INET + IN_TABLE + attribute(2, name + b"\0") + list_of
 
+
+def test_a_transaction_is_what_it_does_between_two_edges() -> None:
+    changes = [nf_tables.get_table(), nf_tables.get_set("hostports")]
+    assert nf_tables.transaction(*changes) == [(0x10, 0, EDGE), *changes, (0x11, 0, EDGE)]
+
+
+def test_a_deleted_attachment_is_asked_for_and_added_as_the_16_bytes_of_its_key() -> None:
+    key, packed_key = (
+        "664b16ffde93ac1d-02419fd924bed545",
+        b"\x66\x4b\x16\xff\xde\x93\xac\x1d\2\x41\x9f\xd9\x24\xbe\xd5\x45",
+    )
+    assert nf_tables.get_deleted(key) == (0xA0D, 0, elements(b"deleted", packed_key))
+    assert nf_tables.add_deleted(key) == (0xA0C, 0x400, elements(b"deleted", packed_key))
+
+
+def test_a_deletion_is_of_elements_by_map_then_chains() -> None:
     other = ("hostports", b"\x0a\0\0\0\6\0\0\0\x1f\x90\0\0")
     assert nf_tables.delete([PORT_OF_V4, POD, other], ["masq-N-A"], b"\0\0\0\0\0\0\0\x2a") == [
-        (0x10, 0, EDGE),
         (0xA0E, 0, elements(b"hostports", PORT_OF_V4[1], other[1])),
         (0xA0E, 0, elements(b"pods_ip4", POD[1])),
         (0xA05, 0, INET + IN_TABLE + attribute(3, b"masq-N-A\0")),
         (0xA05, 0, INET + IN_TABLE + attribute(2, b"\0\0\0\0\0\0\0\x2a")),
-        (0x11, 0, EDGE),
     ]

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "CNI_IFNAME": "eth0",
     "CNI_ARGS": "K8S_POD_NAME=web;K8S_POD_NAMESPACE=default",
 }
+KEY = Attachment("pods", "c1", "eth0").key
 
 
 class Kernel:
@@ -29,6 +30,8 @@ class Kernel:
 
     def __init__(self) -> None:
         self.commands: list[str] = []
+        self.remembered: set[str] = set()
+        self.remembers = True
 
     def __call__(self) -> Kernel:
         return self
@@ -47,8 +50,19 @@ class Kernel:
     def find(self, key: str) -> Attachment | None:
         return next((holder for holder in self.holders if holder.key == key), None)
 
-    def remove(self, _held: Attachment) -> bool:
+    def remove(self, _key: str, _held: Attachment) -> bool:
         return False  # so that it is left to a listing
+
+    def has_chain(self, *_: str) -> bool:
+        return False
+
+    def is_deleted(self, key: str) -> bool:
+        return key in self.remembered
+
+    def add_deleted(self, key: str) -> bool:
+        if self.remembers:
+            self.remembered.add(key)
+        return self.remembers
 
     def installed(self) -> Installed:
         return Installed((), {f"dnat-{holder.key}": number for number, holder in enumerate(self.holders)})
@@ -117,7 +131,29 @@ def test_gc_goes_on_after_a_failure_and_reports_it_at_the_end(kernel: Kernel) ->
 
 def test_del_of_what_is_not_installed_succeeds(kernel: Kernel) -> None:
     assert run("DEL") == (None, [])
-    assert kernel.commands == []
+    assert (kernel.commands, kernel.remembered) == ([], set())
+
+
+def test_del_remembers_what_could_be_restored(kernel: Kernel) -> None:
+    assert run("DEL", runtimeConfig={"portMappings": [mapping(8080)]}) == (None, [])
+    assert (kernel.commands, kernel.remembered) == ([], {KEY})
+
+
+def test_del_remembers_everything_while_attachments_are_restored(kernel: Kernel) -> None:
+    kernel.remembered = {table.RESTORING}
+    assert run("DEL") == (None, [])
+    assert (kernel.commands, kernel.remembered) == ([], {table.RESTORING, KEY})
+
+
+def test_del_makes_the_table_to_remember_in(kernel: Kernel) -> None:
+    kernel.remembers = False
+    assert run("DEL", runtimeConfig={"portMappings": [mapping(8080)]}) == (None, [])
+    assert kernel.commands == [*table.base(), table.deleted("add", KEY)]
+
+
+def test_del_of_what_is_not_installed_succeeds_where_nothing_can_be_remembered(kernel: Kernel) -> None:
+    kernel.remembers, kernel.refusal = False, NFTError([("Operation not supported", "")])
+    assert run("DEL", runtimeConfig={"portMappings": [mapping(8080)]}) == (None, [])
 
 
 @pytest.mark.parametrize("keys", [{"prevResult": 5}, {"runtimeConfig": 5, "backend": "iptables", "snat": "maybe"}])
@@ -175,8 +211,8 @@ def test_check_of_a_pod_without_host_ports_asks_nobody() -> None:
 
 def test_add_installs_base_and_mappings_with_the_names_of_pod_and_container(kernel: Kernel) -> None:
     outcome, lines = run("ADD", snat=False, runtimeConfig={"portMappings": [mapping(8080)]})
-    key = Attachment("pods", "c1", "eth0").key
     assert (outcome, lines) == (CONFIG["prevResult"], [])
     assert kernel.commands[: len(table.base())] == table.base()
+    assert kernel.commands[len(table.base()) :][:2] == [table.deleted("add", KEY), table.deleted("delete", KEY)]
     assert kernel.commands[-3].endswith(' dport 8080 dnat ip to 10.1.0.2:80 comment "default/web"')
-    assert kernel.commands[-1].endswith(f' comment "c1 eth0 /run/netns/c1" : goto dnat-{key} }}')
+    assert kernel.commands[-1].endswith(f' comment "c1 eth0 /run/netns/c1" : goto dnat-{KEY} }}')

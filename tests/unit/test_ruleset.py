@@ -32,7 +32,7 @@ create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080)) == expected.strip()
@@ -50,9 +50,9 @@ add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto udp th dport 53 d
 add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto sctp th dport 9 dnat ip6 to [fd00::2]:90 comment "default/web"
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 add rule inet hostport masq-N-A ip6 saddr fd00::/64 masquerade
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv4 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv4 . sctp . 9 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . sctp . 9 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert (
@@ -69,9 +69,9 @@ add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 192.0.2.1 meta l4prot
 add rule inet hostport dnat-N-A meta nfproto ipv6 ip6 daddr 2001:db8::1 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 add rule inet hostport masq-N-A ip6 saddr fd00::/64 masquerade
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports_ip4 { 192.0.2.1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 create element inet hostport hostports_ip6 { 2001:db8::1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
@@ -85,7 +85,7 @@ create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080, hostIP=ANY4), pod=BOTH) == expected.strip()
@@ -97,7 +97,7 @@ create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip6 saddr fd00::/64 masquerade
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080, hostIP="::"), pod=BOTH) == expected.strip()
@@ -110,7 +110,7 @@ create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports_ip4 { 127.0.0.1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080, hostIP="127.0.0.1")) == expected.strip()
@@ -124,7 +124,7 @@ add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8081 dnat ip to 10.1.0.2:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv4 . tcp . 8081 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080), mapping(8081)) == expected.strip()
@@ -138,7 +138,7 @@ add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 53 d
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto udp th dport 53 dnat ip to 10.1.0.2:2053
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv4 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(53, 1053), mapping(53, 2053, "udp")) == expected.strip()
@@ -153,7 +153,7 @@ add rule inet hostport dnat-N-A meta nfproto ipv4 ip daddr 127.0.0.1 meta l4prot
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:82
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 create element inet hostport hostports_ip4 { 192.0.2.1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, 127.0.0.1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
@@ -169,8 +169,8 @@ create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080), pod=BOTH, snat=False) == expected.strip()
@@ -183,9 +183,9 @@ create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 meta l4proto tcp th dport 8080 dnat ip to 10.1.0.2:80
 add rule inet hostport dnat-N-A meta nfproto ipv6 meta l4proto tcp th dport 8080 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A meta nfproto ipv4 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 add rule inet hostport masq-N-A meta nfproto ipv6 masquerade
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
     assert attach(mapping(8080), pod=BOTH, masqAll=True) == expected.strip()
@@ -200,9 +200,9 @@ add rule inet hostport dnat-N-A meta nfproto ipv4 ip saddr 198.51.100.0/24 meta 
 add rule inet hostport dnat-N-A meta nfproto ipv6 iifname "eth0" meta l4proto tcp th dport 8081 dnat ip6 to [fd00::2]:80
 add rule inet hostport masq-N-A ip saddr 127.0.0.0/8 masquerade
 add rule inet hostport masq-N-A ip saddr 10.1.0.0/24 masquerade
-create element inet hostport pods_ip4 { 10.1.0.2 : goto masq-N-A }
+create element inet hostport pods_ip4 { 10.1.0.2 comment "pods" : goto masq-N-A }
 add rule inet hostport masq-N-A ip6 saddr fd00::/64 masquerade
-create element inet hostport pods_ip6 { fd00::2 : goto masq-N-A }
+create element inet hostport pods_ip6 { fd00::2 comment "pods" : goto masq-N-A }
 create element inet hostport hostports_ip4 { 192.0.2.1 . tcp . 8080 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 create element inet hostport hostports { ipv4 . tcp . 8081 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A, ipv6 . tcp . 8081 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }
 """
@@ -229,7 +229,7 @@ create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
 add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to ip daddr . meta l4proto . th dport map {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }} comment "web"
 add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to meta l4proto . th dport map {{ {targets} }} comment "web"
-create element inet hostport pods_ip4 {{ 10.1.0.2 : goto masq-N-A }}
+create element inet hostport pods_ip4 {{ 10.1.0.2 comment "pods" : goto masq-N-A }}
 create element inet hostport hostports {{ {owners} }}
 create element inet hostport hostports_ip4 {{ 192.0.2.1 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }}
 """
@@ -240,10 +240,10 @@ create element inet hostport hostports_ip4 {{ 192.0.2.1 . udp . 53 comment "c1 e
 @pytest.mark.parametrize(
     ("host_ip", "expected"),
     [
-        ("", "counter dnat ip6 to meta l4proto . th dport map { tcp . 1 : fd00::2 . 80, tcp . 2 : fd00::2 . 80, "),
+        ("", "dnat ip6 to meta l4proto . th dport map { tcp . 1 : fd00::2 . 80, tcp . 2 : fd00::2 . 80, "),
         (
             "2001:db8::1",
-            "counter dnat ip6 to ip6 daddr . meta l4proto . th dport map { 2001:db8::1 . tcp . 1 : fd00::2 . 80, ",
+            "dnat ip6 to ip6 daddr . meta l4proto . th dport map { 2001:db8::1 . tcp . 1 : fd00::2 . 80, ",
         ),
     ],
 )
@@ -251,6 +251,17 @@ def test_many_mappings_of_one_kind_are_one_rule(host_ip: str, expected: str) -> 
     commands = attach(*(mapping(port, hostIP=host_ip) for port in range(1, 18)), pod=BOTH[1:])
     (rule,) = (line for line in commands.splitlines() if line.startswith("add rule inet hostport dnat-N-A"))
     assert rule.startswith(f"add rule inet hostport dnat-N-A meta nfproto ipv6 {expected}")
+
+
+def test_a_network_of_200_characters_is_named_on_the_pods_addresses_by_its_first_128() -> None:
+    attachment = Attachment("n" * 200, "c1", "eth0", "/run/netns/c1")
+    config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": [mapping(8080)]}})
+    commands = ruleset.attach(attachment, plan.make(config, [ip_interface(address) for address in BOTH]))
+    network = f'comment "{"n" * 128}" : goto masq-{attachment.key} }}'
+    assert [line for line in commands if line.startswith("create element inet hostport pods_")] == [
+        f"create element inet hostport pods_ip4 {{ 10.1.0.2 {network}",
+        f"create element inet hostport pods_ip6 {{ fd00::2 {network}",
+    ]
 
 
 @pytest.mark.parametrize(("mappings", "rules"), [(16, 32), (17, 2)])

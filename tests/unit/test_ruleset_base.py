@@ -6,13 +6,14 @@ from cni_hostport import ruleset, table
 def test_the_base_is_declared_whole_and_put_right() -> None:
     expected = """
 add table inet hostport { comment "CNI hostport plugin"; }
-add map inet hostport hostports { type nf_proto . inet_proto . inet_service : verdict; }
-add map inet hostport hostports_ip4 { type ipv4_addr . inet_proto . inet_service : verdict; }
-add map inet hostport hostports_ip6 { type ipv6_addr . inet_proto . inet_service : verdict; }
+add map inet hostport hostports { type nf_proto . inet_proto . inet_service : verdict; counter; }
+add map inet hostport hostports_ip4 { type ipv4_addr . inet_proto . inet_service : verdict; counter; }
+add map inet hostport hostports_ip6 { type ipv6_addr . inet_proto . inet_service : verdict; counter; }
 add map inet hostport pods_ip4 { type ipv4_addr : verdict; }
 add map inet hostport pods_ip6 { type ipv6_addr : verdict; }
 add set inet hostport local_ip4 { type ipv4_addr; flags dynamic,timeout; timeout 1m; }
 add set inet hostport local_ip6 { type ipv6_addr; flags dynamic,timeout; timeout 1m; }
+add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }
 add chain inet hostport dispatch
 flush chain inet hostport dispatch
 add chain inet hostport prerouting { type nat hook prerouting priority dstnat - 1; policy accept; }
@@ -38,6 +39,25 @@ add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet hostport loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
 """
     assert "\n".join(table.base()) == expected.strip()
+
+
+def test_a_deleted_attachments_key_is_written_as_an_ipv6_address() -> None:
+    key = "664b16ffde93ac1d-02419fd924bed545"
+    address = "664b:16ff:de93:ac1d:0241:9fd9:24be:d545"
+    for verb in ("add", "create", "delete"):
+        assert table.deleted(verb, key) == f"{verb} element inet hostport deleted {{ {address} }}"
+
+
+def test_what_tells_of_a_restore_is_the_unspecified_address() -> None:
+    assert table.deleted("add", table.RESTORING) == (
+        "add element inet hostport deleted { 0000:0000:0000:0000:0000:0000:0000:0000 }"
+    )
+
+
+def test_the_set_of_the_deleted_is_declared_alone_as_in_the_base() -> None:
+    expected = "add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }"
+    assert table.deleted_set() == expected
+    assert expected in table.base()
 
 
 def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() -> None:

@@ -1,0 +1,145 @@
+"""The network configurations of runtimes, as far as they are about this plugin."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cni_hostport import plugin
+from cni_hostport.config import NetworkConfig
+from cni_hostport.errors import CNIError
+from cni_hostport.operate.cache import PLUGIN, Conflist
+from cni_hostport.operate.statements import note, problem
+from cni_hostport.skel import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from cni_hostport.operate.statements import Statement
+
+SUFFIXES = {".conf", ".conflist", ".json"}
+PORTMAP, BRIDGE, DEFAULT_BRIDGE = "portmap", "bridge", "cni0"
+CAPABILITIES = '"capabilities": {"portMappings": true}'
+
+
+def files(directory: Path) -> list[Path]:
+    """Return the configuration files of a directory in the order in which runtimes look at them.
+
+    Source: containerd/go-cni, ``opts.go`` (``loadFromConfDir``).
+    """
+    return sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and not path.is_dir())
+
+
+def bridges(directories: Sequence[Path]) -> set[str]:
+    """Return the names of the bridges that configurations make for pods; those that cannot be read make none."""
+    found = set()
+    for directory in directories:
+        for path in files(directory) if directory.is_dir() else ():
+            try:
+                conflist = Conflist.parse(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+            made = (of for of in conflist.plugins if of.get("type") == BRIDGE)
+            found |= {str(of.get("bridge") or DEFAULT_BRIDGE) for of in made}
+    return found
+
+
+def statements(directories: Sequence[Path]) -> Iterator[Statement]:
+    """Say what is wrong with the configurations in directories, as far as they are about this plugin."""
+    uses = 0
+    for directory in directories:
+        try:
+            paths = files(directory)
+        except OSError as error:
+            yield note(f"{directory} cannot be read: {error.strerror}", "What runtimes are told is not known.")
+            continue
+        parsed: list[tuple[Path, Conflist]] = []
+        for path in paths:
+            try:
+                parsed.append((path, Conflist.parse(path.read_bytes())))
+            except (OSError, ValueError) as error:
+                yield problem(
+                    f"{path} is not a network configuration: {_reason(error)}",
+                    "Runtimes skip it, or do not start pods at all.",
+                    "Correct the file, or take it away.",
+                )
+        ours = [(path, conflist) for path, conflist in parsed if PLUGIN in conflist.types]
+        uses += len(ours)
+        for path, conflist in ours:
+            yield from _of_one(path, conflist)
+        if ours and ours[0] != parsed[0]:
+            yield note(
+                f"{parsed[0][0]} comes before {ours[0][0]}, and does not use hostport",
+                "Most runtimes use the first file by its name only: then hostport is never called.",
+                f"If so, give {ours[0][0].name} a name that sorts before {parsed[0][0].name}.",
+            )
+    if not uses:
+        yield note(
+            f"no network configuration in {', '.join(map(str, directories))} uses hostport",
+            "Runtimes do not call it, and no container is given host ports by it.",
+            'Add {"type": "hostport", ' + CAPABILITIES + "} to the plugins of one.",
+        )
+
+
+def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
+    config = conflist.plugin() or {}
+    capabilities = config.get("capabilities")
+    if not isinstance(capabilities, dict) or capabilities.get("portMappings") is not True:
+        yield problem(
+            f"{path}: hostport does not have the capability portMappings",
+            "The runtime sends it no mappings: pods start, and their host ports do nothing.",
+            f"Add {CAPABILITIES} to hostport's object.",
+        )
+    if PORTMAP in conflist.types:
+        yield problem(
+            f"{path} has portmap beside hostport",
+            "Both map every port. portmap fails pods that have a host port 0, and leaves rules that lead to other pods.",
+            "Remove portmap's object.",
+        )
+    if conflist.types[0] == PLUGIN:
+        yield problem(
+            f"{path}: hostport is the first plugin",
+            "It needs the addresses that a plugin before it gave the pod: every pod fails with code 7.",
+            "Put it after the plugin that makes the interface.",
+        )
+    try:
+        NetworkConfig.parse(config)
+    except CNIError as error:
+        yield problem(
+            f"{path}: {error}", "Every pod that has a host port fails with code 7.", "Correct what this names."
+        )
+    else:
+        yield from _unusual_conditions(path, conflist, config)
+
+
+def _unusual_conditions(path: Path, conflist: Conflist, config: dict[str, Any]) -> Iterator[Statement]:
+    """Ask the kernel about conditions, where it has no objection to all else."""
+    if not config.get("conditionsV4") and not config.get("conditionsV6"):
+        return
+    environ = {"CNI_COMMAND": "STATUS"}
+    try:
+        plugin.OPERATIONS["STATUS"](Call(environ, {"name": conflist.name}), print)
+    except CNIError:
+        return
+    try:
+        plugin.OPERATIONS["STATUS"](Call(environ, {**config, "name": conflist.name}), print)
+    except CNIError as error:
+        yield problem(
+            f"{path}: nftables refuses the conditions",
+            "Every pod that has a host port fails with code 101.",
+            "Write conditionsV4 and conditionsV6 as matches that 'nft add rule' takes.",
+            tuple(error.details.splitlines()),
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or os.strerror(error.errno or 0)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return str(error)

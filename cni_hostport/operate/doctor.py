@@ -1,0 +1,149 @@
+"""Is this node fit for host ports, and are those that it has as they should be? Nothing is changed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from cni_hostport import plugin
+from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.nft import Nft
+from cni_hostport.operate import conflists, leftovers, mappings, node, runtimes
+from cni_hostport.operate.statements import Statement, note, ok, problem
+from cni_hostport.skel import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from cni_hostport.installed import Installed
+    from cni_hostport.operate.mappings import PortMapping
+
+# what the kernel or libnftables says, and what a person can do about that
+REMEDIES = {
+    "libnftables": "Install libnftables: the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
+    "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
+}
+OTHERWISE = (
+    "The kernel needs nf_tables with nft_chain_nat, nft_fib_inet, nft_ct, nft_masq and dynamic sets (Linux 5.10 or"
+    " later), and nobody else may have a table inet hostport of another kind."
+)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the checks look at, each part read when the first of them needs it."""
+
+    conf_dirs: Sequence[Path]
+    caches: Sequence[Path]
+
+    @cached_property
+    def nft(self) -> Nft:
+        """nftables in this network namespace; raises ``NFTError`` where it cannot be used."""
+        return Nft()
+
+    @cached_property
+    def installed(self) -> Installed:
+        """What the ruleset holds."""
+        return self.nft.installed()
+
+    @cached_property
+    def mappings(self) -> list[PortMapping]:
+        """The mappings of the ruleset."""
+        return mappings.read(self.nft)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question: what it is about, what to say if nothing is wrong with that, and how to find out."""
+
+    subject: str
+    fine: str
+    look: Callable[[Examination], Iterable[Statement]]
+
+
+def examine(conf_dirs: Sequence[Path], caches: Sequence[Path]) -> Iterator[Statement]:
+    """Yield what is found out about this node, at least one statement for each check.
+
+    ``conf_dirs`` hold runtimes' network configurations, ``caches`` the ``results`` that libcni keeps.
+    """
+    examination = Examination(conf_dirs, caches)
+    for check in CHECKS:
+        said = False
+        try:
+            for statement in check.look(examination):
+                said = True
+                yield statement
+        except (CNIError, NFTError, OSError, ValueError) as error:
+            yield note(f"{check.subject} could not be checked: {error}")
+        else:
+            if not said:
+                yield ok(check.fine)
+
+
+def nftables(examination: Examination) -> Iterator[Statement]:
+    """Ask the kernel, as STATUS does, whether it takes every expression of the ruleset."""
+    release = os.uname().release
+    try:
+        plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), print)
+    except CNIError as error:
+        reason = error.details or error.msg
+        remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in reason), OTHERWISE)
+        yield problem(
+            f"nftables cannot be used on this node (Linux {release})",
+            "A container that has host ports does not start: its ADD fails.",
+            remedy,
+            tuple(reason.splitlines()),
+        )
+        return
+    version = next(
+        (item["metainfo"]["version"] for item in examination.nft.listing("tables") if "metainfo" in item), ""
+    )
+    yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
+
+
+CHECKS = (
+    Check("nftables", "", nftables),
+    Check(
+        "the network configurations",
+        "the network configurations call hostport as they should",
+        lambda it: conflists.statements(it.conf_dirs),
+    ),
+    Check("forwarding", "the kernel forwards IPv4 and IPv6", lambda it: node.forwarding(it.mappings)),
+    Check(
+        "reverse path filtering",
+        "rp_filter drops no client of a host port",
+        lambda it: node.reverse_path(it.mappings, conflists.bridges(it.conf_dirs)),
+    ),
+    Check(
+        "the forward policy",
+        "no other table drops by policy what is forwarded",
+        lambda it: node.forward_policy(it.nft),
+    ),
+    Check("the base rules", "the rules below all host ports are as they should be", lambda it: node.base_rules(it.nft)),
+    Check(
+        "route_localnet",
+        "nobody else can reach what listens on this node's 127.0.0.1",
+        lambda it: node.route_localnet(it.nft),
+    ),
+    Check(
+        "the holders of host ports",
+        "every container that holds a host port exists",
+        lambda it: runtimes.dead_holders(it.mappings),
+    ),
+    Check(
+        "the caches of runtimes",
+        "the ruleset holds what runtimes asked for",
+        lambda it: runtimes.differences(it.installed, it.mappings, it.caches),
+    ),
+    *(
+        Check(
+            f"what portmap left in {backend}",
+            f"portmap left nothing in {backend}",
+            partial(lambda find, it: leftovers.statements(it.nft, it.caches, find), find),
+        )
+        for backend, find in leftovers.BACKENDS.items()
+    ),
+)

@@ -1,0 +1,240 @@
+"""Why a connection to a host port does or does not reach a pod, step by step."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from cni_hostport import host, plugin
+from cni_hostport.attachment import SHORT_ID, pod_name
+from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.operate import cache, clients, probe
+from cni_hostport.operate.mappings import Holder, read
+from cni_hostport.operate.packet import PROTOCOLS
+from cni_hostport.operate.sockets import listeners
+from cni_hostport.operate.statements import note, ok, problem
+from cni_hostport.table import TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
+
+    from cni_hostport.nft import Nft
+    from cni_hostport.operate.clients import Client
+    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.probe import Way
+    from cni_hostport.operate.statements import Statement
+
+    Address = IPv4Address | IPv6Address
+
+FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+OWN_PRIORITY = -101  # of the chains that translate, at prerouting and output
+LEGACY = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
+
+
+def explain(
+    nft: Nft, port: int, protocol: str, source: Address | None, caches: Sequence[Path]
+) -> Iterator[list[Statement]]:
+    """Yield the steps of each mapping of a host port, those for one client only if its address is given.
+
+    Raises ``NFTError`` if the ruleset cannot be read.
+    """
+    found = [
+        of
+        for of in read(nft)
+        if (of.host_port, of.protocol) == (port, protocol) and (source is None or of.version == source.version)
+    ]
+    if not found:
+        yield list(_unmapped(port, protocol, source, caches))
+    for of in found:
+        others = [other for other in found if other is not of and other.version == of.version]
+        yield list(_steps(nft, of, others, source))
+
+
+def _unmapped(port: int, protocol: str, source: Address | None, caches: Sequence[Path]) -> Iterator[Statement]:
+    what = f"{port}/{protocol}" + (f" of IPv{source.version}" if source else "")
+    asked = list(_asked_for(port, protocol, caches))
+    for whose in asked:
+        yield problem(
+            f"no mapping of host port {what} is installed, and {whose} asked for it",
+            "Its mapping was taken away, by a firewall's reload or 'nft flush ruleset'.",
+            "hostport restore",
+        )
+    if not asked:
+        yield problem(
+            f"no mapping of host port {what} is installed",
+            "No running pod asked for it, or its runtime does not keep libcni's cache where this was looked for.",
+            "hostport doctor checks the network configurations; 'hostPort' has to be set in the pod's specification",
+        )
+    for version in (4, 6) if source is None else (source.version,):
+        for listener in listeners(protocol, port, version) if protocol in PROTOCOLS else ():
+            yield note(f"{listener.process} on this node listens on it, at {listener.address}: it gets the connections")
+
+
+def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[str]:
+    for path in cache.entries(caches):
+        with suppress(ValueError, CNIError):
+            call = cache.read(path)
+            plan = plugin.plan_of(call) if call and host.is_namespace(call.netns) else None
+            if call and plan and any((of.host_port, of.protocol) == (port, protocol) for of in plan.forwards):
+                yield f"pod {pod_name(call.args)}" if pod_name(call.args) else f"container {call.container_id}"
+
+
+def _steps(nft: Nft, of: PortMapping, others: Iterable[PortMapping], source: Address | None) -> Iterator[Statement]:
+    yield _mapping(of, others)
+    yield _holder(of)
+    if of.holder is Holder.ALIVE and of.pod_ip is not None:
+        yield from _pod(of)
+    try:
+        client = clients.choose(of, source)
+    except OSError as error:
+        yield problem(f"there is no client to ask for: {error.strerror}", "Its packets, or the answers, have no route.")
+        return
+    if client.interface:
+        yield _forwarding(of)
+    yield from _other_tables(nft, of, "prerouting" if client.interface else "output")
+    yield from _hidden(of)
+    if of.protocol not in PROTOCOLS:
+        yield note(f"there is no probe for {of.protocol.upper()}: its path is not traced")
+        return
+    try:
+        way = probe.send(probe.make(of.protocol, client.source, client.destination, of.host_port), client.interface)
+    except (OSError, NFTError) as error:
+        yield note(f"the path of a connection could not be traced: {error}")
+    else:
+        yield _path(nft, of, client, way)
+
+
+def _mapping(of: PortMapping, others: Iterable[PortMapping]) -> Statement:
+    if of.pod_ip is None:
+        return problem(
+            f"{of.host} is held by {of.who}, but no rule translates it",
+            "Somebody changed the rules of this plugin.",
+            "hostport restore",
+        )
+    beside = "" if of.host_ip.is_unspecified is False else ", ".join(f"{other.host} to {other.who}" for other in others)
+    return ok(f"{of.host} leads to {of.target}, {of.who}", *([f"but {beside}"] if beside else []))
+
+
+def _holder(of: PortMapping) -> Statement:
+    who = f"container {of.container_id[:SHORT_ID]} ({of.ifname}) on network {of.network}"
+    if of.holder is Holder.ALIVE:
+        return ok(f"the holder is alive: {who}, {of.netns}")
+    if of.holder is Holder.UNKNOWN:
+        return note(f"it cannot be told whether the holder is alive: {who}", "Its network namespace cannot be seen.")
+    return problem(
+        f"the holder is gone: {who}, {of.netns}",
+        "Nobody answers, or whoever has the pod's address now.",
+        "nothing, if another pod is to have the port: it takes it over. The runtime's DEL or GC removes the mapping",
+    )
+
+
+def _pod(of: PortMapping) -> Iterator[Statement]:
+    with host.inside(of.netns):
+        stats = psutil.net_if_stats().get(of.ifname)
+        addresses = {of.address for of in psutil.net_if_addrs().get(of.ifname, [])}
+        listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None
+    if stats is None or not stats.isup:
+        yield problem(
+            f"{of.ifname} of {of.who} is {'missing' if stats is None else 'down'}", "Nothing reaches the pod."
+        )
+    elif str(of.pod_ip) not in addresses:
+        yield problem(f"{of.ifname} of {of.who} does not have the address {of.pod_ip}", "Nothing reaches the pod.")
+    else:
+        yield ok(f"{of.ifname} of {of.who} is up and has {of.pod_ip}")
+    if listening is None:
+        yield note(f"whether anything listens on {of.target}/{of.protocol} cannot be seen")
+        return
+    serving = [listener for listener in listening if of.pod_ip and listener.serves(of.pod_ip)]
+    if serving:
+        yield ok(f"{serving[0].process} listens there on {of.pod_port}/{of.protocol}")
+        return
+    elsewhere = ", ".join(f"{listener.process} at {listener.address}" for listener in listening)
+    yield problem(
+        f"nothing listens on {of.target}/{of.protocol} in the pod",
+        f"Only {elsewhere}, where connections from outside of the pod do not come." if elsewhere else "",
+        "let it listen on 0.0.0.0 or ::" if elsewhere else "see that the container's process runs, and on which port",
+    )
+
+
+def _forwarding(of: PortMapping) -> Statement:
+    name = FORWARDING[of.version]
+    dotted = name.replace("/", ".")
+    value = Path("/proc/sys", name).read_text().strip()
+    if value != "0":
+        return ok(f"{dotted} is {value}")
+    return problem(f"{dotted} is 0", "The node forwards nothing to its pods.", f"sysctl -w {dotted}=1")
+
+
+def _other_tables(nft: Nft, of: PortMapping, hook: str) -> Iterator[Statement]:
+    """Name the chains of others that see a connection before this plugin translates it."""
+    earlier = [
+        f"{chain['family']} {chain['table']} {chain['name']} ({chain['type']}, priority {chain['prio']})"
+        for item in nft.listing("chains")
+        if (chain := item.get("chain", {})).get("hook") == hook
+        and chain["table"] != TABLE
+        and chain["prio"] <= OWN_PRIORITY
+        and chain["family"] in {"inet", "ip" if of.version == 4 else "ip6"}  # noqa: PLR2004 - IP version
+    ]
+    if earlier:
+        yield note(f"chains of others come before this plugin's at {hook}", details=tuple(earlier))
+    else:
+        yield ok(f"no chain of others comes before this plugin's at {hook}")
+    legacy = Path(LEGACY[of.version])
+    if legacy.exists() and legacy.read_text().strip():
+        yield note("legacy iptables has rules as well, which nftables does not show", remedy="iptables-legacy-save")
+
+
+def _hidden(of: PortMapping) -> Iterator[Statement]:
+    hidden = dict.fromkeys(
+        listener.process
+        for listener in (listeners(of.protocol, of.host_port, of.version) if of.protocol in PROTOCOLS else ())
+        if of.host_ip.is_unspecified or listener.serves(of.host_ip)
+    )
+    for process in hidden:
+        yield note(
+            f"{process} on this node listens on {of.host_port}/{of.protocol} too",
+            "It is hidden: the mapping comes first, and it gets no new connections.",
+        )
+
+
+def _path(nft: Nft, of: PortMapping, client: Client, way: Way) -> Statement:
+    what = f"a connection from {client} to {client.destination}"
+    lines = tuple(_lines(nft, way))
+    if way.end == "postrouting" and way.destination == (of.pod_ip, of.pod_port):
+        return ok(f"{what} leaves for {of.target} by {way.interface}", *lines)
+    last = way.hops[-1] if way.hops else None
+    if way.end == "postrouting" and way.destination:
+        address, port = way.destination
+        return problem(
+            f"{what} leaves for {address} port {port} instead",
+            "Rules of others, or a mapping of a given address, translate it first.",
+            details=lines,
+        )
+    if way.end == "input":
+        return problem(
+            f"{what} stays on the node", "No rule of the mapping takes it: it may have conditions.", details=lines
+        )
+    if last and last.verdict.partition(" ")[0] in {"drop", "queue", "stolen"}:
+        where = f"{last.family} {last.table} {last.chain}"
+        return problem(f"{what} ends in {where}: {last.verdict}", "", "let that rule, or policy, accept it", lines)
+    return problem(
+        f"{what} ends in the kernel, outside of nftables",
+        "It is dropped where it is routed: forwarding is off, rp_filter expects it on another interface, there is no"
+        " route to the pod, or route_localnet is 0 on the interface towards the pod.",
+        details=lines,
+    )
+
+
+def _lines(nft: Nft, way: Way) -> Iterator[str]:
+    """Show the rules that a probe met, without the chains that only let it pass."""
+    for hop in way.hops:
+        chain = f"{hop.family} {hop.table} {hop.chain}"
+        if hop.handle:
+            rule = nft.rules(chain).get(hop.handle, f"rule {hop.handle}")
+            yield f"{chain}: {rule}"
+        elif hop.verdict == "drop":
+            yield f"{chain}: policy {hop.verdict}"

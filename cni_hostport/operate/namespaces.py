@@ -1,0 +1,94 @@
+"""The network namespaces that this process can see, and the addresses in them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from errno import EINTR, ENOENT, ENOTDIR, ENOTTY, ESRCH
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from cni_hostport import host
+from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
+
+RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
+IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
+ATTEMPTS = 5  # to list addresses while none of them changes
+VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
+
+
+class Address(NamedTuple):
+    """An address, the index of its interface, and whether it is meant for the whole world."""
+
+    ip: IPv4Interface | IPv6Interface
+    interface: int
+    is_global: bool
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace: its inode number, a path to it, and all addresses in it."""
+
+    inode: int
+    path: str
+    addresses: frozenset[IPv4Address | IPv6Address]
+
+
+def visible() -> Iterator[Namespace]:
+    """Yield every network namespace that is mounted somewhere, or that a process is in.
+
+    Raises ``OSError`` if one of them cannot be looked at.
+    """
+    seen = set()
+    for path in (*_mounted(), *(f"/proc/{process}/ns/net" for process in os.listdir("/proc") if process.isdecimal())):
+        try:
+            inode = os.stat(path).st_ino
+            if inode in seen:
+                continue
+            with host.inside(path):
+                netlink = Netlink(host.NETLINK_ROUTE)
+        except OSError as error:
+            if error.errno not in VANISHED:
+                raise
+            continue
+        seen.add(inode)
+        yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
+
+
+def addresses() -> list[Address]:
+    """Return the addresses in this thread's network namespace; raises ``OSError``."""
+    return _addresses(Netlink(host.NETLINK_ROUTE))
+
+
+def _mounted() -> Iterator[str]:
+    for line in Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")  # proc_pid_mountinfo(5): the root of the mount is the fourth, its place the fifth
+        if fields[3].startswith("net:["):
+            yield re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+
+
+def _addresses(netlink: Netlink) -> list[Address]:
+    for _ in range(ATTEMPTS):
+        [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
+        if error != EINTR:
+            break
+    if error:
+        raise OSError(error, f"cannot list addresses: {os.strerror(error)}")
+    return [address for answer in answers for address in _address(answer)]
+
+
+def _address(answer: bytes) -> Iterator[Address]:
+    family, length, _, scope, interface = IFADDRMSG.unpack_from(answer)
+    values = dict(attributes(answer[IFADDRMSG.size :]))
+    # of a point-to-point link, IFA_ADDRESS is the peer's
+    packed = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
+    if family in {AF_INET, AF_INET6} and packed:
+        yield Address(ip_interface((packed, length)), interface, scope == host.RT_SCOPE_UNIVERSE)

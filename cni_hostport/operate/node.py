@@ -1,0 +1,166 @@
+"""The node around the ruleset: settings of the kernel, and the rules of others, that host ports depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from socket import if_indextoname
+from typing import TYPE_CHECKING
+
+from cni_hostport import host, installed
+from cni_hostport.nft import Nft
+from cni_hostport.operate.namespaces import addresses
+from cni_hostport.operate.statements import note, problem
+from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE, base
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.statements import Statement
+
+NET = Path("/proc/sys/net")
+CONF4 = NET / "ipv4/conf"
+LEGACY = Path("/proc/thread-self/net")  # ip_tables_names and ip6_tables_names
+NOT_INTERFACES = {"all", "default"}
+STRICT = 1  # of rp_filter (ip-sysctl.rst)
+VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
+CHAINS = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
+GUARD = f"chain {FAMILY} {TABLE} loopback"
+
+
+def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+    """Say where the kernel does not forward; raises ``OSError`` if a setting cannot be read."""
+    for version, path in ((4, NET / "ipv4/ip_forward"), (6, NET / "ipv6/conf/all/forwarding")):
+        count = sum(mapping.version == version for mapping in mappings)
+        if not count and not path.exists():
+            continue  # a kernel without IPv6
+        if _value(path):
+            continue
+        name = ".".join(path.relative_to(NET.parent).parts)
+        say = problem if count else note
+        yield say(
+            f"{name} is 0",
+            f"The kernel does not forward IPv{version} between interfaces: "
+            + (f"the {count} mappings of IPv{version} lead nowhere." if count else f"no IPv{version} mapping works."),
+            f"sysctl -w {name}=1, and write {name}=1 into a file in /etc/sysctl.d so that it lasts.",
+        )
+    if _value(NET / "ipv4/ip_forward"):
+        off = [name for name in _interfaces(CONF4) if not _value(CONF4 / name / "forwarding")]
+        if off:
+            yield note(
+                f"net.ipv4.conf.IF.forwarding is 0 for {', '.join(off)}",
+                "What comes in there is not forwarded: host ports do not answer clients on that side.",
+                "Set it to 1 for interfaces on which clients or pods are.",
+            )
+
+
+def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> Iterator[Statement]:
+    """Say where strict reverse path filtering can drop clients; ``bridges`` are those that pods are on.
+
+    Raises ``OSError`` if a setting or the addresses cannot be read.
+    """
+    pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
+    strict = set()
+    for ip, index, is_global in addresses():
+        name = if_indextoname(index)
+        is_pods = name in bridges or any(pod in ip.network for pod in pods)
+        if ip.version == 4 and is_global and name != "lo" and not is_pods and _filter(name) == STRICT:  # noqa: PLR2004
+            strict.add(name)
+    if len(strict) > 1:
+        yield note(
+            f"rp_filter is strict (1) on {' and '.join(sorted(strict))}",
+            "A client that comes in by another of these interfaces than the one by which the node would answer it is"
+            " dropped, at host ports too.",
+            "If there are such clients: sysctl -w net.ipv4.conf.IF.rp_filter=2 (loose) for these interfaces, and"
+            " net.ipv4.conf.all.rp_filter below that, of which the kernel takes the greater.",
+        )
+
+
+def forward_policy(nft: Nft) -> Iterator[Statement]:
+    """Say which rules of others can drop what is forwarded; raises ``NFTError`` and ``OSError``."""
+    for item in nft.listing("chains"):
+        chain = item.get("chain", {})
+        if (
+            chain.get("hook") != "forward"
+            or chain.get("policy") != "drop"
+            or chain.get("type") != "filter"
+            or chain["family"] not in VERSIONS
+            or (chain["family"], chain["table"]) == (FAMILY, TABLE)
+        ):
+            continue
+        what = f"chain {chain['family']} {chain['table']} {chain['name']}"
+        text = f"{what} drops what is forwarded and not accepted by its rules"
+        place = what.removeprefix("chain ")
+        accept = f"nft add rule {place} ct status dnat accept (and the same where your firewall is configured)."
+        if any("rule" in rule for rule in nft.listing(what)):
+            yield note(
+                text,
+                "Whether its rules accept connections to host ports depends on the packet.",
+                f"hostport explain PORT shows the way of one. If it ends there: {accept}",
+            )
+        else:
+            yield problem(f"{text}, and it has none", "No connection reaches a pod.", accept)
+    tables = {
+        program: (LEGACY / name).read_text().split()
+        for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))
+        if (LEGACY / name).exists()
+    }
+    used = [f"{program} -t {table} -S" for program, names in tables.items() for table in names]
+    if used:
+        yield note(
+            "legacy iptables has tables beside those of nftables",
+            "They see every packet too, and nft does not show their rules.",
+            "If connections get lost, see what they do:",
+            tuple(used),
+        )
+
+
+def base_rules(nft: Nft) -> Iterator[Statement]:
+    """Say in what the chains below all host ports are not as ADD makes them, where there is the table.
+
+    Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
+    """
+    found = _differences(nft, CHAINS)
+    if found and nft.listing(f"table {FAMILY} {TABLE}"):
+        yield problem(
+            f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
+            "Host ports may not be reached. The next ADD of a container that has host ports puts it right.",
+            "hostport restore puts it right now.",
+            tuple(found),
+        )
+
+
+def route_localnet(nft: Nft) -> Iterator[Statement]:
+    """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
+    # that of "all" holds for every interface, that of "default" for those to come
+    routed = [name for name in (*NOT_INTERFACES, *_interfaces(CONF4)) if _value(CONF4 / name / "route_localnet")]
+    if routed and _differences(nft, [GUARD]):
+        names = ", ".join(sorted(routed))
+        yield problem(
+            f"route_localnet is 1 for {names}, and {GUARD} does not guard 127.0.0.0/8",
+            "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
+            "hostport restore brings the guard back. Without containers that have host ports: sysctl -w"
+            " net.ipv4.conf.IF.route_localnet=0 for these.",
+        )
+
+
+def _differences(nft: Nft, chains: Sequence[str]) -> list[str]:
+    """Return in what chains of the base are not as expected, by what they would be in a network namespace alone."""
+    whats = [installed.TABLES, *chains]
+    with host.scratch_namespace():
+        alone = Nft()
+    alone.run(base())
+    expected, actual = ({what: of.listing(what) for what in whats} for of in (alone, nft))
+    return installed.differences("", expected=expected, actual=actual)
+
+
+def _value(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _filter(interface: str) -> int:
+    return max(_value(CONF4 / name / "rp_filter") for name in ("all", interface))
+
+
+def _interfaces(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name not in NOT_INTERFACES)

@@ -1,0 +1,143 @@
+"""What container runtimes say is running, in libcni's cache, against what the ruleset holds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from cni_hostport import host, ownership, plugin, ruleset
+from cni_hostport.attachment import Attachment
+from cni_hostport.errors import CNIError
+from cni_hostport.lookup import Lookup
+from cni_hostport.operate import cache
+from cni_hostport.operate.mappings import Holder
+from cni_hostport.operate.statements import note, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from cni_hostport.installed import Installed
+    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.statements import Statement
+    from cni_hostport.skel import Call
+
+
+def by_holder(mappings: Iterable[PortMapping]) -> dict[str, list[PortMapping]]:
+    """Return mappings by the attachment that holds them."""
+    found: dict[str, list[PortMapping]] = {}
+    for mapping in mappings:
+        found.setdefault(mapping.key, []).append(mapping)
+    return found
+
+
+def dead_holders(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+    """Say which attachments are of containers that no longer exist."""
+    holders = by_holder(mappings)
+    dead = {key: of for key, of in holders.items() if of[0].holder is Holder.GONE}
+    if len(dead) == len(holders) > 1:
+        yield note(
+            f"the network namespaces of all {len(dead)} holders seem to be gone",
+            "Either every container on this node is dead, or this process does not see the runtime's mounts, and cannot"
+            " tell who lives.",
+            "Run this where the runtime runs: nsenter --mount --target PID-OF-THE-RUNTIME hostport doctor",
+            tuple(f"{_who(of[0])}: {of[0].netns}" for of in dead.values()),
+        )
+        return
+    for of in dead.values():
+        first = of[0]
+        yield note(
+            f"{_who(first)} is gone, and its host ports are still mapped",
+            f"Its network namespace {first.netns} does not exist: its runtime has not called DEL. The next container"
+            " that wants one of the ports takes all of them over.",
+            _removal(first),
+            tuple(f"{mapping.host} -> {mapping.target}" for mapping in of),
+        )
+
+
+def _who(mapping: PortMapping) -> str:
+    return f"{mapping.who} ({mapping.ifname}, network {mapping.network})"
+
+
+def _removal(mapping: PortMapping) -> str:
+    if Attachment(mapping.network, mapping.container_id, mapping.ifname).key != mapping.key:
+        return "The runtime's GC removes them, where it has one."  # a name or an ID is cut
+    config = json.dumps({"cniVersion": "1.0.0", "name": mapping.network, "type": cache.PLUGIN})
+    return (
+        f"To remove them now: echo {shlex.quote(config)} | CNI_COMMAND=DEL"
+        f" CNI_CONTAINERID={shlex.quote(mapping.container_id)} CNI_IFNAME={shlex.quote(mapping.ifname)}"
+        " CNI_PATH=/opt/cni/bin /opt/cni/bin/hostport"
+    )
+
+
+def differences(installed: Installed, mappings: Sequence[PortMapping], caches: Sequence[Path]) -> Iterator[Statement]:
+    """Say which host ports of the cache the ruleset lacks, and which of the ruleset the cache does not know.
+
+    ``mappings`` and ``installed`` are what was read of the ruleset before.
+    """
+    if not any((directory / "results").is_dir() for directory in caches):
+        yield note(
+            f"there is no cache of a runtime in {', '.join(map(str, caches))}",
+            "Which host ports containers asked for is not known here.",
+            "Name the directory that holds the runtime's results with --cache-dir.",
+        )
+        return
+    calls = []
+    for path in cache.entries(caches):
+        try:
+            call = cache.read(path)
+        except ValueError as error:
+            yield note(
+                f"{path} cannot be read: {_sentence(error)}",
+                "What its container asked for is not known here, and may not be to its runtime.",
+            )
+            continue
+        if call:
+            calls.append(call)
+            yield from _lacking(installed, mappings, call)
+    known = {plugin.attachment_of(call).key for call in calls}
+    for key, of in by_holder(mappings).items():
+        if key not in known and of[0].holder is not Holder.GONE:
+            yield note(
+                f"{_who(of[0])} has host ports, and is in no cache",
+                "It is being started or stopped at this moment, its runtime keeps its cache elsewhere, or its runtime"
+                " has forgotten it and will not call DEL.",
+                "Name all cache directories with --cache-dir. If its runtime does not know the container: "
+                + _removal(of[0]),
+                tuple(f"{mapping.host} -> {mapping.target}" for mapping in of),
+            )
+
+
+def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> Iterator[Statement]:
+    attachment = plugin.attachment_of(call)
+    if not host.has_interface(call.netns, call.ifname):
+        return
+    who = f"pod {attachment.pod}" if attachment.pod else f"container {call.container_id}"
+    try:
+        plan = plugin.plan_of(call)
+    except CNIError as error:
+        yield note(f"what {who} asked for cannot be told: {error}", "Its host ports are not compared.")
+        return
+    if plan is None or not plan.forwards:
+        return
+    plan = ownership.unshared(installed, attachment, plan)
+    present = {(element.map, element.key) for element in installed.of(attachment.key)}
+    lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
+    lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
+    lacking += [f"the rule of {of.host}" for of in mappings if of.key == attachment.key and of.pod_ip is None]
+    if lacking and not Lookup().is_deleted(attachment.key):
+        yield problem(
+            f"{who} ({call.ifname}, network {call.network}) runs, and the ruleset lacks host ports of it",
+            "Something removed them after its ADD, such as 'nft flush ruleset' or a firewall's reload.",
+            "hostport restore",
+            tuple(dict.fromkeys(lacking)),
+        )
+
+
+def _sentence(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    return str(error)
