@@ -45,14 +45,19 @@ def main(stdin: bytes | None = None) -> NoReturn:
     os._exit(run(os.environ, stdin))  # everything is said: taking the modules down in order would only cost time
 
 
-def _operate(arguments: list[str]) -> None:
-    if arguments[0] == "serve" and not any(argument.startswith("-") for argument in arguments):
+def _operate(arguments: list[str]) -> NoReturn:
+    if arguments[0] == "serve" and len(arguments) <= 2 and not arguments[-1].startswith("-"):  # noqa: PLR2004 - SOCKET
         from cni_hostport.resident import serve  # which has to be small
 
-        serve(*arguments[1:2])
+        try:
+            serve(*arguments[1:])
+        except OSError as error:
+            sys.exit(f"Error: cannot {' '.join(arguments)}: {error.strerror}")
+    if sys.stdout is None:  # it was closed, and is to be no other file that is opened
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 
-    operate(prog_name="hostport")
+    sys.exit(operate(prog_name="hostport"))
 
 
 if __name__ == "__main__":

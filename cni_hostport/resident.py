@@ -32,7 +32,10 @@ LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
 FIRST_INHERITED = 3  # sd_listen_fds(3)
 OPERATIONS_IMPORT = (
-    *(f"cni_hostport.{module}" for module in ("config", "conntrack", "lookup", "ownership", "plugin", "portmap")),
+    *(
+        f"cni_hostport.{module}"
+        for module in ("comparison", "config", "conntrack", "lookup", "ownership", "plugin", "portmap")
+    ),
     "nftables",
     "pyroute2.netlink.nfnetlink.nfctsocket",
     "random",

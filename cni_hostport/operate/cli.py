@@ -9,7 +9,6 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,16 @@ import click
 
 from cni_hostport import __version__
 from cni_hostport.attachment import SHORT_ID
-from cni_hostport.config import MAX_PORT
-from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.handover import SOCKET
 from cni_hostport.nft import Nft
-from cni_hostport.operate import terminal
+from cni_hostport.operate import arguments, terminal
+from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.cache import DEFAULT_DIR
 from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.operate.restore import Outcome
     from cni_hostport.operate.statements import Statement
@@ -39,50 +38,13 @@ CACHES = click.option(
 )  # fmt: skip
 
 
-class _Commands(click.Group):
-    """Commands whose errors are sentences."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (CNIError, NFTError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hostport")
 def main() -> None:
     """Show, explain, check and repair the host ports of this node.
 
     A container runtime runs this same executable without a command, as a CNI plugin.
     """
-
-
-class _HostPort(click.ParamType[tuple[int, str]]):
-    """``8080`` or ``53/udp``."""
-
-    name = "host port"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, str]:
-        number, _, protocol = value.partition("/")
-        protocol = protocol.lower() or "tcp"
-        if not number.isdecimal() or not 0 < int(number) <= MAX_PORT or protocol not in {"tcp", "udp", "sctp"}:
-            self.fail(f"'{value}' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp", param, ctx)
-        return int(number), protocol
-
-
-class _Address(click.ParamType[IPv4Address | IPv6Address]):
-    """An IPv4 or IPv6 address."""
-
-    name = "address"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Address | IPv6Address:
-        try:
-            return ip_address(value)
-        except ValueError:
-            self.fail(f"'{value}' is not an IP address", param, ctx)
 
 
 def _report(statements: Iterable[Statement], *, as_json: bool) -> None:
@@ -107,11 +69,11 @@ def _print_json(document: Any) -> None:
 
 
 @main.command("list")
-@click.option("--port", default="", metavar="PORT[/PROTOCOL]", help="Only this host port.")
+@click.option("--port", metavar="PORT[/PROTOCOL]", type=arguments.port, help="Only this host port.")
 @click.option("--pod", default="", metavar="[NAMESPACE/]NAME", help="Only the host ports of this pod.")
 @click.option("--network", default="", metavar="NAME", help="Only the host ports of this network.")
 @JSON
-def list_command(port: str, pod: str, network: str, *, as_json: bool) -> None:
+def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_json: bool) -> None:
     """List the host ports of this node.
 
     All of it is read from the ruleset. CONNECTIONS are the new ones since the mapping was installed. A HOLDER is gone
@@ -132,8 +94,8 @@ def list_command(port: str, pod: str, network: str, *, as_json: bool) -> None:
             of.host,
             of.target,
             of.pod or "-",
-            of.container_id[:SHORT_ID],
-            of.ifname,
+            of.container_id[:SHORT_ID] or "-",
+            of.ifname or "-",
             of.network,
             str(of.connections),
             of.holder,
@@ -183,33 +145,31 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 @main.command()
 @click.option(
-    "--textfile", type=PATH, metavar="FILE", help="Write to a file, at once, for node exporter's textfile collector."
+    "--textfile",
+    type=arguments.text_file,
+    metavar="FILE",
+    help="Write to a file, at once, for node exporter's textfile collector, which reads those named *.prom.",
 )
-@click.option("--listen", metavar="[HOST:]PORT", help="Answer scrapes until interrupted; without HOST on 127.0.0.1.")
-def metrics(textfile: Path | None, listen: str | None) -> None:
+@click.option(
+    "--listen", type=arguments.listening, metavar="[HOST:]PORT",
+    help="Answer scrapes until interrupted; without HOST on 127.0.0.1.",
+)  # fmt: skip
+def metrics(textfile: Path | None, listen: tuple[str, int] | None) -> None:
     """Print figures for Prometheus.
 
     These are the numbers of mappings, of their holders, alive and gone, and of the connections to each mapping.
     """
-    from prometheus_client import generate_latest, start_http_server, write_to_textfile
-
-    from cni_hostport.operate.metrics import registry
+    from cni_hostport.operate import metrics as of
 
     if textfile and listen:
         msg = "--textfile and --listen do not go together"
         raise click.UsageError(msg)
     if listen:
-        host, _, port = listen.rpartition(":")
-        if not port.isdecimal() or int(port) > MAX_PORT:
-            msg = f"'{listen}' is not [HOST:]PORT"
-            raise click.BadParameter(msg, param_hint="--listen")
-        generate_latest(registry())  # what cannot be read is said now
-        _, thread = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry())
-        thread.join()
+        of.serve(*listen, _log)
     elif textfile:
-        write_to_textfile(str(textfile), registry())
+        of.write(textfile)
     else:
-        click.echo(generate_latest(registry()), nl=False)
+        click.echo(of.text(), nl=False)
 
 
 @main.command()
@@ -225,9 +185,9 @@ def serve(socket: str) -> None:
 
 
 @main.command()
-@click.argument("port", metavar="PORT[/PROTOCOL]", type=_HostPort())
+@click.argument("port", metavar="PORT[/PROTOCOL]", type=arguments.port_of_a_protocol)
 @click.option(
-    "--from", "source", metavar="ADDRESS", type=_Address(), help="Of the client; 127.0.0.1 for the node itself."
+    "--from", "source", metavar="ADDRESS", type=arguments.address, help="Of the client; 127.0.0.1 for the node itself."
 )
 @CACHES
 @JSON

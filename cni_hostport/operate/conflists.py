@@ -49,13 +49,14 @@ def bridges(directories: Sequence[Path]) -> set[str]:
 
 def statements(directories: Sequence[Path]) -> Iterator[Statement]:
     """Say what is wrong with the configurations in directories, as far as they are about this plugin."""
-    uses = 0
+    uses, searched = 0, []
     for directory in directories:
         try:
             paths = files(directory)
         except OSError as error:
             yield note(f"{directory} cannot be read: {error.strerror}", "What runtimes are told is not known.")
             continue
+        searched.append(str(directory))
         parsed: list[tuple[Path, Conflist]] = []
         for path in paths:
             try:
@@ -76,9 +77,9 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
                 "Most runtimes use the first file by its name only: then hostport is never called.",
                 f"If so, give {ours[0][0].name} a name that sorts before {parsed[0][0].name}.",
             )
-    if not uses:
+    if searched and not uses:
         yield note(
-            f"no network configuration in {', '.join(map(str, directories))} uses hostport",
+            f"no network configuration in {', '.join(searched)} uses hostport",
             "Runtimes do not call it, and no container is given host ports by it.",
             'Add {"type": "hostport", ' + CAPABILITIES + "} to the plugins of one.",
         )
@@ -96,7 +97,7 @@ def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
     if PORTMAP in conflist.types:
         yield problem(
             f"{path} has portmap beside hostport",
-            "Both map every port. portmap fails pods that have a host port 0, and leaves rules that lead to other pods.",
+            "Both map every port, and portmap fails every pod that has a host port 0.",
             "Remove portmap's object.",
         )
     if conflist.types[0] == PLUGIN:

@@ -27,8 +27,8 @@ REMEDIES = {
     "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
 }
 OTHERWISE = (
-    "The kernel needs nf_tables with nft_chain_nat, nft_fib_inet, nft_ct, nft_masq and dynamic sets (Linux 5.10 or"
-    " later), and nobody else may have a table inet hostport of another kind."
+    "The kernel needs nf_tables with nft_chain_nat, nft_fib_inet, nft_ct, nft_nat, nft_masq and dynamic sets, and"
+    " nobody else may have a table inet hostport of another kind."
 )
 
 
@@ -41,7 +41,7 @@ class Examination:
 
     @cached_property
     def nft(self) -> Nft:
-        """nftables in this network namespace; raises ``NFTError`` where it cannot be used."""
+        """Access to nftables in this network namespace; raises ``NFTError`` where it cannot be used."""
         return Nft()
 
     @cached_property
@@ -122,7 +122,11 @@ CHECKS = (
         "no other table drops by policy what is forwarded",
         lambda it: node.forward_policy(it.nft),
     ),
-    Check("the base rules", "the rules below all host ports are as they should be", lambda it: node.base_rules(it.nft)),
+    Check(
+        "the base rules",
+        "the rules below all host ports are as they should be",
+        lambda it: node.base_rules(it.nft, it.mappings),
+    ),
     Check(
         "route_localnet",
         "nobody else can reach what listens on this node's 127.0.0.1",

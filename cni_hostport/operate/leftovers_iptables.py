@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from hashlib import sha512
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from cni_hostport.portmap import CHAIN_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.nft import Nft
 
@@ -30,7 +32,7 @@ JUMP = re.compile(r"-A (?P<source>\S+) .*-[jg] (?P<target>CNI-DN-[0-9a-f]+)$")
 PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
 NAMES = Path("/proc/thread-self/net")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-SECONDS_TO_WAIT = "5"  # for the lock of legacy iptables
+WAIT = "--wait=5"  # seconds, for the lock of legacy iptables
 
 
 def find(_nft: Nft) -> list[Leftover]:
@@ -65,7 +67,7 @@ def _of(family: str, prefix: str) -> Iterator[Leftover]:
             yield Leftover(
                 family,
                 container_id,
-                frozenset(ip_address(target.rpartition(":")[0].strip("[]")) for _, target in targets),
+                _addresses(target for _, target in targets),
                 tuple(f"{host} -> {target}" for host, target in targets),
                 (*(line.replace("-A", "-D", 1) for line in lines), f"-F {chain}", f"-X {chain}"),
                 f"{prefix}-restore",
@@ -88,16 +90,24 @@ def _targets(rules: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Return the host's side and the container's of what rules translate."""
     for rule in rules:
         words = shlex.split(rule)
-        given = dict(zip(words, words[1:], strict=False))
+        given = dict(pairwise(words))
         if "--to-destination" in given:
             host = f" on {given['-d'].partition('/')[0]}" if "-d" in given else ""
             yield f"{given.get('--dport', '?')}/{given.get('-p', '?')}{host}", given["--to-destination"]
 
 
+def _addresses(targets: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
+    """Return the addresses of what is translated to, none at all where one of them is not an address and a port."""
+    try:
+        return frozenset(ip_address(target.rpartition(":")[0].strip("[]")) for target in targets)
+    except ValueError:
+        return frozenset()
+
+
 def restore(program: str, commands: Sequence[str]) -> None:
     """Run lines of one IP family's nat table, all of them or, with a ``CNIError``, none."""
     text = "\n".join(("*nat", *commands, "COMMIT", ""))
-    _run([_program(program), "--noflush", "--wait", SECONDS_TO_WAIT], text)
+    _run([_program(program), "--noflush", WAIT], text)
 
 
 def _program(name: str) -> str:

@@ -9,17 +9,19 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport import host
-from cni_hostport.attachment import Attachment
+from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
 from cni_hostport.installed import PROTOCOLS, Installed
 from cni_hostport.plan import EVERYWHERE
-from cni_hostport.table import FAMILY, PORT_MAPS, TABLE, dnat_chain
+from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from cni_hostport.installed import Element
     from cni_hostport.nft import Nft
 
-    Listing = Iterable[Mapping[str, Any]]
+    Address = IPv4Address | IPv6Address
+    Expressions = Iterable[Mapping[str, Any]]
 
 ANY: dict[int, IPv4Address | IPv6Address] = {
     network.version: network.network_address for network in EVERYWHERE.values()
@@ -86,18 +88,21 @@ class PortMapping:
 def read(nft: Nft) -> list[PortMapping]:
     """Return all mappings, sorted by port, protocol and host address; raises ``NFTError`` if nft cannot be asked."""
     listing = nft.listing(f"table {FAMILY} {TABLE}")
-    installed = Installed.read(listing)
-    targets = dict(_targets(listing))
-    pods = {item["rule"]["chain"]: item["rule"]["comment"] for item in listing if "comment" in item.get("rule", {})}
+    rules = [item["rule"] for item in listing if "rule" in item]
+    installed = Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
+    translations: dict[str, list[_Translation]] = {}
+    for rule in rules:
+        translations.setdefault(rule["chain"], []).extend(_translations(rule["expr"]))
+    pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}
     holder_of = cache(_holder)
     mappings = []
     for element in installed.elements:
-        if element.map not in PORT_MAPS or not element.holder:
+        host_ip = _host_ip(element)
+        if host_ip is None:
             continue
         protocol, port = element.port
-        host_ip = element.address or ANY[VERSIONS[element.key.partition(" ")[0]]]
-        pod_ip, pod_port = targets.get((element.chain, host_ip, protocol, port), (None, None))
+        pod_ip, pod_port = _target(translations.get(element.chain, ()), host_ip, protocol, port)
         netns = element.owner.netns
         mappings.append(
             PortMapping(
@@ -115,19 +120,32 @@ def read(nft: Nft) -> list[PortMapping]:
     return sorted(mappings, key=lambda of: (of.host_port, of.protocol, of.version, int(of.host_ip)))
 
 
-def select(mappings: Iterable[PortMapping], port: str, pod: str, network: str) -> list[PortMapping]:
-    """Return the mappings of a port (``8080`` or ``8080/udp``), a pod (with or without its namespace) and a network.
+def select(mappings: Iterable[PortMapping], port: tuple[int, str] | None, pod: str, network: str) -> list[PortMapping]:
+    """Return the mappings of a port, a pod (with or without its namespace) and a network.
 
-    An empty string selects all.
+    ``port`` comes with a protocol, or an empty string for each of them; ``None`` or an empty string selects all.
     """
-    number, _, protocol = port.partition("/")
     return [
         mapping
         for mapping in mappings
-        if (not port or (str(mapping.host_port) == number and protocol.lower() in {"", mapping.protocol}))
-        and (not pod or pod in {mapping.pod, mapping.pod.rpartition("/")[2]})
-        and (not network or mapping.key.startswith(f"{Attachment.network_key(network)}-"))
+        if (port is None or port in {(mapping.host_port, mapping.protocol), (mapping.host_port, "")})
+        and (not pod or _is_called(mapping.pod, printable(pod)))
+        and (not network or network == mapping.network or mapping.key.startswith(f"{Attachment.network_key(network)}-"))
     ]
+
+
+def _is_called(pod: str, name: str) -> bool:
+    names = {pod, pod.rpartition("/")[2]} - {""}
+    if len(pod) == COMMENT_BYTES:  # which is where longer ones are cut
+        return any(name.startswith(cut) for cut in names)
+    return name in names
+
+
+def _host_ip(element: Element) -> Address | None:
+    """Return the host address of a port that leads to an attachment, ``None`` for an element of another kind."""
+    if element.map not in PORT_MAPS or not element.holder:
+        return None
+    return element.address or ANY.get(VERSIONS.get(element.key.partition(" ")[0], 0))
 
 
 def _socket(address: IPv4Address | IPv6Address, port: int) -> str:
@@ -149,42 +167,69 @@ def _network(key: str, name: str) -> str:
     return f"{name}..." if name else wanted  # a name of more than 128 bytes is cut
 
 
-def _targets(listing: Listing) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Return what the rules of attachments translate.
+@dataclass(frozen=True, slots=True)
+class _Translation:
+    """What a rule of an attachment translates; ``host_ip`` is ``None`` where it does not compare the host address."""
 
-    Each is (chain, host address, protocol, host port), as far as the rule compares them, and (pod address, port).
-    """
-    for item in listing:
-        rule = item.get("rule", {})
-        if rule.get("chain", "").startswith(dnat_chain("")):
-            for key, target in _translations(rule["expr"]):
-                yield (rule["chain"], *key), target
+    protocol: str
+    host_ip: Address | None
+    host_port: int
+    pod_ip: Address
+    pod_port: int
 
 
-def _translations(expressions: Listing) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    protocol, port, host_ip = None, None, None
+def _target(
+    translations: Sequence[_Translation], host_ip: Address, protocol: str, port: int
+) -> tuple[Address, int] | tuple[None, None]:
+    """Return where the first rule that a connection meets leads."""
+    met = [
+        rule
+        for rule in translations
+        if (rule.pod_ip.version, rule.protocol, rule.host_port) == (host_ip.version, protocol, port)
+    ]
+    anywhere = host_ip in ANY.values()
+    for rule in met:
+        if rule.host_ip is None or (rule.host_ip == host_ip and not anywhere):
+            return rule.pod_ip, rule.pod_port
+    # an address that a condition compares looks like the mapping's own; the rules of any address come last
+    return (met[-1].pod_ip, met[-1].pod_port) if met and anywhere else (None, None)
+
+
+def _translations(expressions: Expressions) -> Iterator[_Translation]:
+    try:
+        yield from _read_translations(expressions)
+    except (KeyError, TypeError, ValueError):
+        return  # not a rule of this plugin's
+
+
+def _read_translations(expressions: Expressions) -> Iterator[_Translation]:
+    compared: dict[str, Any] = {}
     for expression in expressions:
-        match = expression.get("match", {})
-        if match.get("op") == "==":
-            left, right = match["left"], match["right"]
-            payload = left.get("payload", {})
-            if left.get("meta", {}).get("key") == "l4proto":
-                protocol = PROTOCOLS.get(right, right)
-            elif payload.get("field") == "dport":
-                port = right
-                protocol = protocol if payload["protocol"] == "th" else payload["protocol"]
-            elif payload.get("field") == "daddr" and isinstance(right, str):
-                host_ip = ip_address(right)
-        dnat = expression.get("dnat")
-        if dnat:
-            anywhere = ANY[VERSIONS[dnat["family"]]]
-            if isinstance(dnat["addr"], str):
-                yield (host_ip or anywhere, protocol, port), (ip_address(dnat["addr"]), dnat["port"])
-            else:
-                for key, data in dnat["addr"]["map"]["data"]["set"]:
-                    *address, number, to = key["concat"]
-                    target_ip, target_port = data["concat"]
-                    yield (
-                        (ip_address(address[0]) if address else anywhere, PROTOCOLS.get(number, number), to),
-                        (ip_address(target_ip), target_port),
-                    )
+        if "match" in expression:
+            compared |= _compared(expression["match"])  # conditions come first, the mapping's own comparisons last
+        if "dnat" not in expression:
+            continue
+        dnat = expression["dnat"]
+        if isinstance(dnat["addr"], str):
+            host_ip = ip_address(compared["daddr"]) if "daddr" in compared else None
+            pod_ip = ip_address(dnat["addr"])
+            yield _Translation(compared["l4proto"], host_ip, compared["dport"], pod_ip, dnat["port"])
+        else:
+            for key, value in dnat["addr"]["map"]["data"]["set"]:
+                *address, protocol, port = key["concat"]
+                host_ip = ip_address(address[0]) if address else None
+                pod_ip, pod_port = value["concat"]
+                yield _Translation(PROTOCOLS.get(protocol, protocol), host_ip, port, ip_address(pod_ip), pod_port)
+
+
+def _compared(match: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what has to be equal to one value: ``l4proto``, ``dport`` and ``daddr``."""
+    right = match["right"]
+    if match["op"] != "==" or not isinstance(right, str | int) or not isinstance(match["left"], dict):
+        return {}
+    if match["left"].get("meta", {}).get("key") == "l4proto":
+        return {"l4proto": PROTOCOLS.get(right, right) if isinstance(right, int) else right}
+    payload = match["left"].get("payload", {})
+    if payload.get("field") == "dport":
+        return {"dport": right} | ({} if payload["protocol"] == "th" else {"l4proto": payload["protocol"]})
+    return {"daddr": right} if payload.get("field") == "daddr" else {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from errno import EINVAL
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -14,7 +16,8 @@ from cni_hostport.nft import Nft
 from cni_hostport.operate.mappings import Holder, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from prometheus_client import Metric
 
@@ -55,7 +58,38 @@ class Mappings(Collector):
         yield connections
 
 
-def registry() -> CollectorRegistry:
+def text() -> bytes:
+    """Return the figures as they are now."""
+    return generate_latest(_registry())
+
+
+def write(path: Path) -> None:
+    """Replace a file by the figures, with one rename; raises ``OSError`` naming ``path``."""
+    mask = os.umask(0o022)  # node exporter is another user, and has to be able to read it
+    try:
+        write_to_textfile(str(path), _registry())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write it: {error.strerror}", str(path)) from error
+    finally:
+        os.umask(mask)
+
+
+def serve(address: str, port: int, log: Callable[[str], None]) -> None:
+    """Answer scrapes for ever; raises ``OSError`` naming the address if it cannot be listened on."""
+    registry = _registry()
+    generate_latest(registry)  # what cannot be read is said now
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    try:
+        _, thread = start_http_server(port, address, registry)
+    except UnicodeError as error:
+        raise OSError(EINVAL, "cannot listen there: this is not the name of a host", where) from error
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen there: {error.strerror}", where) from error
+    log(f"Listening on http://{where}/metrics")
+    thread.join()
+
+
+def _registry() -> CollectorRegistry:
     """Return the registry that has these figures and no others."""
     made = CollectorRegistry(auto_describe=False)
     made.register(Mappings())

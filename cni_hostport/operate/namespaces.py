@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from errno import EINTR, ENOENT, ENOTDIR, ENOTTY, ESRCH
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -43,24 +43,27 @@ class Namespace:
 
 
 def visible() -> Iterator[Namespace]:
-    """Yield every network namespace that is mounted somewhere, or that a process is in.
+    """Yield every network namespace that is mounted somewhere, or that a process is in, some of them twice.
 
-    Raises ``OSError`` if one of them cannot be looked at.
+    The inode number of one that must not be entered is 0. Raises ``OSError`` if one cannot be looked at.
     """
     seen = set()
-    for path in (*_mounted(), *(f"/proc/{process}/ns/net" for process in os.listdir("/proc") if process.isdecimal())):
+    processes = [f"/proc/{process}" for process in os.listdir("/proc") if process.isdecimal()]
+    for path, process in (*((path, "") for path in _mounted()), *((f"{of}/ns/net", of) for of in processes)):
         try:
             inode = os.stat(path).st_ino
-            if inode in seen:
-                continue
-            with host.inside(path):
-                netlink = Netlink(host.NETLINK_ROUTE)
+            if inode not in seen:
+                with host.inside(path):
+                    netlink = Netlink(host.NETLINK_ROUTE)
+                seen.add(inode)
+                yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
+        except PermissionError:
+            if not process:
+                raise
+            yield Namespace(0, path, frozenset(_addresses_of(Path(process, "net"))))
         except OSError as error:
             if error.errno not in VANISHED:
                 raise
-            continue
-        seen.add(inode)
-        yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
 
 
 def addresses() -> list[Address]:
@@ -73,6 +76,27 @@ def _mounted() -> Iterator[str]:
         fields = line.split(" ")  # proc_pid_mountinfo(5): the root of the mount is the fourth, its place the fifth
         if fields[3].startswith("net:["):
             yield re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+
+
+def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield the addresses that a process's ``/proc/PID/net`` shows, to those too who must not enter its namespace."""
+    leaf = ""
+    for line in _lines(directory / "fib_trie"):
+        if line.lstrip().startswith("|-- "):
+            leaf = line.split()[-1]
+        elif line.endswith("/32 host LOCAL"):
+            yield ip_address(leaf)
+    for line in _lines(directory / "if_inet6"):
+        yield ip_address(bytes.fromhex(line.partition(" ")[0]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError as error:
+        if error.errno not in VANISHED | {EINVAL}:
+            raise
+        return []  # the process has ended, or there is no IPv6
 
 
 def _addresses(netlink: Netlink) -> list[Address]:

@@ -115,13 +115,13 @@ def forward_policy(nft: Nft) -> Iterator[Statement]:
         )
 
 
-def base_rules(nft: Nft) -> Iterator[Statement]:
-    """Say in what the chains below all host ports are not as ADD makes them, where there is the table.
+def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+    """Say in what the chains below all host ports are not as ADD makes them, where there are any.
 
     Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
     """
-    found = _differences(nft, CHAINS)
-    if found and nft.listing(f"table {FAMILY} {TABLE}"):
+    found = _differences(nft, CHAINS) if mappings else []
+    if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
             "Host ports may not be reached. The next ADD of a container that has host ports puts it right.",

@@ -3,12 +3,14 @@
 Runtimes go on adding and deleting pods meanwhile, and an attachment that is deleted must not come back. Its DEL leaves
 the attachment's key in the ruleset, whatever else it finds there, and the transaction that restores an attachment fails
 if its key is there. A DEL that finds nothing and has no word of mappings leaves the key only where it sees that
-attachments are being restored: that is noted first, and the cache read afterwards. What such a DEL left no trace of,
-because it came before, is removed again once the cache has forgotten it.
+attachments are being restored: that is noted first, and the cache read afterwards. Of a DEL before that there may be no
+trace, since a flush takes the keys away as well. It is most often at its end then, and what was restored of its
+attachment is removed again when the cache forgets it.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import comparison, host, ownership, plugin
 from cni_hostport.attachment import SHORT_ID, pod_name
+from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.lookup import Lookup
 from cni_hostport.nft import Nft
 from cni_hostport.operate import cache
 from cni_hostport.table import RESTORING, base, deleted, dnat_chain
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
+
+WATCH = 2  # seconds in which a DEL that had begun before has come to its end
 
 
 class Status(StrEnum):
@@ -68,9 +74,9 @@ def candidates(directories: Sequence[Path]) -> list[Path]:
 def _may_map(path: Path) -> bool:
     try:
         call = cache.read(path)
-    except ValueError:
+        return call is not None and bool(NetworkConfig.parse(call.config).mappings)
+    except (CNIError, ValueError):
         return True  # to be told
-    return call is not None and bool(call.config["runtimeConfig"].get("portMappings"))
 
 
 def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False) -> Iterator[Outcome]:
@@ -91,6 +97,14 @@ def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False) -> Iterat
     yield from restoration.take_back()
 
 
+@dataclass(frozen=True)
+class _Restored:
+    path: Path
+    key: str
+    name: str
+    handle: bytes  # of the chain, which tells it from one that somebody made since
+
+
 class _Restoration:
     """Several attachments, restored one after another."""
 
@@ -99,7 +113,8 @@ class _Restoration:
         self._log = log
         self._dry_run = dry_run
         self._before = nft.installed()
-        self._restored: list[tuple[Path, Call]] = []
+        self._lookup = Lookup()
+        self._restored: list[_Restored] = []
 
     def restore(self, path: Path) -> Outcome | None:
         """Restore the attachment in one file; ``None`` if there is none, or one without mappings."""
@@ -142,7 +157,9 @@ class _Restoration:
             return Outcome(Status.MISSING, name, mappings, commands=tuple(commands))
         if not self._reinstate(attachment, plan, seen):
             return Outcome(Status.GONE, name, mappings, "it was deleted")
-        self._restored.append((path, call))
+        held = self._lookup.find(attachment.key)
+        if held:
+            self._restored.append(_Restored(path, attachment.key, name, held.handle))
         return Outcome(Status.RESTORED, name, mappings)
 
     def _reinstate(self, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
@@ -156,11 +173,18 @@ class _Restoration:
         return True
 
     def take_back(self) -> Iterator[Outcome]:
-        """Remove what was restored although its runtime had just deleted it, with no trace in the ruleset."""
-        for path, call in self._restored:
-            if not path.exists() and not host.has_interface(call.netns, call.ifname):
-                ownership.release(self._nft, plugin.attachment_of(call).key, self._log)
-                yield Outcome(Status.GONE, _name(call), text="it was deleted")
+        """Remove what was restored although it was being deleted, which the end of that shows: the cache forgets it."""
+        watched, until = self._restored, time.monotonic() + (WATCH if self._restored else 0)
+        while watched:
+            for restored in [of for of in watched if not of.path.exists()]:
+                watched.remove(restored)
+                held = self._lookup.find(restored.key)
+                if held and held.handle == restored.handle and not self._lookup.remove(restored.key, held):
+                    ownership.release(self._nft, restored.key, self._log)
+                yield Outcome(Status.GONE, restored.name, text="it was deleted")
+            if time.monotonic() > until:
+                return
+            time.sleep(WATCH / 10)
 
 
 def _name(call: Call) -> str:

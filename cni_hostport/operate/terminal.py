@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -17,31 +19,62 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from rich.console import RenderableType
+
     from cni_hostport.operate.statements import Statement
 
 STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "bold red"}
 MANY = 20  # items, up to which nobody needs a progress bar
+GAP = 2  # blanks between columns
+ENDLESS = 1 << 20  # columns
 LABEL = 9  # characters, the longest status and a space
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return where to print: as wide as the terminal, and elsewhere as wide as the text."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 1 << 12)
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else ENDLESS)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print rows below headings, of which those in ``right`` are numbers."""
+    """Print rows below headings, of which those in ``right`` are numbers.
+
+    Where the terminal is too narrow for that, print one row below the other, each on several lines.
+    """
+    rows = list(rows)
+    out = console()
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    if sum(widths) + GAP * (len(widths) - 1) > out.width:
+        _write(out, *(part for row in rows for part in _record(headings, row, out.width)))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    out = console()
+    _write(out, table)
+
+
+def _record(headings: Sequence[str], row: Sequence[str], width: int) -> Iterator[RenderableType]:
+    """Yield the lines of a row: its first cell, and as many of the others on each line as there is room for."""
+    yield Text(row[0], "bold", overflow="fold")
+    line = Text()
+    for heading, cell in zip(headings[1:], row[1:], strict=True):
+        item = Text.assemble((heading, "dim"), " ", cell)
+        if line and GAP + line.cell_len + GAP + item.cell_len > width:
+            yield Padding(line, (0, 0, 0, GAP))
+            line = Text()
+        line = Text(" " * GAP).join([line, item]) if line else item
+        line.overflow = "fold"
+    yield Padding(line, (0, 0, 0, GAP))
+
+
+def _write(out: Console, *parts: RenderableType) -> None:
+    """Print without the blanks with which lines are filled."""
     with out.capture() as captured:
-        out.print(table)
-    lines = captured.get().splitlines()
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+        for part in parts:
+            out.print(part)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def print_statement(statement: Statement) -> None:
@@ -57,9 +90,7 @@ def print_statement(statement: Statement) -> None:
         table.add_row("", Text(statement.meaning))
     if statement.remedy:
         table.add_row("", Text(f"-> {statement.remedy}", "bold"))
-    with out.capture() as captured:
-        out.print(table)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    _write(out, table)
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -5,6 +5,7 @@ from conversation import Conversation
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping
 
 BASE_CHAINS = ("dispatch", "prerouting", "output", "postrouting", "loopback")
+SETS = ("local_ip4", "local_ip6", "deleted")
 MAPS = ("hostports", "hostports_ip4", "hostports_ip6", "pods_ip4", "pods_ip6")
 OLDER = {
     "a rule is missing": "flush chain inet hostport loopback;"
@@ -20,6 +21,7 @@ OLDER = {
     "a map is missing": "flush chain inet hostport dispatch; delete map inet hostport hostports_ip6;"
     "add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4;"
     "add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports;",
+    "deleted attachments are not remembered": "delete set inet hostport deleted;",
     "a base chain has another policy": "delete chain inet hostport loopback;"
     "add chain inet hostport loopback { type filter hook prerouting priority raw; policy drop; };"
     "add rule inet hostport loopback accept;",
@@ -27,10 +29,11 @@ OLDER = {
 
 
 def base(node: Node) -> list[str]:
-    """Return the base chains and the maps' declarations as nft prints them."""
+    """Return the base chains and the declarations of maps and sets as nft prints them."""
     chains = [f"-s list chain inet hostport {name}" for name in BASE_CHAINS]
     maps = [f"-t list map inet hostport {name}" for name in MAPS]
-    return [node.run("nft", *command.split(), check=False).stdout for command in (*chains, *maps)]
+    sets = [f"-t list set inet hostport {name}" for name in SETS]
+    return [node.run("nft", *command.split(), check=False).stdout for command in (*chains, *maps, *sets)]
 
 
 @pytest.fixture

@@ -46,6 +46,13 @@ def test_text_in_a_comment_stays_within_its_quotes(field: str, text: str) -> Non
         assert "\\" not in comment
 
 
+def test_a_network_of_200_characters_is_named_on_a_pods_address_by_the_first_128() -> None:
+    attachment = Attachment("n" * 200, "c1", "eth0")
+    assert [command for command in ruleset.attach(attachment, PLAN) if " pods_ip4 " in command] == [
+        f'create element inet hostport pods_ip4 {{ 10.1.0.2 comment "{"n" * 128}" : goto masq-{attachment.key} }}'
+    ]
+
+
 @everywhere
 def test_a_host_address_is_nothing_but_an_address(text: str) -> None:
     for host_ip in (text, f"192.0.2.1{text}", f"2001:db8::1%{text}", f"fe80::1%eth0{text}"):

@@ -65,13 +65,6 @@ def test_listings_are_read_as_elements_with_their_holders_owners_networks_and_co
     )
 
 
-def test_an_element_without_counter_and_comment_is_read_as_well() -> None:
-    bare = [{"concat": ["ipv4", "tcp", 8080]}, {"goto": {"target": "dnat-N-A"}}]
-    assert Installed.read([table_map("hostports", bare)]).elements == (
-        Element("hostports", "ipv4 . tcp . 8080", "dnat-N-A", Owner("", ""), 0, ""),
-    )
-
-
 def test_an_attachment_holds_what_leads_to_its_chains_or_has_a_chain() -> None:
     assert Installed.read(LISTING).holders == {"N-A", "N-B", "M-C"}
 
@@ -84,7 +77,7 @@ def test_no_table_is_nothing_installed() -> None:
 @pytest.mark.parametrize("verdict", [{"drop": None}, {"jump": {"target": "dnat-N-A"}}, {"goto": {"target": "mine"}}])
 def test_an_element_put_there_by_hand_has_no_holder(verdict: dict[str, Any]) -> None:
     (element,) = Installed.read([table_map("hostports", [{"concat": ["ipv4", "tcp", 80]}, verdict])]).elements
-    assert element.holder == ""
+    assert (element.holder, element.owner, element.connections, element.network) == ("", Owner("", ""), 0, "")
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])

@@ -253,17 +253,6 @@ def test_many_mappings_of_one_kind_are_one_rule(host_ip: str, expected: str) -> 
     assert rule.startswith(f"add rule inet hostport dnat-N-A meta nfproto ipv6 {expected}")
 
 
-def test_a_network_of_200_characters_is_named_on_the_pods_addresses_by_its_first_128() -> None:
-    attachment = Attachment("n" * 200, "c1", "eth0", "/run/netns/c1")
-    config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": [mapping(8080)]}})
-    commands = ruleset.attach(attachment, plan.make(config, [ip_interface(address) for address in BOTH]))
-    network = f'comment "{"n" * 128}" : goto masq-{attachment.key} }}'
-    assert [line for line in commands if line.startswith("create element inet hostport pods_")] == [
-        f"create element inet hostport pods_ip4 {{ 10.1.0.2 {network}",
-        f"create element inet hostport pods_ip6 {{ fd00::2 {network}",
-    ]
-
-
 @pytest.mark.parametrize(("mappings", "rules"), [(16, 32), (17, 2)])
 def test_each_family_may_have_16_rules(mappings: int, rules: int) -> None:
     commands = attach(*(mapping(port) for port in range(1, mappings + 1)), pod=BOTH)

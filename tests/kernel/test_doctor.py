@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from cache import CAPABLE
+from lab import CLIENT4, LAUNCHER, NODE4, mapping, require
+from practice import Practice
+
+from cni_hostport.operate import doctor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lab import Node
+
+DROPPING = "add table inet strict; add chain inet strict forward { type filter hook forward priority 0; policy drop; }"
+
+
+@pytest.fixture
+def practice(node: Node, tmp_path: Path) -> Practice:
+    return Practice(node, tmp_path)
+
+
+def test_a_sound_node_is_told_what_was_checked(practice: Practice) -> None:
+    practice.running(mapping(8080), mapping(8081, hostIP=NODE4))
+    before = practice.node.nft("-a list ruleset")
+    said = practice.says()
+    assert {one.status for one in said} == {"ok"}
+    assert len(said) == len(doctor.CHECKS)
+    assert os.uname().release in said[0].text
+    assert practice.node.nft("-a list ruleset") == before
+
+
+def test_a_sound_node_without_pods_is_left_without_a_ruleset(practice: Practice) -> None:
+    assert practice.finds() == []
+    assert practice.node.nft("list ruleset") == ""
+
+
+DOCTOR = (
+    "from pathlib import Path; from cni_hostport.operate import doctor\n"
+    "for one in doctor.examine([Path('{conf}')], [Path('{cache}')]): print(one.status, one.text, one.remedy)"
+)
+
+
+def confined(practice: Practice, *command: str) -> str:
+    """Return what the doctor says in another process, started by other commands."""
+    program = DOCTOR.format(conf=practice.conf, cache=practice.cache.directory)
+    return practice.node.run(*command, LAUNCHER[0], "-c", program).stdout
+
+
+def test_without_the_right_to_change_the_network_every_check_that_needs_it_says_so(practice: Practice) -> None:
+    said = confined(practice, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    assert "problem nftables cannot be used on this node" in said
+    assert "Run this as root" in said
+    assert "note the base rules could not be checked" in said or "note the forward policy could not be checked" in said
+    assert "ok the network configurations call hostport as they should" in said
+
+
+def test_without_libnftables_the_package_is_named(practice: Practice) -> None:
+    hide = 'for library in $(find / -xdev -name "libnftables.so*"); do mount --bind /dev/null "$library"; done'
+    said = confined(practice, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
+    assert "problem nftables cannot be used on this node" in said
+    assert "Install libnftables" in said
+    assert "ok the network configurations call hostport as they should" in said
+
+
+def test_a_table_of_another_kind_in_the_way_is_shown(practice: Practice) -> None:
+    practice.node.nft_file("add table inet hostport; add set inet hostport hostports { type ipv4_addr; }")
+    first = practice.finds()[0]
+    assert first.status == "problem"
+    assert "hostports" in first.details[0]
+
+
+@pytest.mark.parametrize(("setting", "version"), [("net/ipv4/ip_forward", 4), ("net/ipv6/conf/all/forwarding", 6)])
+def test_forwarding_that_is_off_is_a_problem_once_there_are_mappings(
+    practice: Practice, setting: str, version: int
+) -> None:
+    practice.node.set_sysctl(setting, 0)
+    assert practice.finding().status == "note"
+    practice.running(mapping(8080))
+    found = practice.finding()
+    assert (found.status, found.text) == ("problem", f"{setting.replace('/', '.')} is 0")
+    assert f"the 1 mappings of IPv{version} lead nowhere" in found.meaning
+    practice.node.run("sysctl", "-w", found.remedy.split()[2].rstrip(","))
+    assert practice.finds() == []
+
+
+def test_an_interface_that_does_not_forward_is_worth_a_note(practice: Practice) -> None:
+    practice.node.set_sysctl("net/ipv4/conf/uplink/forwarding", 0)
+    assert practice.finding().text == "net.ipv4.conf.IF.forwarding is 0 for uplink"
+
+
+def second_uplink(practice: Practice) -> None:
+    practice.node.bridge("second", "198.51.100.1/24")
+    practice.node.set_sysctl("net/ipv4/conf/all/rp_filter", 1)
+
+
+def test_strict_reverse_path_filtering_is_harmless_with_one_uplink(practice: Practice) -> None:
+    practice.node.set_sysctl("net/ipv4/conf/all/rp_filter", 1)
+    assert practice.finds() == []
+
+
+def test_strict_reverse_path_filtering_on_two_uplinks_is_worth_a_note(practice: Practice) -> None:
+    second_uplink(practice)
+    found = practice.finding()
+    assert (found.status, found.text) == ("note", "rp_filter is strict (1) on second and uplink")
+    practice.node.set_sysctl("net/ipv4/conf/second/rp_filter", 2)
+    assert practice.finds() == []
+
+
+def test_the_bridge_of_pods_is_no_uplink(practice: Practice) -> None:
+    practice.node.bridge("pods0", "10.77.0.1/24")
+    practice.node.set_sysctl("net/ipv4/conf/all/rp_filter", 1)
+    assert len(practice.finds()) == 1
+    practice.configure("10-pods.conflist", {"type": "bridge", "bridge": "pods0"}, CAPABLE)
+    assert practice.finding().text.endswith("on cni0 and uplink")
+    practice.configure("10-pods.conflist", {"type": "ptp"}, CAPABLE)
+    practice.running(mapping(8080), addresses=["10.77.0.2/24"], gateways=["10.77.0.1"], bridge="pods0")
+    assert practice.finding().text.endswith("on cni0 and uplink")
+
+
+def test_a_forward_policy_that_drops_everything_is_a_problem_and_the_remedy_works(practice: Practice) -> None:
+    practice.running(mapping(8080))
+    practice.node.nft_file(DROPPING)
+    assert practice.node.client.is_silent("tcp", NODE4, 8080)
+    found = practice.finding()
+    assert found.status == "problem"
+    assert found.text.startswith("chain inet strict forward drops")
+    command = found.remedy.removeprefix("nft ").partition(" (")[0]
+    practice.node.nft(command)
+    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+    found = practice.finding()
+    assert found.status == "note"
+    assert "hostport explain PORT" in found.remedy
+
+
+@pytest.mark.parametrize("program", ["iptables", "ip6tables"])
+def test_a_policy_of_iptables_is_seen_as_well(practice: Practice, program: str) -> None:
+    practice.node.run(f"{program}-nft", "-P", "FORWARD", "DROP")
+    assert practice.finding().text.endswith(
+        "filter FORWARD drops what is forwarded and not accepted by its rules, and it has none"
+    )
+
+
+def test_tables_of_legacy_iptables_are_worth_a_note(practice: Practice) -> None:
+    made = practice.node.run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT", check=False)
+    require(made.returncode == 0, "needs a kernel with legacy iptables")
+    found = practice.finding()
+    assert (found.status, found.details) == ("note", ("iptables-legacy -t filter -S",))
+
+
+def test_base_rules_that_were_flushed_are_a_problem(practice: Practice) -> None:
+    practice.running(mapping(8080))
+    practice.node.nft("flush chain inet hostport dispatch")
+    found = practice.finding()
+    assert found.status == "problem"
+    assert any("dispatch" in detail for detail in found.details)
+    practice.node.run(*LAUNCHER, "restore", f"--cache-dir={practice.cache.directory}")
+    assert practice.finds() == []
+
+
+def test_route_localnet_without_a_guard_is_a_problem(practice: Practice) -> None:
+    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 1)
+    found = practice.finding()
+    assert (found.status, "route_localnet is 1 for cni0" in found.text) == ("problem", True)
+    practice.running(mapping(8080))
+    assert practice.finds() == []
+    practice.node.nft("flush chain inet hostport loopback")
+    assert [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
+    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
+    assert not [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
+
+
+def test_route_localnet_of_all_interfaces_counts(practice: Practice) -> None:
+    practice.node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
+    assert "route_localnet is 1 for all" in practice.finding().text

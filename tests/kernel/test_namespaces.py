@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import inprocess
+import pytest
+from lab import NODE4, NODE6, Namespace, Node
+
+from cni_hostport import host
+from cni_hostport.operate import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _closing() -> Iterator[None]:
+    with inprocess.closing():
+        yield
+
+
+def addresses_at(path: str) -> set[str]:
+    return {str(address) for of in namespaces.visible() if of.path == path for address in of.addresses}
+
+
+@pytest.fixture
+def process(node: Node) -> Iterator[str]:
+    """The namespace of a process, whose name in /run/netns is gone."""
+    command = ["nsenter", f"--net={node.path}", "sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as sleeping:
+        assert sleeping.stdout
+        sleeping.stdout.readline()
+        subprocess.run(["ip", "netns", "del", node.name], check=True)
+        yield f"/proc/{sleeping.pid}/ns/net"
+        sleeping.kill()
+
+
+def test_a_namespace_with_a_name_is_seen(node: Node) -> None:
+    assert addresses_at(node.path) >= {NODE4, NODE6, "127.0.0.1", "::1"}
+
+
+def test_a_namespace_that_is_mounted_elsewhere_is_seen(tmp_path: Path) -> None:
+    with Namespace("elsewhere") as made:
+        made.ip("addr add 10.77.0.1/32 dev lo")
+        place = tmp_path / "a place"
+        place.touch()
+        subprocess.run(["mount", "--bind", made.path, place], check=True)
+        try:
+            made.remove()
+            assert "10.77.0.1" in addresses_at(str(place))
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
+def test_a_namespace_that_only_a_process_is_in_is_seen(process: str) -> None:
+    assert addresses_at(process) >= {NODE4, NODE6}
+
+
+def test_the_addresses_of_a_process_whose_namespace_must_not_be_entered_are_seen(
+    process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = addresses_at(process)
+    inside = host.inside
+
+    def refuse(path: str) -> object:
+        if path == process:
+            raise PermissionError(13, "Permission denied", path)
+        return inside(path)
+
+    monkeypatch.setattr(host, "inside", refuse)
+    seen = [of for of in namespaces.visible() if of.path == process]
+    assert [of.inode for of in seen] == [0]
+    assert {str(address) for address in seen[0].addresses} == entered
+
+
+def test_a_namespace_is_seen_once(node: Node) -> None:
+    inodes = [of.inode for of in namespaces.visible() if of.inode]
+    assert len(inodes) == len(set(inodes))
+    assert node.path in {of.path for of in namespaces.visible()}
