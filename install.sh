@@ -8,6 +8,7 @@ bin_dir=/opt/cni/bin
 default_lib_dir=/usr/local/lib/hostport
 lib_dir=$default_lib_dir
 unit_dir=/etc/systemd/system
+command=/usr/local/bin/hostport
 units=(hostport.socket hostport.service hostport-restore.service)
 action=install
 marker=.hostport-installation # stands in every installation below lib_dir, and names its bin_dir once it is complete
@@ -25,9 +26,9 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --uninstall    remove what an installation put into the two directories
   --help         show this text
 
-Where systemd runs, an installation in the default --lib-dir also gets the resident process that makes calls faster:
-hostport.socket and hostport.service (elsewhere it can be started by hand: hostport serve); and hostport-restore.service,
-which brings the host ports back when nftables.service or firewalld.service has loaded its rules.
+An installation in the default --lib-dir also makes the command $command, and, where systemd runs, gets two services:
+hostport.service, the resident process that makes calls faster (elsewhere it can be started by hand: hostport serve); and
+hostport-restore.service, which brings the host ports back when nftables.service or firewalld.service has loaded its rules.
 
 It does not touch /etc/cni/net.d: it prints the line to add to a network configuration.
 USAGE
@@ -210,6 +211,7 @@ install_plugin() {
     mv -f -- "$staged" "$bin_dir/hostport" # a rename: a runtime finds the old executable or the new one
 
     install_service
+    install_command
 
     # calls that are under way may still import from the previous installation; those before it are out of use, unless
     # they serve another directory
@@ -224,8 +226,20 @@ install_plugin() {
     printf '    %s\n' '{ "type": "hostport", "capabilities": { "portMappings": true } }'
 }
 
-# the machine has one resident process, that of its one regular installation
-has_service() { [ "$lib_dir" = "$default_lib_dir" ] && [ -d /run/systemd/system ]; }
+# the machine has one resident process, and one command, those of its one regular installation
+is_regular() { [ "$lib_dir" = "$default_lib_dir" ]; }
+has_service() { is_regular && [ -d /run/systemd/system ]; }
+has_command() { [ "$(readlink -- "$command")" = "$bin_dir/hostport" ]; }
+
+install_command() {
+    is_regular || return 0
+    if [ -e "$command" ] && ! has_command; then
+        say "$command is not of this script's making and stays: run $bin_dir/hostport for the commands."
+    else
+        mkdir -p -- "${command%/*}"
+        ln -sfn -- "$bin_dir/hostport" "$command"
+    fi
+}
 
 install_service() {
     local unit
@@ -251,6 +265,7 @@ uninstall_plugin() {
     local installation
     current >/dev/null || die "$bin_dir/hostport is not of this script's making: it stays"
     uninstall_service
+    if is_regular && has_command; then rm -f -- "$command"; fi
     rm -f -- "$bin_dir/hostport"
     for installation in "$lib_dir"/*/"$marker"; do
         [ ! -e "$installation" ] || rm -rf -- "${installation%/*}"

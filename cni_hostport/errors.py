@@ -53,6 +53,15 @@ class NFTError(Exception):
         self.refusals = refusals
 
     @property
+    def of_other_declarations(self) -> list[tuple[str, str]]:
+        """The refusals of maps and sets that are there as another version of this plugin declared them."""
+        return [
+            refusal
+            for refusal in self.refusals
+            if refusal[0] == "File exists" and refusal[1].startswith(("add map ", "add set "))
+        ]
+
+    @property
     def may_be_a_race(self) -> bool:
         """Tell whether somebody else's change can be the reason: something to create exists, or to delete does not."""
         return isinstance(self, ExistsError | NotFoundError | BusyError) and all(

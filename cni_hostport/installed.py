@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from cni_hostport.attachment import Owner
-from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, POD_MAPS, PORT_MAPS, TABLE, dnat_chain, masq_chain
+from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, POD_MAPS, PORT_MAPS, TABLE, base, dnat_chain, masq_chain
 
 TABLES = f"tables {FAMILY}"
 _MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
@@ -61,6 +61,7 @@ class Installed:
 
     elements: tuple[Element, ...]
     chains: Mapping[str, int]
+    maps: tuple[str, ...] = ()
 
     @property
     def holders(self) -> set[str]:
@@ -102,17 +103,31 @@ class Installed:
             commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
         return commands
 
+    def declared_again(self) -> list[str]:
+        """Return the commands that make the maps anew, with all that leads from them to attachments."""
+        commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS if name in self.chains]
+        commands += [f"delete map {FAMILY} {TABLE} {name}" for name in self.maps]
+        commands += base()
+        for element in self.elements:
+            if element.holder:
+                comment = element.network if element.map in POD_MAPS else element.owner.comment()
+                told = f' comment "{comment}"' if comment.strip() else ""
+                key = f"{element.key}{told} : goto {element.chain}"
+                commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {key} }}")
+        return commands
+
     @classmethod
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
         """Read the objects of ``list map`` and ``list chains`` in JSON."""
         elements: list[Element] = []
-        chains = {}
+        chains, maps = {}, []
         for item in listing:
             if "map" in item:
+                maps.append(item["map"]["name"])
                 elements += _elements(item["map"])
             elif item.get("chain", {}).get("table") == TABLE:
                 chains[item["chain"]["name"]] = item["chain"]["handle"]
-        return cls(tuple(elements), chains)
+        return cls(tuple(elements), chains, tuple(maps))
 
 
 def _holder(chain: str) -> str:

@@ -36,7 +36,9 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
         try:
             nft.run(commands)
         except NFTError as error:
-            if not error.may_be_a_race:
+            if error.of_other_declarations:
+                declare_again(nft)
+            elif not error.may_be_a_race:
                 raise
             refusal = error
         else:
@@ -52,6 +54,14 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
             log(f"host port {forward} stays with another attachment of {attachment.container_id}")
     _take_over(attachment, own, leaving, installed, log)
     return own
+
+
+def declare_again(nft: Nft) -> None:
+    """Put the maps that another version of this plugin declared in the form that they have now, in one transaction.
+
+    Raises ``NFTError`` if nftables refuses that.
+    """
+    nft.run(nft.installed().declared_again())
 
 
 def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log: Log) -> Plan:

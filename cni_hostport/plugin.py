@@ -7,7 +7,7 @@ needs once it knows that it does.
 
 from __future__ import annotations
 
-from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError
+from cni_hostport.errors import CNIError, Code, NFTError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,8 +163,10 @@ def status(call: Call, _log: Log) -> None:
     try:
         Nft().run(probe)
     except NFTError as error:
-        # the probe's last command is there to fail, so that the kernel takes everything back
-        if not (isinstance(error, NotFoundError) and [command for _, command in error.refusals] == probe[-1:]):
+        # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
+        # of other versions right
+        refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
+        if refusals != [("No such file or directory", probe[-1])]:
             raise CNIError(
                 Code.NOT_AVAILABLE, "host ports are not available: nftables cannot be used on this node", str(error)
             ) from error

@@ -98,11 +98,10 @@ def listening(value: str) -> tuple[str, int]:
 
 def text_file(value: str) -> Path:
     """Read the name of a file to write, which is not there or a file: what is replaced must not be a device."""
-    path = Path(value).resolve()
-    if path.exists() and not path.is_file():
+    if os.path.exists(value) and not os.path.isfile(value):
         msg = f"'{value}' is not a file"
         raise click.BadParameter(msg)
-    return path
+    return Path(os.path.realpath(value))
 
 
 def _is_port(digits: str) -> bool:

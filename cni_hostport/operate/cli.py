@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from cni_hostport.nft import Nft
 from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.cache import DEFAULT_DIR
-from cni_hostport.operate.statements import Status
+from cni_hostport.operate.statements import Status, ok
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 PATH = click.Path(path_type=Path)
+CONF_DIR = Path("/etc/cni/net.d")
 CACHES = click.option(
     "--cache-dir", "caches", type=PATH, multiple=True, default=[DEFAULT_DIR], show_default=True,
     help="Where runtimes keep what they asked for (libcni's cache); can be given several times.",
@@ -103,6 +105,57 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
         for of in found
     ]
     terminal.print_table(headings, rows, right=["CONNECTIONS"])
+
+
+@main.command()
+@click.argument("port", metavar="PORT[/PROTOCOL]", type=arguments.port_of_a_protocol)
+@click.option(
+    "--from", "source", metavar="ADDRESS", type=arguments.address, help="Of the client; 127.0.0.1 for the node itself."
+)
+@CACHES
+@JSON
+def explain(
+    port: tuple[int, str], source: IPv4Address | IPv6Address | None, caches: tuple[Path, ...], *, as_json: bool
+) -> None:
+    """Explain why a connection to a host port reaches a pod or not.
+
+    One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
+    leaves for the pod. The mapping counts it as a connection.
+    """
+    from cni_hostport.operate.explain import explain as explained
+
+    steps = explained(Nft(), *port, source, caches)
+    _report(chain.from_iterable(steps), as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--conf-dir",
+    "conf_dirs",
+    type=PATH,
+    multiple=True,
+    default=[CONF_DIR],
+    show_default=True,
+    help="Where runtimes look for network configurations; can be given several times.",
+)
+@CACHES
+@click.option(
+    "--remove-portmap-leftovers", is_flag=True, help="First remove portmap's rules of containers that no longer exist."
+)
+@JSON
+def doctor(
+    conf_dirs: tuple[Path, ...], caches: tuple[Path, ...], *, remove_portmap_leftovers: bool, as_json: bool
+) -> None:
+    """Check what host ports need on this node.
+
+    Says of each finding what it means and what to do. A note is worth knowing; a problem keeps host ports from working
+    or leaves this node open, and makes the exit status 1.
+    """
+    from cni_hostport.operate import doctor as of
+    from cni_hostport.operate import leftovers
+
+    removed = leftovers.remove(caches) if remove_portmap_leftovers else []
+    _report(chain(map(ok, removed), of.examine(conf_dirs, caches)), as_json=as_json)
 
 
 @main.command()
@@ -182,24 +235,3 @@ def serve(socket: str) -> None:
     from cni_hostport.resident import serve
 
     serve(socket)
-
-
-@main.command()
-@click.argument("port", metavar="PORT[/PROTOCOL]", type=arguments.port_of_a_protocol)
-@click.option(
-    "--from", "source", metavar="ADDRESS", type=arguments.address, help="Of the client; 127.0.0.1 for the node itself."
-)
-@CACHES
-@JSON
-def explain(
-    port: tuple[int, str], source: IPv4Address | IPv6Address | None, caches: tuple[Path, ...], *, as_json: bool
-) -> None:
-    """Explain why a connection to a host port reaches a pod or not.
-
-    One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
-    leaves for the pod. The mapping counts it as a connection.
-    """
-    from cni_hostport.operate.explain import explain as explained
-
-    steps = explained(Nft(), *port, source, caches)
-    _report([statement for of_mapping in steps for statement in of_mapping], as_json=as_json)

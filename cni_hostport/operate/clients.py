@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from errno import EADDRNOTAVAIL
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from socket import AF_INET, AF_INET6, if_indextoname
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,12 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Sequence
 
     from cni_hostport.operate.mappings import PortMapping
 
 Address = IPv4Address | IPv6Address
+Addresses = dict[int, list[IPv4Interface | IPv6Interface]]  # of the node, by interface
 
 FAMILIES = {4: AF_INET, 6: AF_INET6}
 RTN_LOCAL = 2  # linux/rtnetlink.h
@@ -33,56 +36,72 @@ class Client:
     source: Address
     destination: Address
     interface: str
+    made_up: bool = False
 
     def __str__(self) -> str:
         """Name it as a sentence does."""
-        return str(self.source) if self.interface else f"the node itself ({self.source})"
+        if not self.interface:
+            return f"the node itself ({self.source})"
+        return f"a made-up client {self.source}" if self.made_up else str(self.source)
 
 
-def choose(mapping: PortMapping, source: Address | None) -> Client:
+def choose(mapping: PortMapping, source: Address | None, taken: Collection[Address]) -> Client:
     """Return a client of a mapping: one with this address, or else one from outside of the node if there can be any.
 
-    Raises ``OSError`` if there is no way to and from such a client.
+    It connects to an address that is not ``taken`` by another mapping, if there is any. Raises ``OSError`` if there is
+    no way to and from such a client.
     """
     given = None if mapping.host_ip.is_unspecified else mapping.host_ip
     if source is None and given is not None and given.is_loopback:
         source = LOOPBACK
     with IPRoute() as route:
-        own = {index: addresses for index, addresses in _addresses(route, mapping.version) if addresses}
+        own = _addresses(route, mapping.version)
         if source is None:
-            return _somebody(route, own, mapping, given)
+            return _somebody(route, own, mapping, given, taken)
         found = _route(route, source)
         if found["type"] == RTN_LOCAL:
-            return Client(source, given or source, "")
-        return Client(source, given or _destination(found, own), if_indextoname(found.get_attr("RTA_OIF")))
+            return Client(source, given or _free([source, *_all(own)], taken), "")
+        return Client(source, given or _destination(found, own, taken), if_indextoname(found.get_attr("RTA_OIF")))
 
 
 def _somebody(
-    route: IPRoute, own: dict[int, list[IPv4Interface | IPv6Interface]], mapping: PortMapping, given: Address | None
+    route: IPRoute, own: Addresses, mapping: PortMapping, given: Address | None, taken: Collection[Address]
 ) -> Client:
     """Return a client beyond the default route, or else one on a link of the node's that is not the pod's."""
     anybody = ANYBODY[mapping.version]
-    try:
+    with suppress(OSError):
         found = _route(route, anybody)
-        return Client(anybody, given or _destination(found, own), if_indextoname(found.get_attr("RTA_OIF")))
-    except OSError:
-        pass
+        interface = if_indextoname(found.get_attr("RTA_OIF"))
+        return Client(anybody, given or _destination(found, own, taken), interface, made_up=True)
     for index, addresses in own.items():
         for address in addresses:
-            if mapping.pod_ip not in address.network:
-                neighbour = next(of for of in address.network.hosts() if of != address.ip)
-                return Client(neighbour, given or address.ip, if_indextoname(index))
-    own_address = next((address.ip for addresses in own.values() for address in addresses), LOOPBACK)
-    return Client(own_address, given or own_address, "")
+            neighbour = next((of for of in address.network.hosts() if of != address.ip), None)
+            if neighbour and (mapping.pod_ip is None or mapping.pod_ip not in address.network):
+                destination = given or _free([address.ip, *_all(own)], taken)
+                return Client(neighbour, destination, if_indextoname(index), made_up=True)
+    local = [*_all(own), LOOPBACK] if mapping.version == LOOPBACK.version else _all(own)
+    itself = _free(local, taken)
+    return Client(itself, given or itself, "")
 
 
-def _addresses(route: IPRoute, version: int) -> Iterable[tuple[int, list[IPv4Interface | IPv6Interface]]]:
-    found: dict[int, list[IPv4Interface | IPv6Interface]] = {}
+def _addresses(route: IPRoute, version: int) -> Addresses:
+    found: Addresses = {}
     for message in route.get_addr(family=FAMILIES[version]):
         if message["scope"] == RT_SCOPE_UNIVERSE:
             address = ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
             found.setdefault(message["index"], []).append(address)
-    return found.items()
+    return found
+
+
+def _all(own: Addresses) -> list[Address]:
+    return [address.ip for addresses in own.values() for address in addresses]
+
+
+def _free(addresses: Sequence[Address], taken: Collection[Address]) -> Address:
+    """Return the first address that is not taken, or if all of them are, the first."""
+    if not addresses:
+        raise OSError(EADDRNOTAVAIL, "the node has no address of its own to connect to")
+    return next((address for address in addresses if address not in taken), addresses[0])
 
 
 def _route(route: IPRoute, to: Address) -> Any:
@@ -92,10 +111,8 @@ def _route(route: IPRoute, to: Address) -> Any:
         raise OSError(error.code, f"no way back to {to}: {os.strerror(error.code)}") from error
 
 
-def _destination(found: Any, own: dict[int, list[IPv4Interface | IPv6Interface]]) -> Address:
+def _destination(found: Any, own: Addresses, taken: Collection[Address]) -> Address:
     """Return the node's address that a client on the other side of a route knows."""
     preferred = found.get_attr("RTA_PREFSRC")
-    if preferred:
-        return ip_address(preferred)
     here = [address.ip for address in own.get(found.get_attr("RTA_OIF"), [])]
-    return (here or [address.ip for addresses in own.values() for address in addresses])[0]
+    return _free([*([ip_address(preferred)] if preferred else []), *here, *_all(own)], taken)

@@ -11,28 +11,28 @@ import psutil
 from cni_hostport import host, plugin
 from cni_hostport.attachment import SHORT_ID, pod_name
 from cni_hostport.errors import CNIError, NFTError
-from cni_hostport.operate import cache, clients, probe
+from cni_hostport.operate import cache, clients, probe, routing
 from cni_hostport.operate.mappings import Holder, read
 from cni_hostport.operate.packet import PROTOCOLS
+from cni_hostport.operate.path import LOOPBACK6, RESTORE, Traced
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
 from cni_hostport.table import TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.nft import Nft
     from cni_hostport.operate.clients import Client
     from cni_hostport.operate.mappings import PortMapping
-    from cni_hostport.operate.probe import Way
     from cni_hostport.operate.statements import Statement
 
     Address = IPv4Address | IPv6Address
 
-FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 OWN_PRIORITY = -101  # of the chains that translate, at prerouting and output
-LEGACY = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
+LAST = (1 << 31) - 1
+LEGACY = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 
 
 def explain(
@@ -61,7 +61,7 @@ def _unmapped(port: int, protocol: str, source: Address | None, caches: Sequence
         yield problem(
             f"no mapping of host port {what} is installed, and {whose} asked for it",
             "Its mapping was taken away, by a firewall's reload or 'nft flush ruleset'.",
-            "hostport restore",
+            RESTORE,
         )
     if not asked:
         yield problem(
@@ -83,40 +83,50 @@ def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[str
                 yield f"pod {pod_name(call.args)}" if pod_name(call.args) else f"container {call.container_id}"
 
 
-def _steps(nft: Nft, of: PortMapping, others: Iterable[PortMapping], source: Address | None) -> Iterator[Statement]:
+def _steps(nft: Nft, of: PortMapping, others: Sequence[PortMapping], source: Address | None) -> Iterator[Statement]:
     yield _mapping(of, others)
     yield _holder(of)
     if of.holder is Holder.ALIVE and of.pod_ip is not None:
         yield from _pod(of)
+    taken = set() if not of.host_ip.is_unspecified else {other.host_ip for other in others}
     try:
-        client = clients.choose(of, source)
+        client = clients.choose(of, source, taken)
     except OSError as error:
-        yield problem(f"there is no client to ask for: {error.strerror}", "Its packets, or the answers, have no route.")
+        yield problem(error.strerror or str(error), "Whatever the mapping, the node could not answer.")
         return
     if client.interface:
-        yield _forwarding(of)
-    yield from _other_tables(nft, of, "prerouting" if client.interface else "output")
-    yield from _hidden(of)
+        yield routing.forwarding(of, client)
+    if source:
+        yield from routing.reverse_path(client)
+    yield from _other_tables(nft, of, client)
     if of.protocol not in PROTOCOLS:
-        yield note(f"there is no probe for {of.protocol.upper()}: its path is not traced")
+        yield note(f"the path of a connection is not traced: there is no probe for {of.protocol.upper()}")
         return
     try:
         way = probe.send(probe.make(of.protocol, client.source, client.destination, of.host_port), client.interface)
     except (OSError, NFTError) as error:
-        yield note(f"the path of a connection could not be traced: {error}")
-    else:
-        yield _path(nft, of, client, way)
+        yield from _hidden(of)
+        reason = getattr(error, "strerror", None) or error
+        yield note(
+            f"the path of a connection could not be traced: {reason}", "What the rules of others do to it is not known."
+        )
+        return
+    traced = Traced(nft, of, others, client, way)
+    if not traced.stays:
+        yield from _hidden(of)
+    yield traced.statement()
 
 
-def _mapping(of: PortMapping, others: Iterable[PortMapping]) -> Statement:
+def _mapping(of: PortMapping, others: Sequence[PortMapping]) -> Statement:
     if of.pod_ip is None:
         return problem(
             f"{of.host} is held by {of.who}, but no rule translates it",
             "Somebody changed the rules of this plugin.",
-            "hostport restore",
+            RESTORE,
         )
-    beside = "" if of.host_ip.is_unspecified is False else ", ".join(f"{other.host} to {other.who}" for other in others)
-    return ok(f"{of.host} leads to {of.target}, {of.who}", *([f"but {beside}"] if beside else []))
+    beside = others if of.host_ip.is_unspecified else ()
+    exceptions = (f"but {other.host} leads to {other.target}, {other.who}" for other in beside)
+    return ok(f"{of.host} leads to {of.target}, {of.who}", *exceptions)
 
 
 def _holder(of: PortMapping) -> Statement:
@@ -133,10 +143,14 @@ def _holder(of: PortMapping) -> Statement:
 
 
 def _pod(of: PortMapping) -> Iterator[Statement]:
-    with host.inside(of.netns):
-        stats = psutil.net_if_stats().get(of.ifname)
-        addresses = {of.address for of in psutil.net_if_addrs().get(of.ifname, [])}
-        listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None
+    try:
+        with host.inside(of.netns):
+            stats = psutil.net_if_stats().get(of.ifname)
+            addresses = {of.address for of in psutil.net_if_addrs().get(of.ifname, [])}
+            listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None
+    except OSError as error:
+        yield note(f"nothing can be seen in the pod's network namespace {of.netns}: {error.strerror}")
+        return
     if stats is None or not stats.isup:
         yield problem(
             f"{of.ifname} of {of.who} is {'missing' if stats is None else 'down'}", "Nothing reaches the pod."
@@ -160,81 +174,43 @@ def _pod(of: PortMapping) -> Iterator[Statement]:
     )
 
 
-def _forwarding(of: PortMapping) -> Statement:
-    name = FORWARDING[of.version]
-    dotted = name.replace("/", ".")
-    value = Path("/proc/sys", name).read_text().strip()
-    if value != "0":
-        return ok(f"{dotted} is {value}")
-    return problem(f"{dotted} is 0", "The node forwards nothing to its pods.", f"sysctl -w {dotted}=1")
-
-
-def _other_tables(nft: Nft, of: PortMapping, hook: str) -> Iterator[Statement]:
+def _other_tables(nft: Nft, of: PortMapping, client: Client) -> Iterator[Statement]:
     """Name the chains of others that see a connection before this plugin translates it."""
+    hooks = {"prerouting": OWN_PRIORITY, "ingress": LAST} if client.interface else {"output": OWN_PRIORITY}
+    hook = next(iter(hooks))
     earlier = [
-        f"{chain['family']} {chain['table']} {chain['name']} ({chain['type']}, priority {chain['prio']})"
+        f"{chain['family']} {chain['table']} {chain['name']} ({chain['type']} at {chain['hook']},"
+        f" priority {chain['prio']})"
         for item in nft.listing("chains")
-        if (chain := item.get("chain", {})).get("hook") == hook
+        if (chain := item.get("chain", {})).get("hook") in hooks
         and chain["table"] != TABLE
-        and chain["prio"] <= OWN_PRIORITY
-        and chain["family"] in {"inet", "ip" if of.version == 4 else "ip6"}  # noqa: PLR2004 - IP version
+        and not chain["table"].startswith(probe.TABLE)
+        and chain["prio"] <= hooks[chain["hook"]]
+        and chain["family"] in {"inet", "netdev", "ip" if of.version == 4 else "ip6"}  # noqa: PLR2004 - IP version
+        and chain.get("dev", client.interface) == client.interface
     ]
     if earlier:
         yield note(f"chains of others come before this plugin's at {hook}", details=tuple(earlier))
     else:
         yield ok(f"no chain of others comes before this plugin's at {hook}")
-    legacy = Path(LEGACY[of.version])
-    if legacy.exists() and legacy.read_text().strip():
-        yield note("legacy iptables has rules as well, which nftables does not show", remedy="iptables-legacy-save")
+    legacy = LEGACY[of.version]
+    with suppress(OSError):
+        tables = legacy.read_text().split()
+        if tables:
+            command = "iptables-legacy-save" if of.version == 4 else "ip6tables-legacy-save"  # noqa: PLR2004
+            yield note(
+                f"legacy iptables is in use ({', '.join(tables)}): what its rules do is not shown here", remedy=command
+            )
 
 
 def _hidden(of: PortMapping) -> Iterator[Statement]:
     hidden = dict.fromkeys(
         listener.process
         for listener in (listeners(of.protocol, of.host_port, of.version) if of.protocol in PROTOCOLS else ())
-        if of.host_ip.is_unspecified or listener.serves(of.host_ip)
+        if listener.address != LOOPBACK6 and (of.host_ip.is_unspecified or listener.serves(of.host_ip))
     )
     for process in hidden:
         yield note(
             f"{process} on this node listens on {of.host_port}/{of.protocol} too",
             "It is hidden: the mapping comes first, and it gets no new connections.",
         )
-
-
-def _path(nft: Nft, of: PortMapping, client: Client, way: Way) -> Statement:
-    what = f"a connection from {client} to {client.destination}"
-    lines = tuple(_lines(nft, way))
-    if way.end == "postrouting" and way.destination == (of.pod_ip, of.pod_port):
-        return ok(f"{what} leaves for {of.target} by {way.interface}", *lines)
-    last = way.hops[-1] if way.hops else None
-    if way.end == "postrouting" and way.destination:
-        address, port = way.destination
-        return problem(
-            f"{what} leaves for {address} port {port} instead",
-            "Rules of others, or a mapping of a given address, translate it first.",
-            details=lines,
-        )
-    if way.end == "input":
-        return problem(
-            f"{what} stays on the node", "No rule of the mapping takes it: it may have conditions.", details=lines
-        )
-    if last and last.verdict.partition(" ")[0] in {"drop", "queue", "stolen"}:
-        where = f"{last.family} {last.table} {last.chain}"
-        return problem(f"{what} ends in {where}: {last.verdict}", "", "let that rule, or policy, accept it", lines)
-    return problem(
-        f"{what} ends in the kernel, outside of nftables",
-        "It is dropped where it is routed: forwarding is off, rp_filter expects it on another interface, there is no"
-        " route to the pod, or route_localnet is 0 on the interface towards the pod.",
-        details=lines,
-    )
-
-
-def _lines(nft: Nft, way: Way) -> Iterator[str]:
-    """Show the rules that a probe met, without the chains that only let it pass."""
-    for hop in way.hops:
-        chain = f"{hop.family} {hop.table} {hop.chain}"
-        if hop.handle:
-            rule = nft.rules(chain).get(hop.handle, f"rule {hop.handle}")
-            yield f"{chain}: {rule}"
-        elif hop.verdict == "drop":
-            yield f"{chain}: policy {hop.verdict}"

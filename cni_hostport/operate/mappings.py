@@ -213,7 +213,7 @@ def _read_translations(expressions: Expressions) -> Iterator[_Translation]:
         if isinstance(dnat["addr"], str):
             host_ip = ip_address(compared["daddr"]) if "daddr" in compared else None
             pod_ip = ip_address(dnat["addr"])
-            yield _Translation(compared["l4proto"], host_ip, compared["dport"], pod_ip, dnat["port"])
+            yield _Translation(compared["l4proto"], host_ip, int(compared["dport"]), pod_ip, int(dnat["port"]))
         else:
             for key, value in dnat["addr"]["map"]["data"]["set"]:
                 *address, protocol, port = key["concat"]

@@ -24,8 +24,8 @@ LEGACY = Path("/proc/thread-self/net")  # ip_tables_names and ip6_tables_names
 NOT_INTERFACES = {"all", "default"}
 STRICT = 1  # of rp_filter (ip-sysctl.rst)
 VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
-CHAINS = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
 GUARD = f"chain {FAMILY} {TABLE} loopback"
+WAY = [what for what in (f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS) if what != GUARD]
 
 
 def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
@@ -116,11 +116,11 @@ def forward_policy(nft: Nft) -> Iterator[Statement]:
 
 
 def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
-    """Say in what the chains below all host ports are not as ADD makes them, where there are any.
+    """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
     Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
     """
-    found = _differences(nft, CHAINS) if mappings else []
+    found = _differences(nft, WAY) if mappings else []
     if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",

@@ -15,7 +15,9 @@ WINDOW = 64240  # bytes, what Linux announces
 PROTOCOLS = {"tcp": 6, "udp": 17}
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 # where its mark is: the sequence number of TCP, the first bytes of what UDP carries; in bits of the transport header
-MARKS = {"tcp": "@th,32,32", "udp": "@th,64,32"}
+MARKS = {"tcp": 32, "udp": 64}
+# where an ICMP error holds the transport header of what it is about: behind its own header and the IP header, in bits
+ICMP = {4: ("icmp", 8 * (8 + 20)), 6: ("ipv6-icmp", 8 * (8 + 40))}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,16 @@ class Packet:
     @property
     def match(self) -> str:
         """The nft match that only this packet meets, whatever was translated."""
-        return f"meta l4proto {self.protocol} {MARKS[self.protocol]} {self.mark}"
+        return f"meta l4proto {self.protocol} @th,{MARKS[self.protocol]},32 {self.mark}"
+
+    @property
+    def refusals(self) -> list[str]:
+        """The nft matches that only those packets meet by which the node would refuse it."""
+        icmp, offset = ICMP[self.source.version]
+        error = f"meta l4proto {icmp} @th,{offset + MARKS[self.protocol]},32 {self.mark}"
+        if self.protocol == "udp":
+            return [error]
+        return [error, f"tcp flags & rst == rst tcp ackseq {(self.mark + 1) % (1 << 32)}"]
 
     def __bytes__(self) -> bytes:
         """Return the packet from its IP header on."""
@@ -46,6 +57,7 @@ class Packet:
         number = PROTOCOLS[self.protocol]
         addresses = self.source.packed + self.destination.packed
         checksum = _checksum(addresses + struct.pack(">II", len(segment), number) + segment)
+        checksum = checksum or 0xFFFF  # 0 means none in UDP, and in TCP it is the same
         segment = segment[:position] + struct.pack(">H", checksum) + segment[position + 2 :]
         if isinstance(self.source, IPv6Address):
             return struct.pack(">IHBB", 6 << 28, len(segment), number, HOPS) + addresses + segment

@@ -2,7 +2,8 @@
 
 It comes in on the interface on which the client's would: a tap device of its own takes the packet, and a traffic
 control filter redirects it to that interface. A client on the node itself needs no more than a raw socket. Table and
-device are gone when their descriptors are closed, however this process ends.
+device are gone when their descriptors are closed, however this process ends; their names are such that several can
+probe at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import ENODEV
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,19 +27,11 @@ from cni_hostport.operate.trace import Hop, Tracer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLE = "hostport-probe"
+TABLE = "hostport-probe"  # begins the names of these tables
+DEVICE = b"hostport%d"  # the kernel counts
+TUN = "/dev/net/tun"
 # before all that others do, and after it, but before connection tracking remembers the connection
-RULES = """
-add table inet {table} {{ flags owner; }}
-add chain inet {table} prerouting {{ type filter hook prerouting priority -2000; }}
-add chain inet {table} output {{ type filter hook output priority -2000; }}
-add chain inet {table} input {{ type filter hook input priority 2000; }}
-add chain inet {table} postrouting {{ type filter hook postrouting priority 2000; }}
-add rule inet {table} prerouting {match} meta nftrace set 1
-add rule inet {table} output {match} meta nftrace set 1
-add rule inet {table} input {match} drop
-add rule inet {table} postrouting {match} drop
-"""
+CHAINS = {"prerouting": -2000, "output": -2000, "input": 2000, "postrouting": 2000}
 ENDS = {"input", "postrouting"}
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
 INGRESS, CLASS, EVERYTHING, ETH_P_ALL = 0xFFFF0000, 0x10000, "0x0/0x0+0", 0x0003
@@ -48,8 +42,9 @@ FIRST_EPHEMERAL, EPHEMERAL = 32768, 28232  # net.ipv4.ip_local_port_range, as th
 class Way:
     """The way of a probe: the hops it was traced at, and where it ended.
 
-    ``end`` is ``postrouting`` if it would have left the node, to ``destination`` on ``interface``; ``input`` if a
-    process of the node would have got it; and empty if it did not come to either.
+    ``end`` is the last hook at which it was seen: ``postrouting`` if it would have left the node, to ``destination`` on
+    ``interface``; ``input`` if a process of the node would have got it; ``ingress``, ``prerouting`` or ``output`` if it
+    did not come to either; and empty if it was not seen at all.
     """
 
     hops: tuple[Hop, ...]
@@ -63,24 +58,33 @@ def send(packet: Packet, interface: str) -> Way:
 
     Raises ``OSError`` if there can be no such packet, and ``NFTError`` if it cannot be traced.
     """
-    nft = Nft()
-    nft.run(RULES.format(table=TABLE, match=packet.match).strip().splitlines())
+    if interface and interface not in (name for _, name in socket.if_nameindex()):
+        raise OSError(ENODEV, f"there is no interface {interface}")
+    nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
+    nft.run(list(_commands(table, packet, interface)))
     try:
         with Tracer() as tracer:
-            if interface:
-                with _tap(interface) as (tap, mac):
-                    os.write(tap, packet.frame(mac))
-                    hops = tracer.hops(TABLE)
-            else:
-                _send_raw(packet)
-                hops = tracer.hops(TABLE)
+            hops = _come_in(packet, interface, tracer, table) if interface else _go_out(packet, tracer, table)
     finally:
-        nft.run([f"delete table inet {TABLE}"])
-    last = next((hop for hop in hops if hop.table == TABLE and hop.chain in ENDS), None)
-    others = tuple(hop for hop in hops if hop.table != TABLE)
-    if last is None:
+        nft.run([f"delete table inet {table}"])
+    own = [hop for hop in hops if hop.table == table and hop.handle]
+    others = tuple(hop for hop in hops if not hop.table.startswith(TABLE))
+    if not own:
         return Way(others, "", None, "")
-    return Way(others, last.chain, _destination(last), _name(last.oif))
+    return Way(others, own[-1].chain, _destination(own[-1]), _name(own[-1].oif))
+
+
+def _commands(table: str, packet: Packet, interface: str) -> Iterator[str]:
+    yield f"add table inet {table} {{ flags owner; }}"
+    hooks = {name: f"{name} priority {priority}" for name, priority in CHAINS.items()}
+    if interface:
+        hooks["ingress"] = f'ingress device "{interface}" priority -2000'
+    for name, hook in hooks.items():
+        yield f"add chain inet {table} {name} {{ type filter hook {hook}; }}"
+        yield f"add rule inet {table} {name} {packet.match} {'drop' if name in ENDS else 'meta nftrace set 1'}"
+    # a rule that rejects it must not be heard by anybody
+    for refusal in packet.refusals:
+        yield f"add rule inet {table} output {refusal} drop"
 
 
 def make(protocol: str, source: IPv4Address | IPv6Address, destination: IPv4Address | IPv6Address, port: int) -> Packet:
@@ -89,13 +93,24 @@ def make(protocol: str, source: IPv4Address | IPv6Address, destination: IPv4Addr
     return Packet(protocol, source, source_port, destination, port, secrets.randbits(32))
 
 
-def _send_raw(packet: Packet) -> None:
+def _come_in(packet: Packet, interface: str, tracer: Tracer, table: str) -> list[Hop]:
+    with _tap(interface) as (tap, mac):
+        os.write(tap, packet.frame(mac))
+        return tracer.follow(table, ENDS)
+
+
+def _go_out(packet: Packet, tracer: Tracer, table: str) -> list[Hop]:
     family = socket.AF_INET if packet.source.version == 4 else socket.AF_INET6  # noqa: PLR2004 - IP version
-    with (
-        socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
-        suppress(PermissionError),  # it is told that its packet was dropped
-    ):
-        raw.sendto(bytes(packet), (str(packet.destination), 0))
+    failure = None
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        try:
+            raw.sendto(bytes(packet), (str(packet.destination), 0))
+        except OSError as error:  # most often because it was dropped
+            failure = error
+        hops = tracer.follow(table, ENDS)
+    if failure and not hops:
+        raise failure
+    return hops
 
 
 @contextmanager
@@ -104,13 +119,20 @@ def _tap(interface: str) -> Iterator[tuple[int, bytes]]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    tap = None
     try:
-        fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", TABLE.encode(), IFF_TAP | IFF_NO_PI))
+        tap = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
+        answer = fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", DEVICE, IFF_TAP | IFF_NO_PI))
+    except OSError as error:
+        if tap is not None:
+            os.close(tap)
+        raise OSError(error.errno, f"{TUN} cannot be used: {error.strerror}") from error
+    try:
+        name = answer[:16].rstrip(b"\0").decode()
         with suppress(OSError):  # what it says for itself is no harm
-            Path("/proc/sys/net/ipv6/conf", TABLE, "disable_ipv6").write_text("1")
+            Path("/proc/sys/net/ipv6/conf", name, "disable_ipv6").write_text("1")
         with IPRoute() as route:
-            [index] = route.link_lookup(ifname=TABLE)
+            index = socket.if_nametoindex(name)
             towards = socket.if_nametoindex(interface)
             redirect = {"kind": "mirred", "direction": "ingress", "action": "redirect", "ifindex": towards}
             try:
@@ -128,7 +150,8 @@ def _tap(interface: str) -> Iterator[tuple[int, bytes]]:
                 )
                 mac = next(iter(route.link("get", index=index))).get_attr("IFLA_ADDRESS")
             except NetlinkError as error:
-                raise OSError(error.code, os.strerror(error.code)) from error
+                reason = f"tc cannot redirect a packet to {interface}: {os.strerror(error.code)}"
+                raise OSError(error.code, reason) from error
         yield tap, bytes.fromhex(mac.replace(":", ""))
     finally:
         os.close(tap)

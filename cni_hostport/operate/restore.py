@@ -88,13 +88,25 @@ def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False) -> Iterat
         return
     nft = Nft()
     if not dry_run:
-        nft.run([*base(), *(deleted(verb, RESTORING) for verb in ("add", "delete", "add"))])
+        _begin(nft)
     restoration = _Restoration(nft, log, dry_run=dry_run)
     for path in paths:
         outcome = restoration.restore(path)
         if outcome:
             yield outcome
     yield from restoration.take_back()
+
+
+def _begin(nft: Nft) -> None:
+    """Note that attachments are being restored."""
+    commands = [*base(), *(deleted(verb, RESTORING) for verb in ("add", "delete", "add"))]
+    try:
+        nft.run(commands)
+    except NFTError as error:
+        if not error.of_other_declarations:
+            raise
+        ownership.declare_again(nft)
+        nft.run(commands)
 
 
 @dataclass(frozen=True)

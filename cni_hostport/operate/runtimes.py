@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cni_hostport.operate.statements import Statement
     from cni_hostport.skel import Call
 
+SHOWN = 10  # examples of what holds for all
+
 
 def by_holder(mappings: Iterable[PortMapping]) -> dict[str, list[PortMapping]]:
     """Return mappings by the attachment that holds them."""
@@ -44,7 +46,7 @@ def dead_holders(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
             "Either every container on this node is dead, or this process does not see the runtime's mounts, and cannot"
             " tell who lives.",
             "Run this where the runtime runs: nsenter --mount --target PID-OF-THE-RUNTIME hostport doctor",
-            tuple(f"{_who(of[0])}: {of[0].netns}" for of in dead.values()),
+            tuple(f"{_who(of[0])}: {of[0].netns}" for of in list(dead.values())[:SHOWN]),
         )
         return
     for of in dead.values():
@@ -85,7 +87,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             "Name the directory that holds the runtime's results with --cache-dir.",
         )
         return
-    calls = []
+    calls, incomplete = [], []
     for path in cache.entries(caches):
         try:
             call = cache.read(path)
@@ -97,7 +99,19 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             continue
         if call:
             calls.append(call)
-            yield from _lacking(installed, mappings, call)
+            try:
+                lacking = _lacking(installed, mappings, call)
+            except CNIError as error:
+                yield note(f"what {_whose(call)} asked for cannot be told: {error}", "Its host ports are not compared.")
+            else:
+                incomplete += [f"{_whose(call)}: {', '.join(lacking)}"] if lacking else []
+    if incomplete:
+        yield problem(
+            f"the ruleset lacks host ports of {len(incomplete)} running containers",
+            "Something removed them after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
+            "hostport restore",
+            tuple(incomplete),
+        )
     known = {plugin.attachment_of(call).key for call in calls}
     for key, of in by_holder(mappings).items():
         if key not in known and of[0].holder is not Holder.GONE:
@@ -111,30 +125,24 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             )
 
 
-def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> Iterator[Statement]:
+def _whose(call: Call) -> str:
+    pod = plugin.attachment_of(call).pod
+    return f"{f'pod {pod}' if pod else f'container {call.container_id}'} ({call.ifname}, network {call.network})"
+
+
+def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> list[str]:
+    """Return what the ruleset lacks of an attachment that is there; raises ``CNIError`` if its plan cannot be made."""
     attachment = plugin.attachment_of(call)
-    if not host.has_interface(call.netns, call.ifname):
-        return
-    who = f"pod {attachment.pod}" if attachment.pod else f"container {call.container_id}"
-    try:
-        plan = plugin.plan_of(call)
-    except CNIError as error:
-        yield note(f"what {who} asked for cannot be told: {error}", "Its host ports are not compared.")
-        return
-    if plan is None or not plan.forwards:
-        return
+    plan = plugin.plan_of(call) if host.has_interface(call.netns, call.ifname) else None
+    if plan is None:
+        return []
     plan = ownership.unshared(installed, attachment, plan)
     present = {(element.map, element.key) for element in installed.of(attachment.key)}
     lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.key == attachment.key and of.pod_ip is None]
-    if lacking and not Lookup().is_deleted(attachment.key):
-        yield problem(
-            f"{who} ({call.ifname}, network {call.network}) runs, and the ruleset lacks host ports of it",
-            "Something removed them after its ADD, such as 'nft flush ruleset' or a firewall's reload.",
-            "hostport restore",
-            tuple(dict.fromkeys(lacking)),
-        )
+    # one that was deleted stays in the cache until all plugins have deleted theirs
+    return list(dict.fromkeys(lacking)) if lacking and not Lookup().is_deleted(attachment.key) else []
 
 
 def _sentence(error: ValueError) -> str:

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import psutil
+from pyroute2 import DiagSocket
+from pyroute2.netlink.exceptions import NetlinkError
 
 FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
+NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+STATES = {"tcp": 1 << 10, "udp": 1 << 7}  # include/net/tcp_states.h: TCP_LISTEN; TCP_CLOSE, which is all that UDP has
+ANY = IPv6Address("::")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Listener:
 
 
 def listeners(protocol: str, port: int, version: int) -> list[Listener]:
-    """Return the TCP or UDP sockets on a port that can serve an IP version."""
+    """Return the TCP or UDP sockets on a port that can serve an IP version; to be called in the main thread."""
     found = dict.fromkeys(
         Listener(_address(connection.laddr.ip), _process(connection.pid))
         for connection in psutil.net_connections(protocol)
@@ -33,8 +38,23 @@ def listeners(protocol: str, port: int, version: int) -> list[Listener]:
         and connection.family in FAMILIES[version]
         and (connection.status == psutil.CONN_LISTEN or (protocol == "udp" and not connection.raddr))
     )
-    # :: most often serves both
-    return [of for of in found if of.address.version == version or of.address.is_unspecified]
+    serving = [of for of in found if of.address.version == version]
+    if len(serving) < len(found) and _takes_both(protocol, port):
+        serving += [of for of in found if of.address == ANY]
+    return serving
+
+
+def _takes_both(protocol: str, port: int) -> bool:
+    """Tell whether a socket on ``::`` takes IPv4 as well: most do, unless IPV6_V6ONLY is set."""
+    try:
+        with DiagSocket() as diag:
+            return any(
+                not of.get_attr("INET_DIAG_SKV6ONLY")
+                for of in diag.get_sock_stats(socket.AF_INET6, STATES[protocol], NUMBERS[protocol])
+                if of["idiag_sport"] == port and ip_address(of["idiag_src"]) == ANY
+            )
+    except (OSError, NetlinkError):
+        return True
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

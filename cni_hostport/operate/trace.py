@@ -5,10 +5,13 @@ Numbers are those of linux/netfilter/nf_tables.h (``nft_trace_attributes``), nfn
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -17,9 +20,10 @@ from cni_hostport.netlink import attributes
 from cni_hostport.nf_tables import NFNL_SUBSYS_NFTABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE = 270, 1, 9
+SO_RCVBUFFORCE, ROOM = 33, 1 << 22  # bytes; others may trace a lot at the same time
 NFT_MSG_TRACE = NFNL_SUBSYS_NFTABLES << 8 | 17
 TABLE, CHAIN, RULE_HANDLE, TYPE, VERDICT, ID, NETWORK_HEADER, TRANSPORT_HEADER, OIF, POLICY = (
     1, 2, 3, 4, 5, 6, 8, 9, 12, 16
@@ -39,7 +43,8 @@ VERDICTS = {
     -5: "return",
 }
 HEADER = struct.Struct("=LHHLL")
-QUIET = 0.3  # seconds; the kernel has done with a packet in far less
+VERDICT_MASK = 0xFF  # the rest is the number of a queue, or an error number
+QUIET = 0.5  # seconds; the kernel has done with a packet in far less
 LARGEST = 1 << 16
 
 
@@ -68,6 +73,8 @@ class Tracer:
     def __init__(self) -> None:
         """Open the socket; raises ``OSError`` if that is not allowed."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        with suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
         self._socket.bind((0, 0))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE)
 
@@ -79,20 +86,38 @@ class Tracer:
         """Close the socket."""
         self._socket.close()
 
-    def hops(self, table: str) -> list[Hop]:
-        """Return the hops of a packet that a table of this name has rules for, until nothing is heard for a while."""
-        hops = list(self._received())
-        packets = {hop.packet for hop in hops if hop.table == table}
-        return [hop for hop in hops if hop.packet in packets]
+    def follow(self, table: str, ends: Collection[str]) -> list[Hop]:
+        """Return the hops of the packet that a rule of this table matches first of all.
+
+        It is followed to a rule in one of the table's chains ``ends``, or until nothing is heard of it for a while.
+        Raises ``OSError`` if the kernel had more to tell than there was room for.
+        """
+        hops, packets = list[Hop](), set[int]()
+        deadline = time.monotonic() + QUIET
+        while (left := deadline - time.monotonic()) > 0 and select.select([self._socket], [], [], left)[0]:
+            for hop in self._received():
+                own = hop.table == table and hop.handle  # the policy of its chains is for the packets of others
+                if own:
+                    packets.add(hop.packet)  # a packet that a sniffer gets a copy of goes on as another one
+                if hop.packet in packets:
+                    hops.append(hop)
+                    deadline = time.monotonic() + QUIET
+                if own and hop.chain in ends:
+                    return hops
+        return hops
 
     def _received(self) -> Iterator[Hop]:
-        while select.select([self._socket], [], [], QUIET)[0]:
+        try:
             data = self._socket.recv(LARGEST)
-            while data:
-                length, kind, *_ = HEADER.unpack_from(data)
-                if kind == NFT_MSG_TRACE:
-                    yield parse(data[HEADER.size : length])
-                data = data[(length + 3) & ~3 :]
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            raise OSError(error.errno, "so much else is traced at the same time that some of it was lost") from error
+        while data:
+            length, kind, *_ = HEADER.unpack_from(data)
+            if kind == NFT_MSG_TRACE:
+                yield parse(data[HEADER.size : length])
+            data = data[(length + 3) & ~3 :]
 
 
 def parse(message: bytes) -> Hop:
@@ -100,8 +125,8 @@ def parse(message: bytes) -> Hop:
     values = dict(attributes(message[4:]))
     kind = _number(values.get(TYPE))
     verdict = dict(attributes(values.get(VERDICT, b"")))
-    code = _number(values.get(POLICY)) if kind == TYPE_POLICY else _number(verdict.get(VERDICT_CODE), signed=True)
-    text = "return" if kind == TYPE_RETURN else VERDICTS.get(code, str(code))
+    code = values.get(POLICY) if kind == TYPE_POLICY else verdict.get(VERDICT_CODE)
+    text = "return" if kind == TYPE_RETURN else _verdict(code)
     return Hop(
         FAMILIES.get(message[0], str(message[0])),
         _text(values.get(TABLE)),
@@ -113,6 +138,13 @@ def parse(message: bytes) -> Hop:
         values.get(TRANSPORT_HEADER, b""),
         _number(values.get(OIF)),
     )
+
+
+def _verdict(code: bytes | None) -> str:
+    if code is None:
+        return ""
+    number = _number(code, signed=True)
+    return VERDICTS.get(number if number < 0 else number & VERDICT_MASK, str(number))
 
 
 def _number(value: bytes | None, *, signed: bool = False) -> int:

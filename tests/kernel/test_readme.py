@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import operated
 import pytest
 from lab import require
 
@@ -40,6 +41,22 @@ def test_the_demonstration_prints_what_the_readme_shows(installed_machine: Machi
     demonstrated = installed_machine.install("--demo")
     assert demonstrated.returncode == 0, demonstrated.stderr
     assert re.sub(r"demo\d+-", "demo-", demonstrated.stdout).strip() == block("demo").strip()
+
+
+@pytest.fixture(scope="module")
+def transcripts(_kernel: None) -> dict[str, str]:
+    return operated.transcripts()
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- (hostport .*?) -->", README))
+def test_the_operators_commands_print_what_the_readme_shows(transcripts: dict[str, str], name: str) -> None:
+    version = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=True).stdout
+    require("v1.0.6 " in version, f"the README shows the output of nftables 1.0.6, and this is {version}")
+    assert transcripts[name] == block(name)
+
+
+def test_every_transcript_is_in_the_readme(transcripts: dict[str, str]) -> None:
+    assert {name for name in transcripts if f"<!-- {name} -->" not in README} == set()
 
 
 def test_the_conflist_is_the_one_in_conf() -> None:
@@ -81,6 +98,12 @@ def test_every_error_code_has_its_row() -> None:
 def test_ci_runs_the_test_command() -> None:
     assert "$ sudo ./install.sh --test\n" in README
     assert "./install.sh --test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([\w-]+)\)", README))))
+def test_every_link_within_the_readme_has_its_heading(anchor: str) -> None:
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("option", re.findall(r"install\.sh (--[a-z-]+)", README))

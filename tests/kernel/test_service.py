@@ -19,7 +19,7 @@ SYSTEMD = ROOT / "conf" / "systemd"
 # what install.sh would change is this machine's own only in appearance, and systemctl only writes down what it is told
 ON_A_MACHINE_OF_ITS_OWN = """
 set -eu
-for directory in /etc/systemd /run/systemd /opt /usr/local/lib; do
+for directory in /etc/systemd /run/systemd /opt /usr/local/lib /usr/local/bin; do
     mkdir -p $directory
     mount -t tmpfs tmpfs $directory
 done
@@ -30,8 +30,9 @@ export PATH=/run/systemd:$PATH
 cd "$1/source"
 ./install.sh $2
 cp /etc/systemd/system/* "$1"
+hostport --version
 ./install.sh $2 --uninstall
-ls /etc/systemd/system /opt/cni/bin
+ls /etc/systemd/system /opt/cni/bin /usr/local/bin
 """
 
 
@@ -55,7 +56,8 @@ def test_an_installation_starts_the_resident_process_where_systemd_runs(
     assert all((machine.source / name).exists() for name in SHIPPED)
     command = ["unshare", "--mount", "sh", "-c", ON_A_MACHINE_OF_ITS_OWN, "sh", str(machine.top), options]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "hostport.service" not in ran.stdout, ran.stderr
+    assert "hostport, version " in ran.stdout, ran.stderr
+    assert "hostport.service" not in ran.stdout
     socket, service = (machine.top / "hostport.socket").read_text(), (machine.top / "hostport.service").read_text()
     assert socket == (SYSTEMD / "hostport.socket").read_text()
     assert f"\nExecStart={bin_dir}/hostport serve\n" in service

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from conversation import Conversation
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping
@@ -69,3 +71,33 @@ def test_an_older_ruleset_is_upgraded_by_the_next_add_under_open_connections(
         assert not checked.status, checked
     node.delete(old)
     assert node.client.is_silent("tcp", NODE4, 8080)
+
+
+def test_maps_that_an_older_version_declared_otherwise_are_made_anew_with_all_that_is_in_them(node: Node) -> None:
+    old, other, new = node.pod(), node.pod(), node.pod()
+    mappings = [mapping(8080), mapping(5353, 53, "udp", hostIP=NODE4), mapping(8080, hostIP=NODE6)]
+    for pod, name in ((old, "old"), (new, "new")):
+        pod.serve("tcp", 80, name)
+        pod.serve("udp", 53, name)
+    node.add(old, *mappings)
+    node.add(other, mapping(9999), name="another")
+    listed = node.nft("list table inet hostport")
+    older = re.sub(r"\tcounter\n", "\n", re.sub(r" counter packets \d+ bytes \d+", "", listed))
+    node.nft("delete table inet hostport")
+    node.nft_file(re.sub(r'(\[?[\da-f.:]+\]?) comment "\w+" : goto masq', r"\1 : goto masq", older))
+    before = {pod.id: node.footprint(pod, network) for pod, network in ((old, "pods"), (other, "another"))}
+    status = node.cni("STATUS", None, {"cniVersion": "1.1.0", "name": "pods"})
+    assert status.status == 0, status
+    assert "counter" not in node.nft("list maps")
+    assert node.add(new, mapping(9090)).status == 0
+    assert node.nft("list maps").count("counter\n") == 3
+    assert {pod.id: node.footprint(pod, network) for pod, network in ((old, "pods"), (other, "another"))} == before
+    assert node.client.ask("tcp", NODE4, 8080) == f"old {CLIENT4}"
+    assert node.client.ask("udp", NODE4, 5353) == f"old {CLIENT4}"
+    assert node.client.ask("tcp", NODE4, 9090) == f"new {CLIENT4}"
+    assert 'comment "' + old.id in node.ruleset()
+    for pod, installed in ((old, mappings), (new, [mapping(9090)])):
+        checked = node.cni("CHECK", pod, config(pod, *installed))
+        assert not checked.status, checked
+    node.delete(old)
+    assert not node.footprint(old)

@@ -1,0 +1,59 @@
+"""What ``hostport explain`` says on a node."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lab import LAUNCHER
+
+if TYPE_CHECKING:
+    from lab import Node
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The exit status, and the statements."""
+
+    status: int
+    statements: list[dict[str, Any]]
+
+    def texts(self, status: str) -> list[str]:
+        return [of["text"] for of in self.statements if of["status"] == status]
+
+    @property
+    def problems(self) -> list[str]:
+        return self.texts("problem")
+
+    @property
+    def notes(self) -> list[str]:
+        return self.texts("note")
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last statement: the path of a connection, where it was traced."""
+        return self.statements[-1]
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that it met, without the table ``inet hostport`` and with attachments' keys cut off."""
+        lines = (line.removeprefix("inet hostport ") for line in self.last.get("details", ()))
+        return [line if " " in chain else f"{chain.partition('-')[0]}:{rule}" for line in lines
+                for chain, _, rule in [line.partition(":")]]  # fmt: skip
+
+    def said(self, text: str) -> dict[str, Any]:
+        """Return the one statement that has this in its text."""
+        [found] = [of for of in self.statements if text in of["text"]]
+        return found
+
+
+def explain(node: Node, *arguments: str, cache: object = "/nonexistent") -> Explanation:
+    """Run it, see that no error is written, and that the status is 1 if there is a problem."""
+    process = node.run(*LAUNCHER, "explain", *arguments, "--json", "--cache-dir", str(cache), check=False)
+    if process.stderr:
+        raise AssertionError(process.stderr)
+    explanation = Explanation(process.returncode, json.loads(process.stdout))
+    if explanation.status != bool(explanation.problems):
+        raise AssertionError(explanation)
+    return explanation
