@@ -41,13 +41,19 @@ def main(stdin: bytes | None = None) -> NoReturn:
     """Run one CNI command and exit with its status; or, without one, what a person asks for on the command line."""
     if sys.argv[1:] and not os.environ.get("CNI_COMMAND"):
         _operate(sys.argv[1:])
+    _keep_small()
     gc.disable()  # the process ends before that could pay
     os._exit(run(os.environ, stdin))  # everything is said: taking the modules down in order would only cost time
 
 
+def _keep_small() -> None:
+    sys.modules["psutil"] = None  # type: ignore[assignment]  # pyroute2 imports it, for what is not used here
+
+
 def _operate(arguments: list[str]) -> NoReturn:
     if arguments[0] == "serve" and len(arguments) <= 2 and not arguments[-1].startswith("-"):  # noqa: PLR2004 - SOCKET
-        from cni_hostport.resident import serve  # which has to be small
+        _keep_small()
+        from cni_hostport.resident import serve
 
         try:
             serve(*arguments[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from socket import if_indextoname
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
             f"sysctl -w {name}=1, and write {name}=1 into a file in /etc/sysctl.d so that it lasts.",
         )
     if _value(NET / "ipv4/ip_forward"):
-        off = [name for name in _interfaces(CONF4) if not _value(CONF4 / name / "forwarding")]
+        off = [name for name, value in _settings("forwarding").items() if not value and name not in NOT_INTERFACES]
         if off:
             yield note(
                 f"net.ipv4.conf.IF.forwarding is 0 for {', '.join(off)}",
@@ -60,11 +61,15 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
     Raises ``OSError`` if a setting or the addresses cannot be read.
     """
     pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
-    strict = set()
+    strict, filters = set(), _settings("rp_filter")
     for ip, index, is_global in addresses():
-        name = if_indextoname(index)
+        try:
+            name = if_indextoname(index)
+        except OSError:
+            continue  # it has just gone
         is_pods = name in bridges or any(pod in ip.network for pod in pods)
-        if ip.version == 4 and is_global and name != "lo" and not is_pods and _filter(name) == STRICT:  # noqa: PLR2004
+        is_strict = max(filters["all"], filters.get(name, 0)) == STRICT
+        if ip.version == 4 and is_global and name != "lo" and is_strict and not is_pods:  # noqa: PLR2004 - IP version
             strict.add(name)
     if len(strict) > 1:
         yield note(
@@ -133,9 +138,9 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
 def route_localnet(nft: Nft) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
-    routed = [name for name in (*NOT_INTERFACES, *_interfaces(CONF4)) if _value(CONF4 / name / "route_localnet")]
+    routed = [name for name, value in _settings("route_localnet").items() if value]
     if routed and _differences(nft, [GUARD]):
-        names = ", ".join(sorted(routed))
+        names = ", ".join(routed)
         yield problem(
             f"route_localnet is 1 for {names}, and {GUARD} does not guard 127.0.0.0/8",
             "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
@@ -158,9 +163,10 @@ def _value(path: Path) -> int:
     return int(path.read_text())
 
 
-def _filter(interface: str) -> int:
-    return max(_value(CONF4 / name / "rp_filter") for name in ("all", interface))
-
-
-def _interfaces(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.name not in NOT_INTERFACES)
+def _settings(name: str) -> dict[str, int]:
+    """Return the values of a setting of IPv4 by interface, with ``all`` and ``default``."""
+    found = {}
+    for path in sorted(CONF4.iterdir()):
+        with suppress(FileNotFoundError):  # interfaces come and go
+            found[path.name] = _value(path / name)
+    return found

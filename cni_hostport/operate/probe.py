@@ -63,8 +63,7 @@ def send(packet: Packet, interface: str) -> Way:
     nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
     nft.run(list(_commands(table, packet, interface)))
     try:
-        with Tracer() as tracer:
-            hops = _come_in(packet, interface, tracer, table) if interface else _go_out(packet, tracer, table)
+        hops = _come_in(packet, interface, table) if interface else _go_out(packet, table)
     finally:
         nft.run([f"delete table inet {table}"])
     own = [hop for hop in hops if hop.table == table and hop.handle]
@@ -93,16 +92,16 @@ def make(protocol: str, source: IPv4Address | IPv6Address, destination: IPv4Addr
     return Packet(protocol, source, source_port, destination, port, secrets.randbits(32))
 
 
-def _come_in(packet: Packet, interface: str, tracer: Tracer, table: str) -> list[Hop]:
-    with _tap(interface) as (tap, mac):
+def _come_in(packet: Packet, interface: str, table: str) -> list[Hop]:
+    with _tap(interface) as (tap, mac), Tracer() as tracer:
         os.write(tap, packet.frame(mac))
         return tracer.follow(table, ENDS)
 
 
-def _go_out(packet: Packet, tracer: Tracer, table: str) -> list[Hop]:
+def _go_out(packet: Packet, table: str) -> list[Hop]:
     family = socket.AF_INET if packet.source.version == 4 else socket.AF_INET6  # noqa: PLR2004 - IP version
     failure = None
-    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw, Tracer() as tracer:
         try:
             raw.sendto(bytes(packet), (str(packet.destination), 0))
         except OSError as error:  # most often because it was dropped

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE = 270, 1, 9
-SO_RCVBUFFORCE, ROOM = 33, 1 << 22  # bytes; others may trace a lot at the same time
+SO_RCVBUFFORCE, ROOM = 33, 1 << 25  # bytes; others may trace a lot at the same time
 NFT_MSG_TRACE = NFNL_SUBSYS_NFTABLES << 8 | 17
 TABLE, CHAIN, RULE_HANDLE, TYPE, VERDICT, ID, NETWORK_HEADER, TRANSPORT_HEADER, OIF, POLICY = (
     1, 2, 3, 4, 5, 6, 8, 9, 12, 16

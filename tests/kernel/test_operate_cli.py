@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import LAUNCHER, NODE4, NODE6, Node, config, mapping
+from lab import LAUNCHER, NODE4, NODE6, Node, config, mapping, require
 from tools import ROOT
 
 from cni_hostport import __version__
@@ -33,10 +33,9 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def as_nobody(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    reachable = run(*NOBODY, "test", "-r", str(ROOT / "cni_hostport" / "__main__.py")).returncode == 0
-    if not reachable:
-        pytest.skip(f"needs a checkout that every user can read, unlike {ROOT}")
+def as_nobody(_kernel: None) -> list[str]:
+    readable = run(*NOBODY, "test", "-r", str(ROOT / "cni_hostport" / "__main__.py")).returncode == 0
+    require(readable, f"needs a checkout that every user can read, unlike {ROOT}")
     return [*NOBODY, *LAUNCHER]
 
 
@@ -118,14 +117,13 @@ def test_the_version_needs_no_root(as_nobody: list[str]) -> None:
 def test_wrong_usage_is_said_in_a_sentence(arguments: str, sentence: str) -> None:
     ran = run(*LAUNCHER, *arguments.split())
     assert (ran.returncode, ran.stdout) == (2, "")
-    first, *_, last = ran.stderr.splitlines()
-    assert first.startswith("Usage: hostport")
-    assert last.removeprefix("Error: ").replace("No such option:", "No such option") == sentence
+    assert ran.stderr.splitlines()[-1] == f"Error: {sentence}"
 
 
 @pytest.mark.parametrize("arguments", ["list", "list --json", "metrics", "restore", "doctor", "explain 8080"])
 @pytest.mark.parametrize("without", [NOBODY, UNPRIVILEGED], ids=["nobody", "root without CAP_NET_ADMIN"])
-def test_a_missing_privilege_is_said_in_a_sentence(_kernel: None, without: list[str], arguments: str) -> None:
+@pytest.mark.usefixtures("_kernel")
+def test_a_missing_privilege_is_said_in_a_sentence(without: list[str], arguments: str) -> None:
     command = arguments.split()
     ran = run(*without, *LAUNCHER, *command)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -139,7 +137,8 @@ def test_serving_without_privileges_is_refused_in_a_sentence(as_nobody: list[str
         assert re.fullmatch(r"Error: cannot serve[^\n]*: [^\n]+\n", ran.stderr)
 
 
-def test_serving_at_an_impossible_place_is_refused_in_a_sentence(_kernel: None) -> None:
+@pytest.mark.usefixtures("_kernel")
+def test_serving_at_an_impossible_place_is_refused_in_a_sentence() -> None:
     ran = run(*LAUNCHER, "serve", "/nowhere/socket")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "Error: cannot serve /nowhere/socket: No such file or directory\n"
@@ -206,11 +205,11 @@ def test_rows_that_do_not_fit_the_terminal_stand_below_each_other(node: Node) ->
         ESCAPE.sub("", at_a_terminal(node, 80, "list"))
         == f"""\
 {NODE4}:53/udp
-  POD ADDRESS {pod.ip4}:53  POD shop/web  CONTAINER 0123456789ab
-  INTERFACE eth0  NETWORK pods  CONNECTIONS 0  HOLDER alive
+  POD ADDRESS {pod.ip4}:53  POD shop/web  CONTAINER 0123456789ab  INTERFACE eth0
+  NETWORK pods  CONNECTIONS 0  HOLDER alive
 0.0.0.0:8080/tcp
-  POD ADDRESS {pod.ip4}:80  POD shop/web  CONTAINER 0123456789ab
-  INTERFACE eth0  NETWORK pods  CONNECTIONS 0  HOLDER alive
+  POD ADDRESS {pod.ip4}:80  POD shop/web  CONTAINER 0123456789ab  INTERFACE eth0
+  NETWORK pods  CONNECTIONS 0  HOLDER alive
 """
     )
     assert ESCAPE.sub("", at_a_terminal(node, 120, "list")) == node.run(*LAUNCHER, "list").stdout

@@ -251,7 +251,6 @@ def test_a_sniffer_on_the_interface_does_not_disturb_it(node: Node) -> None:
 def test_an_interface_that_is_gone_cannot_be_probed(node: Node) -> None:
     with pytest.raises(OSError, match="there is no interface absent0"):
         send(node, packet(), "absent0")
-    assert not node.nft("list tables")
 
 
 def test_a_client_that_the_kernel_lets_send_nothing_cannot_be_probed(node: Node) -> None:

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, require
 from machine import SHIPPED, Machine
+from resident import eventually
 from tools import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 UNITS = ("hostport.service", "hostport.socket", "hostport-restore.service")
 SYSTEMD = ROOT / "conf" / "systemd"
@@ -34,6 +36,18 @@ hostport --version
 ./install.sh $2 --uninstall
 ls /etc/systemd/system /opt/cni/bin /usr/local/bin
 """
+# a systemd that has no more to do than the units of a test
+SYSTEMD_OF_ITS_OWN = """
+set -eu
+mount -t proc proc /proc
+for directory in /run /etc/systemd/system /var/log; do mount -t tmpfs tmpfs $directory; done
+cp "$1"/*.service "$1"/bare.target /etc/systemd/system
+mkdir /etc/systemd/system/nftables.service.wants
+ln -s ../hostport-restore.service /etc/systemd/system/nftables.service.wants
+export container=other
+exec /lib/systemd/systemd --system --unit=bare.target --log-target=console --log-level=warning
+"""
+BARE = "[Unit]\nDefaultDependencies=no\n"
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(installed_machine: Machine, tmp_path: Path) -> None:
@@ -110,3 +124,31 @@ def test_the_resident_process_needs_no_more_than_the_unit_allows(confined: Node)
     assert confined.cni("CHECK", pod, config(pod, *mappings)).status == 0
     confined.delete(pod)
     assert confined.client.is_silent("tcp", NODE4, 8080)
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_host_ports_are_restored_when_the_firewall_was_started_restarted_and_reloaded(tmp_path: Path) -> None:
+    require(Path("/lib/systemd/systemd").exists(), "needs systemd")
+    log = tmp_path / "log"
+    note = f"/bin/sh -c 'sleep 0.2; echo %s >>{log}'"
+    nftables = f"{BARE}[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={note % 'loaded'}\n"
+    (tmp_path / "nftables.service").write_text(f"{nftables}ExecReload={note % 'loaded again'}\n")
+    restore = (SYSTEMD / "hostport-restore.service").read_text().replace("[Unit]\n", BARE)
+    restore = re.sub(r"=/opt/cni/bin/hostport restore", f"={note % 'restored'}", restore)
+    (tmp_path / "hostport-restore.service").write_text(restore)
+    (tmp_path / "bare.target").write_text(BARE)
+    spaces = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--net", "--kill-child"]
+    with subprocess.Popen([*spaces, "sh", "-c", SYSTEMD_OF_ITS_OWN, "sh", tmp_path]) as started:
+        try:
+            children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+            assert eventually(lambda: children.read_text().strip())
+            systemctl = ["nsenter", f"--target={children.read_text().strip()}", "--mount", "--pid", "systemctl"]
+            running = [*systemctl, "is-active", "bare.target"]
+            assert eventually(lambda: not subprocess.run(running, capture_output=True, check=False).returncode)
+            for verb, loaded in (("start", "loaded"), ("restart", "loaded"), ("reload", "loaded again")):
+                log.write_text("")
+                subprocess.run([*systemctl, verb, "nftables.service"], check=True)
+                assert eventually(lambda: "restored" in log.read_text())
+                assert log.read_text() == f"{loaded}\nrestored\n"
+        finally:
+            started.kill()
