@@ -21,12 +21,19 @@ CHAIN_CHARACTERS = 28  # portmap's limit for the name of an iptables chain
 
 def backends_with_leftovers(lookup: Lookup, call: Call) -> list[str]:
     """Return those of portmap's back ends that still have rules of the container."""
-    # containernetworking/plugins: pkg/utils/utils.go (MustFormatChainNameWithPrefix), portmap_nftables.go (comments)
-    name = f"CNI-DN-{sha512((call.network + call.container_id).encode()).hexdigest()}"[:CHAIN_CHARACTERS]
+    name = chain_name(call.network, call.container_id)
     iptables = any(lookup.has_chain(name, "nat", family) for family in ("ip", "ip6"))
     tables = [family for family in ("ip", "ip6") if lookup.has_chain("hostports", "cni_hostport", family)]
     nftables = bool(tables) and _have_rules_of(call.container_id, tables)
     return [name for name, found in (("iptables", iptables), ("nftables", nftables)) if found]
+
+
+def chain_name(network: str, container_id: str) -> str:
+    """Return the name of the iptables chain that translates a container's connections.
+
+    Source: containernetworking/plugins, pkg/utils/utils.go (``MustFormatChainNameWithPrefix``).
+    """
+    return f"CNI-DN-{sha512((network + container_id).encode()).hexdigest()}"[:CHAIN_CHARACTERS]
 
 
 def _have_rules_of(container_id: str, families: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ from cni_hostport.nft import Nft
 from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.cache import DEFAULT_DIR
-from cni_hostport.operate.statements import Status, ok
+from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,8 +154,8 @@ def doctor(
     from cni_hostport.operate import doctor as of
     from cni_hostport.operate import leftovers
 
-    removed = leftovers.remove(caches) if remove_portmap_leftovers else []
-    _report(chain(map(ok, removed), of.examine(conf_dirs, caches)), as_json=as_json)
+    removal = leftovers.removal(caches) if remove_portmap_leftovers else ()
+    _report(chain(removal, of.examine(conf_dirs, caches)), as_json=as_json)
 
 
 @main.command()

@@ -79,8 +79,7 @@ def _somebody(
             if neighbour and (mapping.pod_ip is None or mapping.pod_ip not in address.network):
                 destination = given or _free([address.ip, *_all(own)], taken)
                 return Client(neighbour, destination, if_indextoname(index), made_up=True)
-    local = [*_all(own), LOOPBACK] if mapping.version == LOOPBACK.version else _all(own)
-    itself = _free(local, taken)
+    itself = _free([*_all(own), *([LOOPBACK] if mapping.version == LOOPBACK.version else [])], taken)
     return Client(itself, given or itself, "")
 
 
@@ -100,7 +99,7 @@ def _all(own: Addresses) -> list[Address]:
 def _free(addresses: Sequence[Address], taken: Collection[Address]) -> Address:
     """Return the first address that is not taken, or if all of them are, the first."""
     if not addresses:
-        raise OSError(EADDRNOTAVAIL, "the node has no address of its own to connect to")
+        raise OSError(EADDRNOTAVAIL, "the node has no address of this IP version to connect to")
     return next((address for address in addresses if address not in taken), addresses[0])
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cni_hostport import host
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate import cache, leftovers_iptables, leftovers_nftables, namespaces
 from cni_hostport.operate.statements import note, ok, problem
@@ -133,6 +133,16 @@ def remove(caches: Sequence[Path]) -> list[str]:
     return removed
 
 
+def removal(caches: Sequence[Path]) -> Iterator[Statement]:
+    """Remove what ``remove`` does, and say what that was, or why it was nothing."""
+    try:
+        removed = remove(caches)
+    except (CNIError, NFTError, OSError) as error:
+        yield problem(f"portmap's leftovers were not removed: {error}")
+    else:
+        yield from map(ok, removed or ["portmap left nothing that can be removed"])
+
+
 def _verdicts(found: Sequence[Leftover], caches: Sequence[Path]) -> dict[str, tuple[Verdict, list[Leftover]]]:
     of_container: dict[str, list[Leftover]] = {}
     for leftover in found:
@@ -159,7 +169,7 @@ def _census(caches: Sequence[Path]) -> _Census:
             unreadable.append(path)
         else:
             interfaces += [interface] if interface else []
-    if len(interfaces) > 1 and all(map(_is_gone, interfaces)):
+    if len(interfaces) > 1 and all(map(_is_gone, interfaces)) and not any(map(_is_beside_others, interfaces)):
         raise CNIError(
             Code.NOT_AVAILABLE,
             f"the network namespaces of all {len(interfaces)} containers in the cache seem to be gone: this process may"
@@ -170,6 +180,15 @@ def _census(caches: Sequence[Path]) -> _Census:
 
 def _is_gone(interface: cache.Interface) -> bool:
     return bool(interface.netns) and host.is_gone(interface.netns)
+
+
+def _is_beside_others(interface: cache.Interface) -> bool:
+    """Tell whether a namespace is, or was, where this process does see others."""
+    directory = os.path.dirname(interface.netns)
+    try:
+        return any(host.is_namespace(os.path.join(directory, name)) for name in os.listdir(directory))
+    except OSError:
+        return False
 
 
 def _inode(interface: cache.Interface) -> int:

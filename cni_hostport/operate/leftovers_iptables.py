@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from hashlib import sha512
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.lookup import Lookup
 from cni_hostport.operate.leftovers_nftables import Leftover
-from cni_hostport.portmap import CHAIN_CHARACTERS
+from cni_hostport.portmap import chain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -82,8 +81,7 @@ def _owner(chain: str, jumps: Sequence[str]) -> str:
         comment = COMMENT.fullmatch(words[words.index("--comment") + 1]) if "--comment" in words else None
         owners.add((comment["network"], comment["container_id"]) if comment and words[1] == TOP else ("", ""))
     network, container_id = owners.pop()
-    name = f"CNI-DN-{sha512((network + container_id).encode()).hexdigest()}"[:CHAIN_CHARACTERS]
-    return container_id if not owners and name == chain else ""
+    return container_id if not owners and chain_name(network, container_id) == chain else ""
 
 
 def _targets(rules: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -1,45 +1,217 @@
 from __future__ import annotations
 
-import sys
+import json
+import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from cache import Cache
-from explaining import explain
-from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, key_of, mapping
+from explaining import Explanation, explain
+from lab import BRIDGE4, CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, config, mapping
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-OUTSIDE4 = [
+OUTSIDE = [
     "prerouting: fib daddr type local goto dispatch",
     "dispatch: ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }",
     "dispatch: meta nfproto . meta l4proto . th dport vmap @hostports",
-    "dnat: meta nfproto ipv4 tcp dport 8080 dnat ip to 10.88.0.2:80",
+    'dnat: meta nfproto ipv4 tcp dport 8080 dnat ip to 10.88.0.2:80 comment "shop/web"',
     "postrouting: ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4",
+]
+ITSELF = [
+    "output: fib daddr type local goto dispatch",
+    *OUTSIDE[2:4],
+    "postrouting: ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4",
+    "masq: ip saddr 127.0.0.0/8 masquerade",
 ]
 
 
-def ready(node: Node, *families: int, **keys: object) -> Pod:
-    """Add a pod with a server, and host port 8080 for it."""
-    pod = node.pod(*(families or (4,)))
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    """A pod with host port 8080, and nothing that listens."""
+    made = node.pod(4)
+    node.cni("ADD", made, config(made, mapping(8080)), ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
+    return made
+
+
+@pytest.fixture
+def listening() -> Iterator[ExitStack]:
+    with ExitStack() as sockets:
+        yield sockets
+
+
+def listen(namespace: Namespace, port: int, address: str, *, only_v6: bool = False) -> socket.socket:
+    made = namespace.socket("tcp", address)
+    if only_v6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.bind((address, port))
+    made.listen()
+    return made
+
+
+def without_processes(said: Explanation) -> list[str]:
+    return [f"{of['status']}: {of['text'].partition(' (process')[0]}" for of in said.statements]
+
+
+def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
-    node.add(pod, mapping(8080), args=None, **keys)
-    return pod
-
-
-def python(pod: Pod) -> str:
-    del pod
-    return sys.executable.rpartition("/")[2]
-
-
-def test_everything_is_fine(node: Node) -> None:
-    pod = node.pod()
-    pod.serve("tcp", 80, "web")
-    node.cni("ADD", pod, {**config_of(pod), "args": {}}, ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
     said = explain(node, "8080")
     assert said.status == 0
-    assert [of["text"].partition(" (process")[0] for of in said.statements] == [
-        "0.0.0.0:8080/tcp leads to 10.88.0.2:80, pod shop/web",
-        f"the holder is alive: container {pod.id[:12]}",
+    assert [line.replace("python3", "python") for line in without_processes(said)] == [
+        "ok: 0.0.0.0:8080/tcp leads to 10.88.0.2:80, pod shop/web",
+        f"ok: the holder is alive: container {pod.id[:12]} (eth0) on network pods, {pod.path}",
+        "ok: eth0 of pod shop/web is up and has 10.88.0.2",
+        "ok: python",
+        "ok: the node forwards IPv4: net.ipv4.ip_forward is 1",
+        "ok: no chain of others comes before this plugin's at prerouting",
+        f"ok: a TCP connection from a made-up client 192.0.2.2 to {NODE4} (in on uplink) leaves for 10.88.0.2:80 by cni0",
     ]
+    assert said.said("listens there")["text"].endswith(") listens there on 80/tcp")
+    assert said.rules == OUTSIDE
+
+
+@pytest.mark.parametrize(("source", "rules"), [("127.0.0.1", ITSELF), (BRIDGE4, None), (NODE4, None)])
+def test_everything_is_fine_for_the_node_itself(node: Node, pod: Pod, source: str, rules: list[str] | None) -> None:
+    pod.serve("tcp", 80, "web")
+    said = explain(node, "8080", "--from", source)
+    assert said.last["text"] == (
+        f"a TCP connection from the node itself ({source}) to {source} leaves for 10.88.0.2:80 by cni0"
+    )
+    assert said.status == 0
+    assert said.rules[:3] == ITSELF[:1] + (OUTSIDE[1:3] if source != "127.0.0.1" else OUTSIDE[2:4])
+    assert not rules or said.rules == rules
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_both_families_are_explained_and_one_of_them_for_a_client(node: Node, protocol: str) -> None:
+    pod = node.pod()
+    pod.serve(protocol, 80, "server")
+    node.add(pod, mapping(8080, 80, protocol))
+    port = f"8080/{protocol}"
+    assert [of["text"].partition(" ")[0] for of in explain(node, port).statements if "leads to" in of["text"]] == [
+        f"0.0.0.0:{port}",
+        f"[::]:{port}",
+    ]
+    for source, target in ((CLIENT4, "10.88.0.2"), (CLIENT6, "[fd00:88::2]"), (NODE6, "[fd00:88::2]")):
+        said = explain(node, port, "--from", source)
+        assert said.status == 0
+        assert f"leaves for {target}:80 by cni0" in said.last["text"]
+        assert len([of for of in said.statements if "leads to" in of["text"]]) == 1
+    assert explain(node, port, "--from", pod.ip4).rules[-1] == "masq: ip saddr 10.88.0.0/24 masquerade"
+
+
+def test_a_connection_to_the_ipv6_loopback_address_cannot_be_forwarded(node: Node) -> None:
+    pod = node.pod()
+    pod.serve("tcp", 80, "web")
+    node.add(pod, mapping(8080))
+    said = explain(node, "8080", "--from", "::1")
+    assert said.problems == [
+        "a TCP connection from the node itself (::1) to ::1 stays on the node:"
+        " the kernel cannot translate the IPv6 loopback address"
+    ]
+    assert said.last["meaning"] == "Nothing on this node listens on 8080/tcp."
+
+
+def test_there_is_no_probe_for_sctp(node: Node) -> None:
+    pod = node.pod(4)
+    node.add(pod, mapping(8080, 80, "sctp"))
+    said = explain(node, "8080/sctp")
+    assert said.status == 0
+    assert said.notes == [
+        "whether anything listens on 10.88.0.2:80/sctp cannot be seen",
+        "the path of a connection is not traced: there is no probe for SCTP",
+    ]
+
+
+def test_nothing_listens(node: Node, pod: Pod) -> None:
+    said = explain(node, "8080")
+    assert said.problems == [f"nothing listens on {pod.ip4}:80/tcp in the pod"]
+    assert "leaves for 10.88.0.2:80" in said.last["text"]
+
+
+def test_it_listens_on_the_loopback_address_of_the_pod_only(node: Node, pod: Pod, listening: ExitStack) -> None:
+    listening.enter_context(listen(pod, 80, "127.0.0.1"))
+    said = explain(node, "8080")
+    [problem] = [of for of in said.statements if of["status"] == "problem"]
+    assert problem["text"] == f"nothing listens on {pod.ip4}:80/tcp in the pod"
+    assert problem["meaning"].endswith(" at 127.0.0.1, where connections from outside of the pod do not come.")
+    assert problem["remedy"] == "let it listen on 0.0.0.0 or ::"
+
+
+@pytest.mark.parametrize("only_v6", [False, True])
+def test_a_socket_of_ipv6_takes_ipv4_as_well_unless_it_says_no(
+    node: Node, pod: Pod, listening: ExitStack, *, only_v6: bool
+) -> None:
+    listening.enter_context(listen(pod, 80, "::", only_v6=only_v6))
+    assert explain(node, "8080").problems == ([f"nothing listens on {pod.ip4}:80/tcp in the pod"] if only_v6 else [])
+
+
+def test_the_interface_of_the_pod_is_down_or_has_another_address_or_is_gone(node: Node, pod: Pod) -> None:
+    pod.serve("tcp", 80, "web")
+    pod.ip("link set eth0 down")
+    assert explain(node, "8080").problems == ["eth0 of pod shop/web is down"]
+    pod.ip("link set eth0 up", "addr del 10.88.0.2/24 dev eth0", "addr add 10.88.0.9/24 dev eth0")
+    assert explain(node, "8080").problems == ["eth0 of pod shop/web does not have the address 10.88.0.2"]
+    pod.ip("link del eth0")
+    assert explain(node, "8080").problems == ["eth0 of pod shop/web is missing"]
+
+
+def test_the_holder_is_gone(node: Node, pod: Pod) -> None:
+    pod.remove()
+    said = explain(node, "8080")
+    assert said.problems == [
+        f"the holder is gone: container {pod.id[:12]} (eth0) on network pods, {pod.path}",
+    ]
+
+
+def test_no_mapping_is_installed(node: Node, pod: Pod) -> None:
+    pod.serve("tcp", 80, "web")
+    said = explain(node, "9090")
+    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert not said.notes
+    assert explain(node, "8080/udp").problems == ["no mapping of host port 8080/udp is installed"]
+    assert explain(node, "8080", "--from", CLIENT6).problems == [
+        "no mapping of host port 8080/tcp of IPv6 is installed"
+    ]
+
+
+def test_no_mapping_is_installed_and_a_process_of_the_node_listens(node: Node, listening: ExitStack) -> None:
+    listening.enter_context(listen(node, 9090, NODE4))
+    said = explain(node, "9090")
+    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert said.notes[0].endswith(f"on this node listens on it, at {NODE4}: it gets the connections")
+
+
+def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, tmp_path: Path) -> None:
+    pod = node.pod()
+    cache = Cache(tmp_path)
+    cache.add(pod, mapping(8080))
+    said = explain(node, "8080", cache=tmp_path)
+    assert said.problems == [f"no mapping of host port 8080/tcp is installed, and pod shop/{pod.host_end} asked for it"]
+    assert said.last["remedy"] == "hostport restore"
+    (tmp_path / "results" / "broken").write_text("{")
+    assert explain(node, "8081", cache=tmp_path).problems == ["no mapping of host port 8081/tcp is installed"]
+    pod.remove()
+    assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
+
+
+def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitStack) -> None:
+    pod.serve("tcp", 80, "web")
+    listening.enter_context(listen(node, 8080, "0.0.0.0"))
+    said = explain(node, "8080")
+    assert said.status == 0
+    [text] = said.notes
+    assert text.endswith("on this node listens on 8080/tcp too")
+    assert said.said("listens on 8080/tcp too")["meaning"].startswith("It is hidden")
+
+
+def test_for_people_it_is_plain_lines_and_json_is_a_list(node: Node, pod: Pod) -> None:
+    printed = node.run(*LAUNCHER, "explain", "8080", check=False)
+    assert printed.returncode == 1
+    assert printed.stdout.splitlines()[0] == f"ok       0.0.0.0:8080/tcp leads to {pod.ip4}:80, pod shop/web"
+    assert f"problem  nothing listens on {pod.ip4}:80/tcp in the pod" in printed.stdout.splitlines()
+    statement = json.loads(node.run(*LAUNCHER, "explain", "8080", "--json", check=False).stdout)[0]
+    assert statement == {"status": "ok", "text": f"0.0.0.0:8080/tcp leads to {pod.ip4}:80, pod shop/web"}

@@ -190,6 +190,23 @@ def test_without_a_cache_nothing_is_removed(node: Bench, tmp_path: Path) -> None
     assert any("could not be checked" in one.text and one.status == "note" for one in told(node, [tmp_path / "absent"]))
 
 
+def test_containers_that_are_all_gone_are_cleared_where_their_namespaces_would_be_seen(
+    node: Bench, cache: Cache
+) -> None:
+    pods = [web(node, number, 8000 + 10 * number) for number in (2, 3)]
+    for pod in pods:
+        cache.add(pod, plugin={"type": "portmap"})
+        pod.remove()
+    assert {line.split()[1] for line in remove(node, cache)} == {pod.id for pod in pods}
+
+
+def test_a_removal_that_is_refused_is_a_problem_that_says_why(node: Bench, tmp_path: Path) -> None:
+    web(node, 2, 8000).remove()
+    with inprocess.on(node):
+        [refused] = leftovers.removal([tmp_path / "absent"])
+    assert (refused.status, refused.text[:42]) == ("problem", "portmap's leftovers were not removed: ther")
+
+
 def test_nothing_is_removed_by_a_process_that_sees_nobody_alive(node: Bench, cache: Cache) -> None:
     for number in (2, 3):
         pod = web(node, number, 8000 + 10 * number)

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from explaining import explain
+from lab import CLIENT4, LAUNCHER, NODE4, Node, Pod, key_of, mapping, require
+
+FROM_CLIENT = f"a TCP connection from {CLIENT4} to {NODE4} (in on uplink)"
+TABLE = "table inet firewall {{ chain {name} {{ type {kind} hook {hook} priority {priority}; {rest}; }}; }}"
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    """A pod with a server, without host ports."""
+    made = node.pod(4)
+    made.serve("tcp", 80, "web")
+    return made
+
+
+def firewall(node: Node, rest: str, hook: str = "forward", priority: int = 0, kind: str = "filter") -> None:
+    node.nft_file(TABLE.format(name=hook, kind=kind, hook=hook, priority=priority, rest=rest))
+
+
+def test_forwarding_is_off(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.set_sysctl("net/ipv4/ip_forward", 0)
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [
+        "net.ipv4.ip_forward is 0",
+        f"{FROM_CLIENT} is dropped by the kernel after inet hostport prerouting, by no rule of nftables",
+    ]
+    assert said.last["meaning"] == "The node does not forward it."
+    assert explain(node, "8080", "--from", "127.0.0.1").status == 0
+    node.set_sysctl("net/ipv4/ip_forward", 1)
+    node.set_sysctl("net/ipv4/conf/uplink/forwarding", 0)
+    assert explain(node, "8080").problems[0] == "net.ipv4.conf.uplink.forwarding is 0"
+    assert node.client.is_silent("tcp", NODE4, 8080)
+
+
+def test_there_is_no_route_to_the_pod(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.ip("addr del 10.88.0.1/24 dev cni0")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.last["meaning"] == "There is no route to the pod's address 10.88.0.2: Network is unreachable."
+    assert said.status == 1
+
+
+def test_route_localnet_was_turned_off(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
+    said = explain(node, "8080", "--from", "127.0.0.1")
+    assert said.status == 1
+    assert said.last["meaning"] == ("net.ipv4.conf.cni0.route_localnet is 0: nothing leaves there from 127.0.0.1.")
+
+
+def test_reverse_path_filtering_is_strict_and_the_route_back_leads_elsewhere(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.ip("link add other type dummy", "addr add 198.51.100.1/24 dev other", "link set other up")
+    node.set_sysctl("net/ipv4/conf/uplink/rp_filter", 1)
+    said = explain(node, "8080", "--from", "198.51.100.7")
+    note = said.said("the answers to 198.51.100.7 leave by other: its connections have to come in there")
+    assert note["meaning"] == "rp_filter is 1 (strict) on uplink: what comes in there from 198.51.100.7 is dropped."
+    assert "(in on other) leaves for 10.88.0.2:80 by cni0" in said.last["text"]
+    assert not explain(node, "8080", "--from", CLIENT4).notes
+    node.ip("route add 192.0.2.2/32 dev uplink table 7", "rule add to 192.0.2.2 iif lo lookup 7")
+    node.ip("route add 192.0.2.2/32 dev other")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.last["text"].startswith(f"{FROM_CLIENT} is dropped by the kernel")
+    assert said.last["meaning"].startswith("rp_filter is 1 (strict) on uplink:")
+    assert node.client.is_silent("tcp", NODE4, 8080)
+
+
+@pytest.mark.parametrize(
+    ("rest", "text", "line"),
+    [
+        ("policy drop", "is dropped by inet firewall forward: no rule there accepts it, and the chain's policy is drop",
+         "inet firewall forward: policy drop"),
+        ("tcp dport 80 drop", "is dropped by a rule in inet firewall forward",
+         "inet firewall forward: tcp dport 80 drop"),
+        ("tcp dport 80 reject", "is rejected by a rule in inet firewall forward",
+         "inet firewall forward: tcp dport 80 reject"),
+        ("tcp dport 80 queue num 5", "is handed over by a rule in inet firewall forward (queue)",
+         "inet firewall forward: tcp dport 80 queue to 5"),
+    ],
+)  # fmt: skip
+def test_a_rule_of_others_stops_it(node: Node, pod: Pod, rest: str, text: str, line: str) -> None:
+    node.add(pod, mapping(8080))
+    firewall(node, rest)
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} {text}"]
+    assert said.rules[-1] == line
+    assert node.client.is_silent("tcp", NODE4, 8080)
+
+
+def test_the_hops_of_a_chain_of_others_read_as_the_path(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.nft_file("""table inet firewall {
+        chain admitted { tcp dport 443 accept; ct state new counter; tcp dport 80 return; drop; }
+        chain end { ip saddr 192.0.2.0/24 drop; }
+        chain forward { type filter hook forward priority 0; jump admitted; iifname "lo" accept; goto end; }
+    }""")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.rules[-5:] == [
+        "inet firewall forward: jump admitted",
+        "inet firewall admitted: ct state new counter",
+        "inet firewall admitted: tcp dport 80 return",
+        "inet firewall forward: goto end",
+        "inet firewall end: ip saddr 192.0.2.0/24 drop",
+    ]
+    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in inet firewall end"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "says", "meaning"),
+    [
+        ("tcp dport 8080 dnat ip to 10.88.0.9:81", "leaves for 10.88.0.9 port 81 instead", ""),
+        ("tcp dport 8080 redirect to 9090", "stays on the node", "Nothing on this node listens on 9090/tcp."),
+    ],
+)
+def test_an_earlier_chain_of_others_takes_the_port(node: Node, pod: Pod, rest: str, says: str, meaning: str) -> None:
+    node.add(pod, mapping(8080))
+    firewall(node, rest, "prerouting", -150, "nat")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.said("chains of others")["details"] == ["inet firewall prerouting (nat at prerouting, priority -150)"]
+    assert said.problems == [f"{FROM_CLIENT} {says}: a rule in inet firewall prerouting takes it first"]
+    assert said.last.get("meaning", "") == meaning
+    assert said.rules == [f"inet firewall prerouting: {rest.replace('to ', 'to :') if 'redirect' in rest else rest}"]
+
+
+def test_rules_of_the_kind_that_docker_has_come_later(node: Node, pod: Pod) -> None:
+    require(shutil.which("iptables-nft"), "needs the program iptables-nft")
+    node.add(pod, mapping(8080))
+    rule = "-t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.88.0.9:81"
+    node.run("iptables-nft", *rule.split())
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.status == 0
+    assert not said.notes
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
+@pytest.mark.parametrize("family", ["inet", "netdev"])
+def test_an_ingress_chain_of_others_drops_it(node: Node, pod: Pod, family: str) -> None:
+    node.add(pod, mapping(8080))
+    hook = 'type filter hook ingress device "uplink" priority 0;'
+    node.nft_file(f"table {family} early {{ chain in {{ {hook} tcp dport 8080 drop; }}; }}")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in {family} early in"]
+    assert said.said("chains of others")["details"] == [f"{family} early in (filter at ingress, priority 0)"]
+
+
+def test_traffic_control_takes_it_before_nftables_sees_it(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.run("tc", "qdisc", "add", "dev", "uplink", "clsact")
+    node.run("tc", "filter", "add", "dev", "uplink", "ingress", "matchall", "action", "drop")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} does not come to nftables' prerouting hook"]
+    assert said.last["meaning"] == "Something takes it before on uplink: most likely an XDP or tc program."
+
+
+def test_a_mapping_of_one_address_besides_one_of_any(node: Node, pod: Pod) -> None:
+    other = node.pod(4)
+    other.serve("tcp", 80, "other")
+    node.add(pod, mapping(8080))
+    node.add(other, mapping(8080, hostIP=NODE4))
+    said = explain(node, "8080")
+    assert said.status == 0
+    assert said.statements[0]["details"] == [f"but {NODE4}:8080/tcp leads to {other.ip4}:80, container {other.id}"]
+    paths = [of["text"].rpartition(" to ")[2] for of in said.statements if "TCP connection" in of["text"]]
+    assert paths == [
+        f"10.88.0.1 (in on uplink) leaves for {pod.ip4}:80 by cni0",
+        f"{NODE4} (in on uplink) leaves for {other.ip4}:80 by cni0",
+    ]
+
+
+def test_all_addresses_have_mappings_of_their_own(node: Node, pod: Pod) -> None:
+    other = node.pod(4)
+    other.serve("tcp", 80, "other")
+    node.add(pod, mapping(8080))
+    node.add(other, mapping(8080, hostIP=NODE4), mapping(8080, hostIP="10.88.0.1"))
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.status == 0
+    assert said.notes == [f"{FROM_CLIENT} goes to {other.ip4}:80, container {other.id}"]
+
+
+def test_a_mapping_of_an_address_that_the_node_does_not_have(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080, hostIP="192.0.2.99"))
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [
+        f"a TCP connection from {CLIENT4} to 192.0.2.99 (in on uplink) leaves for 192.0.2.99 port 8080 instead:"
+        " it is not an address of this node"
+    ]
+
+
+def test_a_mapping_of_the_loopback_address_is_asked_for_from_the_node(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080, hostIP="127.0.0.1"))
+    assert explain(node, "8080").status == 0
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems[0].endswith("is dropped by this plugin's chain loopback")
+
+
+def test_a_client_does_not_meet_the_conditions(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080), conditionsV4=["ip", "saddr", "!=", CLIENT4])
+    excluded = explain(node, "8080", "--from", CLIENT4)
+    assert excluded.problems == [
+        f"{FROM_CLIENT} stays on the node: it does not meet the conditions of the mapping (conditionsV4, conditionsV6)"
+    ]
+    assert excluded.rules[-1] == (
+        f"dnat: ip saddr != {CLIENT4} meta nfproto ipv4 tcp dport 8080 dnat ip to 10.88.0.2:80  <- not met"
+    )
+    assert explain(node, "8080", "--from", "192.0.2.3").status == 0
+    assert explain(node, "8080").status == 0
+
+
+def test_the_rules_of_the_mapping_were_flushed(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.nft(f"flush chain inet hostport dnat-{key_of(pod)}")
+    said = explain(node, "8080")
+    assert said.problems[0] == f"0.0.0.0:8080/tcp is held by container {pod.id}, but no rule translates it"
+    assert said.problems[1].endswith("stays on the node: the rules of this plugin do not translate it")
+    assert said.last["remedy"] == "hostport restore"
+
+
+@pytest.mark.parametrize("chain", ["dispatch", "prerouting"])
+def test_the_rules_that_lead_to_the_mapping_were_flushed(node: Node, pod: Pod, chain: str) -> None:
+    node.add(pod, mapping(8080))
+    node.nft(f"flush chain inet hostport {chain}")
+    node.serve("tcp", 8080, "hidden")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} stays on the node: the rules of this plugin do not translate it"]
+    assert said.last["meaning"].endswith("on this node gets it.")
+    assert not said.notes
+
+
+def test_a_node_whose_only_route_is_a_default_route(node: Node, pod: Pod) -> None:
+    node.ip("addr del 192.0.2.1/24 dev uplink", "addr add 192.0.2.1/32 dev uplink")
+    node.ip("route add default dev uplink")
+    node.add(pod, mapping(8080))
+    said = explain(node, "8080")
+    assert said.status == 0
+    assert said.last["text"] == (
+        f"a TCP connection from a made-up client 203.0.113.1 to {NODE4} (in on uplink) leaves for 10.88.0.2:80 by cni0"
+    )
+
+
+@pytest.mark.parametrize("loopback", [False, True], ids=["none", "one on lo"])
+def test_a_node_without_an_interface_to_the_outside(node: Node, pod: Pod, *, loopback: bool) -> None:
+    node.ip("link del uplink")
+    if loopback:
+        node.ip("addr add 203.0.113.5/32 dev lo")
+    node.add(pod, mapping(8080))
+    address = "203.0.113.5" if loopback else "10.88.0.1"
+    said = explain(node, "8080")
+    assert said.status == 0
+    assert said.last["text"] == (
+        f"a TCP connection from the node itself ({address}) to {address} leaves for 10.88.0.2:80 by cni0"
+    )
+
+
+def test_a_client_to_whom_there_is_no_way_back(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    said = explain(node, "8080", "--from", "198.51.100.7")
+    assert said.problems == ["no way back to 198.51.100.7: Network is unreachable"]
+
+
+def test_a_node_without_an_address_of_the_family(node: Node) -> None:
+    pod = node.pod()
+    pod.serve("tcp", 80, "web")
+    node.add(pod, mapping(8080))
+    node.ip("-6 addr flush scope global dev uplink", "-6 addr flush scope global dev cni0")
+    assert explain(node, "8080").problems == ["the node has no address of this IP version to connect to"]
+
+
+def test_where_there_is_no_tun_device_the_path_is_not_traced(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    script = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
+    said = node.run("unshare", "--mount", "sh", "-c", script, "sh", *LAUNCHER, "explain", "8080", check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.splitlines()[-2:] == [
+        "note     the path of a connection could not be traced: /dev/net/tun cannot be used:"
+        " Inappropriate ioctl for device",
+        "         What the rules of others do to it is not known.",
+    ]
+    assert "hostport-probe" not in node.nft("list tables")
