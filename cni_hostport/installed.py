@@ -144,7 +144,7 @@ def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
         comment = told.get("comment", "")
         is_pod = declaration["name"] in POD_MAPS
         parts = value["concat"] if isinstance(value, dict) else [value]
-        parts = [PROTOCOLS.get(part, part) for part in parts]
+        parts[1:2] = [PROTOCOLS.get(part, part) for part in parts[1:2]]
         if declaration["name"].endswith("_ip6"):
             parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
         yield Element(

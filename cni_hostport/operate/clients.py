@@ -42,7 +42,7 @@ class Client:
         """Name it as a sentence does."""
         if not self.interface:
             return f"the node itself ({self.source})"
-        return f"a made-up client {self.source}" if self.made_up else str(self.source)
+        return f"a client such as {self.source}" if self.made_up else str(self.source)
 
 
 def choose(mapping: PortMapping, source: Address | None, taken: Collection[Address]) -> Client:

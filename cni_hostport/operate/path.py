@@ -63,6 +63,16 @@ class Traced:
         return self._elsewhere()
 
     @property
+    def _met(self) -> bool:
+        """Whether it came to the mapping's own chain."""
+        return any(hop.verdict == f"goto {dnat_chain(self.of.key)}" for hop in self.way.hops)
+
+    @property
+    def _passing(self) -> str:
+        """What a rule sees of it: after the mapping, or before."""
+        return f"{self.of.protocol} to {self.of.target if self._met else f'port {self.of.host_port}'}"
+
+    @property
     def _what(self) -> str:
         protocol = {"tcp": "TCP connection", "udp": "UDP datagram"}[self.of.protocol]
         where = f" (in on {self.client.interface})" if self.client.interface else ""
@@ -81,7 +91,7 @@ class Traced:
             )
         causes = " ".join(routing.obstacles(self.of, self.client))
         return problem(
-            f"{self._what} is dropped by the kernel after {self._last(last)}, by no rule of nftables",
+            f"{self._what} is lost on its way through the kernel, and no rule of nftables dropped it",
             causes or "Why cannot be seen from here.",
             details=self._lines(),
         )
@@ -94,10 +104,11 @@ class Traced:
             return problem(f"{self._what} is dropped by this plugin's chain {last.chain}", meaning, "", details)
         if not last.handle:
             text = f"{self._what} is dropped by {chain}: no rule there accepts it, and the chain's policy is drop"
-            return problem(text, "", "add a rule to it, with the tool that owns the table, that accepts this", details)
+            remedy = f"add a rule to it, with the tool that owns the table, that accepts {self._passing}"
+            return problem(text, "", remedy, details)
         if last.verdict == "drop":
             verb = "rejected" if REJECTION.search(self._text(last)) else "dropped"
-            remedy = "change that rule, with the tool that owns the table, or accept this before it"
+            remedy = f"change that rule, with the tool that owns the table, or accept {self._passing} before it"
             return problem(f"{self._what} is {verb} by a rule in {chain}", "", remedy, details)
         return problem(
             f"{self._what} is handed over by a rule in {chain} ({last.verdict})",
@@ -123,10 +134,10 @@ class Traced:
         if not self.stays and address == self.client.destination:
             text = f"{goes}: it is not an address of this node"
             return problem(text, f"The mapping is for {of.host_ip} only.", "give the node the address", details)
-        token = dnat_chain(of.key)
         meaning = self._whoever(address.version, port) if self.stays else ""
-        if of.pod_ip is None or not any(hop.verdict == f"goto {token}" for hop in way.hops):
+        if of.pod_ip is None or not self._met:
             return problem(f"{goes}: the rules of this plugin do not translate it", meaning, RESTORE, details)
+        token = dnat_chain(of.key)
         rules = tuple(f"{FAMILY} {TABLE} {token}: {rule}  <- not met" for rule in self._rules_of(token).values())
         text = f"{goes}: it does not meet the conditions of the mapping (conditionsV4, conditionsV6)"
         if self.client.made_up:
@@ -141,9 +152,6 @@ class Traced:
     def _translates(self, hop: Hop) -> bool:
         own = (hop.family, hop.table) == (FAMILY, TABLE)
         return not own and hop.verdict == "accept" and bool(TRANSLATION.search(self._text(hop)))
-
-    def _last(self, hop: Hop | None) -> str:
-        return _chain(hop) if hop else f"the {self.way.end} hook"
 
     def _rules_of(self, chain: str) -> dict[int, str]:
         name = chain if " " in chain else f"{FAMILY} {TABLE} {chain}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "bold red"}
 MANY = 20  # items, up to which nobody needs a progress bar
+FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)  # of a line up to its width, before a style's end
 GAP = 2  # blanks between columns
 ENDLESS = 1 << 20  # columns
 LABEL = 9  # characters, the longest status and a space
@@ -74,7 +76,7 @@ def _write(out: Console, *parts: RenderableType) -> None:
     with out.capture() as captured:
         for part in parts:
             out.print(part)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.write(FILLING.sub(r"\1", captured.get()))
 
 
 def print_statement(statement: Statement) -> None:

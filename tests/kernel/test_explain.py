@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -53,23 +54,25 @@ def listen(namespace: Namespace, port: int, address: str, *, only_v6: bool = Fal
 
 
 def without_processes(said: Explanation) -> list[str]:
-    return [f"{of['status']}: {of['text'].partition(' (process')[0]}" for of in said.statements]
+    return [f"{of['status']}: {re.sub('.* .process [0-9]+.', 'SERVER', of['text'])}" for of in said.statements]
 
 
 def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
     said = explain(node, "8080")
     assert said.status == 0
-    assert [line.replace("python3", "python") for line in without_processes(said)] == [
+    assert without_processes(said) == [
         "ok: 0.0.0.0:8080/tcp leads to 10.88.0.2:80, pod shop/web",
         f"ok: the holder is alive: container {pod.id[:12]} (eth0) on network pods, {pod.path}",
         "ok: eth0 of pod shop/web is up and has 10.88.0.2",
-        "ok: python",
+        "ok: SERVER listens there on 80/tcp",
         "ok: the node forwards IPv4: net.ipv4.ip_forward is 1",
         "ok: no chain of others comes before this plugin's at prerouting",
-        f"ok: a TCP connection from a made-up client 192.0.2.2 to {NODE4} (in on uplink) leaves for 10.88.0.2:80 by cni0",
+        (
+            f"ok: a TCP connection from a client such as {CLIENT4} to {NODE4} (in on uplink)"
+            " leaves for 10.88.0.2:80 by cni0"
+        ),
     ]
-    assert said.said("listens there")["text"].endswith(") listens there on 80/tcp")
     assert said.rules == OUTSIDE
 
 
@@ -109,8 +112,10 @@ def test_a_connection_to_the_ipv6_loopback_address_cannot_be_forwarded(node: Nod
     node.add(pod, mapping(8080))
     said = explain(node, "8080", "--from", "::1")
     assert said.problems == [
-        "a TCP connection from the node itself (::1) to ::1 stays on the node:"
-        " the kernel cannot translate the IPv6 loopback address"
+        (
+            "a TCP connection from the node itself (::1) to ::1 stays on the node:"
+            " the kernel cannot translate the IPv6 loopback address"
+        )
     ]
     assert said.last["meaning"] == "Nothing on this node listens on 8080/tcp."
 

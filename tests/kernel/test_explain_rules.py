@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from explaining import explain
+from lab import CLIENT4, NODE4, Node, Pod, mapping, require
+
+TAKE_ALL = "protocol ip u32 match u32 0 0 action mirred egress redirect dev cni0"
+FROM_CLIENT = f"a TCP connection from {CLIENT4} to {NODE4} (in on uplink)"
+TABLE = "table inet firewall {{ chain {name} {{ type {kind} hook {hook} priority {priority}; {rest}; }}; }}"
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    """A pod with a server, without host ports."""
+    made = node.pod(4)
+    made.serve("tcp", 80, "web")
+    return made
+
+
+def firewall(node: Node, rest: str, hook: str = "forward", priority: int = 0, kind: str = "filter") -> None:
+    node.nft_file(TABLE.format(name=hook, kind=kind, hook=hook, priority=priority, rest=rest))
+
+
+@pytest.mark.parametrize(
+    ("rest", "text", "line"),
+    [
+        ("policy drop", "is dropped by inet firewall forward: no rule there accepts it, and the chain's policy is drop",
+         "inet firewall forward: policy drop"),
+        ("tcp dport 80 drop", "is dropped by a rule in inet firewall forward",
+         "inet firewall forward: tcp dport 80 drop"),
+        ("tcp dport 80 reject", "is rejected by a rule in inet firewall forward",
+         "inet firewall forward: tcp dport 80 reject"),
+    ],
+)  # fmt: skip
+def test_a_rule_of_others_stops_it(node: Node, pod: Pod, rest: str, text: str, line: str) -> None:
+    node.add(pod, mapping(8080))
+    firewall(node, rest)
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} {text}"]
+    assert said.rules[-1] == line
+    assert said.last["remedy"].partition("accept")[2].strip("s ").startswith("tcp to 10.88.0.2:80")
+    assert node.client.is_silent("tcp", NODE4, 8080)
+
+
+def test_the_hops_of_a_chain_of_others_read_as_the_path(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.nft_file("""table inet firewall {
+        chain admitted { tcp dport 443 accept; ct state new counter; tcp dport 80 return; drop; }
+        chain end { ip saddr 192.0.2.0/24 drop; }
+        chain forward { type filter hook forward priority 0; jump admitted; iifname "lo" accept; goto end; }
+    }""")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.rules[-5:] == [
+        "inet firewall forward: jump admitted",
+        "inet firewall admitted: ct state new counter",
+        "inet firewall admitted: tcp dport 80 return",
+        "inet firewall forward: goto end",
+        "inet firewall end: ip saddr 192.0.2.0/24 drop",
+    ]
+    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in inet firewall end"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "says", "meaning"),
+    [
+        ("tcp dport 8080 dnat ip to 10.88.0.9:81", "leaves for 10.88.0.9 port 81 instead", ""),
+        ("tcp dport 8080 redirect to 9090", "stays on the node", "Nothing on this node listens on 9090/tcp."),
+    ],
+)
+def test_an_earlier_chain_of_others_takes_the_port(node: Node, pod: Pod, rest: str, says: str, meaning: str) -> None:
+    node.add(pod, mapping(8080))
+    firewall(node, rest, "prerouting", -150, "nat")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.said("chains of others")["details"] == ["inet firewall prerouting (nat at prerouting, priority -150)"]
+    assert said.problems == [f"{FROM_CLIENT} {says}: a rule in inet firewall prerouting takes it first"]
+    assert said.last.get("meaning", "") == meaning
+    assert said.rules == [f"inet firewall prerouting: {rest.replace('to ', 'to :') if 'redirect' in rest else rest}"]
+
+
+def test_rules_of_the_kind_that_docker_has_come_later(node: Node, pod: Pod) -> None:
+    require(shutil.which("iptables-nft"), "needs the program iptables-nft")
+    node.add(pod, mapping(8080))
+    rule = "-t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.88.0.9:81"
+    node.run("iptables-nft", *rule.split())
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.status == 0
+    assert not said.notes
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
+@pytest.mark.parametrize("family", ["inet", "netdev"])
+def test_an_ingress_chain_of_others_drops_it(node: Node, pod: Pod, family: str) -> None:
+    node.add(pod, mapping(8080))
+    hook = 'type filter hook ingress device "uplink" priority 0;'
+    node.nft_file(f"table {family} early {{ chain in {{ {hook} tcp dport 8080 drop; }}; }}")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in {family} early in"]
+    assert said.said("chains of others")["details"] == [f"{family} early in (filter at ingress, priority 0)"]
+
+
+def test_traffic_control_takes_it_before_nftables_sees_it(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    node.run("tc", "qdisc", "add", "dev", "uplink", "clsact")
+    node.run("tc", "filter", "add", "dev", "uplink", "ingress", *TAKE_ALL.split())
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"{FROM_CLIENT} does not come to nftables' prerouting hook"]
+    assert said.last["meaning"] == "Something takes it before on uplink: most likely an XDP or tc program."
