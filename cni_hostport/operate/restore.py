@@ -82,11 +82,11 @@ def _may_map(path: Path) -> bool:
 def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False) -> Iterator[Outcome]:
     """Restore the attachments in files of a cache, and yield what became of each; some have nothing to restore.
 
-    Raises ``NFTError`` if nftables cannot be used.
+    The base of the ruleset is put right as well. Raises ``NFTError`` if nftables cannot be used.
     """
-    if not paths:
-        return
     nft = Nft()
+    if not paths and not nft.installed().chains:
+        return  # a node without host ports, and no rules to put right
     if not dry_run:
         _begin(nft)
     restoration = _Restoration(nft, log, dry_run=dry_run)

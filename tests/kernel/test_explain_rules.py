@@ -107,3 +107,17 @@ def test_traffic_control_takes_it_before_nftables_sees_it(node: Node, pod: Pod) 
     said = explain(node, "8080", "--from", CLIENT4)
     assert said.problems == [f"{FROM_CLIENT} does not come to nftables' prerouting hook"]
     assert said.last["meaning"] == "Something takes it before on uplink: most likely an XDP or tc program."
+
+
+def test_rules_of_others_are_shown_as_nft_prints_them(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(8080))
+    ports = ", ".join(str(port) for port in range(80, 200, 2))
+    node.nft_file(f"""table inet kube-proxy {{
+        chain service-A-ns1/svc1/tcp/p80 {{ tcp dport {{ {ports} }} counter comment "a # handle 7"; }}
+        chain forward {{ type filter hook forward priority 0; jump service-A-ns1/svc1/tcp/p80; }}
+    }}""")
+    rules = explain(node, "8080", "--from", CLIENT4).rules
+    assert rules[4:6] == [
+        "inet kube-proxy forward: jump service-A-ns1/svc1/tcp/p80",
+        f'inet kube-proxy service-A-ns1/svc1/tcp/p80: tcp dport {{ {ports} }} counter comment "a # handle 7"',
+    ]

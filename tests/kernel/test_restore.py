@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from cache import CAPABLE, Cache
+from cache import Cache
 from lab import CLIENT4, LAUNCHER, NODE4, NODE6, Node, config, mapping, wait
+from restoring import restore, running
 
 from cni_hostport.attachment import Attachment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lab import Pod
 
 MAPPINGS = [mapping(8080), mapping(5353, 53, "udp", hostIP=NODE4), mapping(8443, 443)]
 
@@ -21,24 +21,6 @@ MAPPINGS = [mapping(8080), mapping(5353, 53, "udp", hostIP=NODE4), mapping(8443,
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cni")
-
-
-def restore(node: Node, *caches: Cache, options: tuple[str, ...] = (), status: int = 0) -> str:
-    """Restore on a node, see it end with this status, and return what it says."""
-    places = [f"--cache-dir={of.directory}" for of in caches]
-    ran = node.run(*LAUNCHER, "restore", *places, *options, check=False)
-    assert ran.returncode == status, ran
-    return ran.stdout if options else ran.stderr
-
-
-def running(node: Node, cache: Cache, *mappings: dict[str, Any], **keys: Any) -> Pod:
-    """Have a pod with host ports, as a runtime leaves it behind."""
-    pod = node.pod()
-    call = config(pod, *mappings, name=keys.get("network", "pods"))
-    added = node.cni("ADD", pod, call, ARGS=f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod.host_end}")
-    assert added.status == 0, added
-    cache.add(pod, *mappings, **keys)
-    return pod
 
 
 def test_five_hundred_mappings_answer_again_after_the_ruleset_was_flushed(node: Node, cache: Cache) -> None:
@@ -122,187 +104,13 @@ def test_localhost_and_udp_work_again(node: Node, cache: Cache) -> None:
     assert node.client.ask("tcp", NODE6, 8080).startswith("web")
 
 
-def test_a_pod_whose_namespace_is_gone_does_not_come_back(node: Node, cache: Cache) -> None:
-    gone, living = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
-    node.nft("flush ruleset")
-    gone.remove()
-    said = restore(node, cache)
-    assert f"{gone.path} is gone" in said
-    assert said.endswith("1 gone, 1 restored\n")
-    assert not node.footprint(gone)
-    assert node.footprint(living)
-
-
-def test_a_pod_whose_interface_is_gone_does_not_come_back(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.nft("flush ruleset")
-    pod.ip("link del eth0")
-    assert "eth0 is gone from its network namespace" in restore(node, cache)
-    assert not node.footprint(pod)
-
-
-@pytest.mark.parametrize("known", [{}, {"runtimeConfig": {"portMappings": [mapping(8080)]}}])
-def test_a_pod_that_was_deleted_does_not_come_back_before_its_runtime_forgets_it(
-    node: Node, cache: Cache, known: dict[str, Any]
-) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.delete(pod, **known)
-    assert "it was deleted" in restore(node, cache)
-    assert not node.footprint(pod)
-
-
-def test_a_pod_that_was_deleted_after_a_flush_does_not_come_back(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.nft("flush ruleset")
-    node.delete(pod, runtimeConfig={"portMappings": [mapping(8080)]})
-    assert "it was deleted" in restore(node, cache)
-    assert not node.footprint(pod)
-
-
-def test_a_delete_without_mappings_counts_too_once_a_restoration_has_begun(node: Node, cache: Cache) -> None:
-    pod, other = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
-    node.nft("flush ruleset")
-    cache.path(pod).rename(cache.directory / "aside")
-    restore(node, cache)
-    (cache.directory / "aside").rename(cache.path(pod))
-    node.delete(pod)
-    assert "it was deleted" in restore(node, cache)
-    assert not node.footprint(pod)
-    assert node.footprint(other)
-
-
-def test_a_pod_that_is_added_again_after_it_was_deleted_can_be_restored(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.delete(pod)
-    node.add(pod, mapping(8080))
-    node.nft("flush table inet hostport")
-    assert restore(node, cache) == "1 restored\n"
-    assert node.footprint(pod)
-
-
-def test_a_port_of_a_living_container_is_not_taken_and_the_others_are_restored(node: Node, cache: Cache) -> None:
-    pod, other = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
-    node.nft("flush ruleset")
-    newer = node.pod()
-    node.add(newer, mapping(8080))
-    said = restore(node, cache, status=1)
-    assert f"host port 8080/tcp is taken by container {newer.id[:12]}" in said
-    assert said.endswith("1 failed, 1 restored\n")
-    assert node.footprint(newer)
-    assert node.footprint(other)
-    assert not node.footprint(pod)
-
-
-def test_an_address_of_a_living_container_is_not_taken(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.nft("flush ruleset")
-    newer = node.pod(addresses=pod.addresses)
-    node.add(newer, mapping(9090))
-    assert "pod address 10.88.0.2 is that of container" in restore(node, cache, status=1)
-    assert node.footprint(newer)
-    assert not node.footprint(pod)
-
-
-def test_a_port_of_a_container_that_is_gone_is_taken_over(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.nft("flush ruleset")
-    gone = node.pod()
-    node.add(gone, mapping(8080))
-    gone.remove()
-    assert "takes over" in restore(node, cache)
-    assert node.footprint(pod)
-    assert not node.footprint(gone)
-
-
-def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, cache: Cache) -> None:
-    node.bridge("cni1", "10.89.0.1/24")
-    pod = node.pod(4)
-    second = config(pod, mapping(8080), name="second")
-    second["prevResult"] = json.loads(
-        json.dumps(second["prevResult"]).replace("10.88.", "10.89.").replace("eth0", "eth1")
-    )
-    pod.ip("link add eth1 type bridge")
-    node.add(pod, mapping(8080))
-    cache.add(pod, mapping(8080))
-    assert node.cni("ADD", pod, second, IFNAME="eth1").status == 0
-    cache.add(pod, mapping(8080), network="second", ifname="eth1", result=second["prevResult"])
-    node.nft("flush ruleset")
-    assert restore(node, cache) == "1 present, 1 restored\n"
-    assert node.footprint(pod)
-    assert not node.footprint(pod, "second", "eth1")
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"netns": None},
-        {
-            "capabilityArgs": {
-                "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]
-            }
-        },
-        {"capabilityArgs": {"portMappings": [mapping(8080), mapping(0, 9090)], "bandwidth": None}},
-        {"cniArgs": None},
-    ],
-    ids=["without the namespace", "containerd's keys", "host port 0", "without arguments"],
-)
-def test_entries_of_every_runtime_are_understood(node: Node, cache: Cache, keys: dict[str, Any]) -> None:
+def test_the_base_is_put_right_for_pods_that_no_cache_knows(node: Node, cache: Cache) -> None:
     pod = node.pod()
     pod.serve("tcp", 80, "web")
-    cache.add(pod, mapping(8080), **keys)
-    assert restore(node, cache) == "1 restored\n"
-    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"plugin": {"type": "portmap", "capabilities": {"portMappings": True}}},
-        {"plugin": {"type": "hostport"}},
-        {"plugin": {"type": "hostport", "capabilities": {"portMappings": False}}},
-        {"capabilityArgs": None},
-        {"capabilityArgs": {"portMappings": [mapping(0)]}},
-        {"kind": "another"},
-    ],
-    ids=["portmap's", "no capabilities", "capability off", "no mappings", "host port 0 alone", "another kind of file"],
-)
-def test_attachments_without_host_ports_of_this_plugin_are_none_of_its_business(
-    node: Node, cache: Cache, keys: dict[str, Any]
-) -> None:
-    cache.add(node.pod(), mapping(8080), **keys)
+    node.add(pod, mapping(8080))
+    node.nft("flush chain inet hostport dispatch")
     assert restore(node, cache) == "Nothing to restore.\n"
-    assert node.ruleset() == ""
-
-
-def test_a_node_without_host_ports_gets_no_table(node: Node, cache: Cache) -> None:
-    cache.add(node.pod(), plugin={**CAPABLE, "type": "portmap"})
-    restore(node, cache)
-    assert node.nft("list ruleset") == ""
-
-
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_restored(node: Node, cache: Cache) -> None:
-    pod = running(node, cache, mapping(8080))
-    node.nft("flush ruleset")
-    broken = cache.directory / "results" / "pods-broken-eth0"
-    broken.write_text('{"kind": "cniCacheV1", "containerId"')
-    said = restore(node, cache, status=1)
-    assert f"failed: {broken}: " in said
-    assert said.endswith("1 failed, 1 restored\n")
-    assert node.footprint(pod)
-
-
-def test_a_wrong_configuration_is_named(node: Node, cache: Cache) -> None:
-    cache.add(node.pod(), mapping(8080), plugin={**CAPABLE, "snat": "yes"})
-    assert "snat 'yes' is invalid" in restore(node, cache, status=1)
-
-
-def test_several_caches_are_read_and_one_that_is_missing_is_no_error(node: Node, cache: Cache, tmp_path: Path) -> None:
-    other, absent = Cache(tmp_path / "other"), Cache(tmp_path / "absent")
-    (absent.directory / "results").rmdir()
-    pods = running(node, cache, mapping(8080)), running(node, other, mapping(9090))
-    node.nft("flush ruleset")
-    assert restore(node, cache, other, absent) == "2 restored\n"
-    assert all(node.footprint(pod) for pod in pods)
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
 
 
 def test_a_dry_run_changes_nothing_and_shows_what_nft_would_be_told(node: Node, cache: Cache) -> None:

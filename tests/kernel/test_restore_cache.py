@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cache import CAPABLE, Cache
+from lab import CLIENT4, NODE4, Node, mapping
+from restoring import restore, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cni")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"netns": None},
+        {
+            "capabilityArgs": {
+                "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]
+            }
+        },
+        {"capabilityArgs": {"portMappings": [mapping(8080), mapping(0, 9090)], "bandwidth": None}},
+        {"cniArgs": None},
+    ],
+    ids=["without the namespace", "containerd's keys", "host port 0", "without arguments"],
+)
+def test_entries_of_every_runtime_are_understood(node: Node, cache: Cache, keys: dict[str, Any]) -> None:
+    pod = node.pod()
+    pod.serve("tcp", 80, "web")
+    cache.add(pod, mapping(8080), **keys)
+    assert restore(node, cache) == "1 restored\n"
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"plugin": {"type": "portmap", "capabilities": {"portMappings": True}}},
+        {"plugin": {"type": "hostport"}},
+        {"plugin": {"type": "hostport", "capabilities": {"portMappings": False}}},
+        {"capabilityArgs": None},
+        {"capabilityArgs": {"portMappings": [mapping(0)]}},
+        {"kind": "another"},
+    ],
+    ids=["portmap's", "no capabilities", "capability off", "no mappings", "host port 0 alone", "another kind of file"],
+)
+def test_attachments_without_host_ports_of_this_plugin_are_none_of_its_business(
+    node: Node, cache: Cache, keys: dict[str, Any]
+) -> None:
+    cache.add(node.pod(), mapping(8080), **keys)
+    assert restore(node, cache) == "Nothing to restore.\n"
+    assert node.ruleset() == ""
+
+
+def test_a_node_without_host_ports_gets_no_table(node: Node, cache: Cache) -> None:
+    cache.add(node.pod(), plugin={**CAPABLE, "type": "portmap"})
+    restore(node, cache)
+    assert node.nft("list ruleset") == ""
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_restored(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    broken = cache.directory / "results" / "pods-broken-eth0"
+    broken.write_text('{"kind": "cniCacheV1", "containerId"')
+    said = restore(node, cache, status=1)
+    assert f"failed: {broken}: " in said
+    assert said.endswith("1 failed, 1 restored\n")
+    assert node.footprint(pod)
+
+
+def test_a_wrong_configuration_is_named(node: Node, cache: Cache) -> None:
+    cache.add(node.pod(), mapping(8080), plugin={**CAPABLE, "snat": "yes"})
+    assert "snat 'yes' is invalid" in restore(node, cache, status=1)
+
+
+def test_several_caches_are_read_and_one_that_is_missing_is_no_error(node: Node, cache: Cache, tmp_path: Path) -> None:
+    other, absent = Cache(tmp_path / "other"), Cache(tmp_path / "absent")
+    (absent.directory / "results").rmdir()
+    pods = running(node, cache, mapping(8080)), running(node, other, mapping(9090))
+    node.nft("flush ruleset")
+    assert restore(node, cache, other, absent) == "2 restored\n"
+    assert all(node.footprint(pod) for pod in pods)

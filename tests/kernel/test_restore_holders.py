@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cache import Cache
+from lab import Node, config, mapping
+from restoring import restore, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cni")
+
+
+def test_a_pod_whose_namespace_is_gone_does_not_come_back(node: Node, cache: Cache) -> None:
+    gone, living = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
+    node.nft("flush ruleset")
+    gone.remove()
+    said = restore(node, cache)
+    assert f"{gone.path} is gone" in said
+    assert said.endswith("1 gone, 1 restored\n")
+    assert not node.footprint(gone)
+    assert node.footprint(living)
+
+
+def test_a_pod_whose_interface_is_gone_does_not_come_back(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    pod.ip("link del eth0")
+    assert "eth0 is gone from its network namespace" in restore(node, cache)
+    assert not node.footprint(pod)
+
+
+@pytest.mark.parametrize("known", [{}, {"runtimeConfig": {"portMappings": [mapping(8080)]}}])
+def test_a_pod_that_was_deleted_does_not_come_back_before_its_runtime_forgets_it(
+    node: Node, cache: Cache, known: dict[str, Any]
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.delete(pod, **known)
+    assert "it was deleted" in restore(node, cache)
+    assert not node.footprint(pod)
+
+
+def test_a_pod_that_was_deleted_after_a_flush_does_not_come_back(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    node.delete(pod, runtimeConfig={"portMappings": [mapping(8080)]})
+    assert "it was deleted" in restore(node, cache)
+    assert not node.footprint(pod)
+
+
+def test_a_delete_without_mappings_counts_too_once_a_restoration_has_begun(node: Node, cache: Cache) -> None:
+    pod, other = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
+    node.nft("flush ruleset")
+    cache.path(pod).rename(cache.directory / "aside")
+    restore(node, cache)
+    (cache.directory / "aside").rename(cache.path(pod))
+    node.delete(pod)
+    assert "it was deleted" in restore(node, cache)
+    assert not node.footprint(pod)
+    assert node.footprint(other)
+
+
+def test_a_pod_that_is_added_again_after_it_was_deleted_can_be_restored(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.delete(pod)
+    node.add(pod, mapping(8080))
+    node.nft("flush table inet hostport")
+    assert restore(node, cache) == "1 restored\n"
+    assert node.footprint(pod)
+
+
+def test_a_port_of_a_living_container_is_not_taken_and_the_others_are_restored(node: Node, cache: Cache) -> None:
+    pod, other = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
+    node.nft("flush ruleset")
+    newer = node.pod()
+    node.add(newer, mapping(8080))
+    said = restore(node, cache, status=1)
+    assert f"host port 8080/tcp is taken by container {newer.id[:12]}" in said
+    assert said.endswith("1 failed, 1 restored\n")
+    assert node.footprint(newer)
+    assert node.footprint(other)
+    assert not node.footprint(pod)
+
+
+def test_an_address_of_a_living_container_is_not_taken(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    newer = node.pod(addresses=pod.addresses)
+    node.add(newer, mapping(9090))
+    assert "pod address 10.88.0.2 is that of container" in restore(node, cache, status=1)
+    assert node.footprint(newer)
+    assert not node.footprint(pod)
+
+
+def test_a_port_of_a_container_that_is_gone_is_taken_over(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    gone = node.pod()
+    node.add(gone, mapping(8080))
+    gone.remove()
+    assert "takes over" in restore(node, cache)
+    assert node.footprint(pod)
+    assert not node.footprint(gone)
+
+
+def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, cache: Cache) -> None:
+    node.bridge("cni1", "10.89.0.1/24")
+    pod = node.pod(4)
+    second = config(pod, mapping(8080), name="second")
+    second["prevResult"] = json.loads(
+        json.dumps(second["prevResult"]).replace("10.88.", "10.89.").replace("eth0", "eth1")
+    )
+    pod.ip("link add eth1 type bridge")
+    node.add(pod, mapping(8080))
+    cache.add(pod, mapping(8080))
+    assert node.cni("ADD", pod, second, IFNAME="eth1").status == 0
+    cache.add(pod, mapping(8080), network="second", ifname="eth1", result=second["prevResult"])
+    node.nft("flush ruleset")
+    assert restore(node, cache) == "1 present, 1 restored\n"
+    assert node.footprint(pod)
+    assert not node.footprint(pod, "second", "eth1")
