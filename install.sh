@@ -249,8 +249,7 @@ install_service() {
     done
     systemctl daemon-reload
     systemctl enable "${units[@]}"
-    systemctl restart "${units[@]::2}"
-    systemctl restart "${units[2]}" || say "Some host ports could not be restored: run '$bin_dir/hostport restore'."
+    systemctl restart "${units[@]}"
 }
 
 uninstall_service() {

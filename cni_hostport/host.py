@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from errno import ENOENT, ENOTDIR, ENOTTY
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
-from socket import AF_INET, if_indextoname, if_nametoindex
+from socket import AF_INET, if_indextoname
 from sys import byteorder
 
 from cni_hostport.errors import CNIError, Code
@@ -96,15 +96,6 @@ def is_gone(path: str) -> bool:
             return False
     except OSError as error:
         return error.errno in {ENOENT, ENOTDIR, ENOTTY}
-
-
-def has_interface(netns: str, ifname: str) -> bool:
-    """Tell whether there is a network namespace at ``netns``, and in it an interface of this name."""
-    try:
-        with inside(netns):
-            return bool(if_nametoindex(ifname))
-    except (OSError, ValueError):
-        return False
 
 
 def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -52,7 +52,9 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the table holds of all attachments: the elements, and the chains' names with their handles.
+    """What the table holds of all attachments: the elements, and the names of chains with their handles.
+
+    ``outdated`` are the maps that another version of this plugin declared, without a counter, and their handles.
 
     The chains have to be listed before the elements. A chain that others replaced in between, by one of the same name,
     then no longer has the handle by which it would be deleted; and an element that leads to a chain not listed is newer
@@ -61,7 +63,7 @@ class Installed:
 
     elements: tuple[Element, ...]
     chains: Mapping[str, int]
-    maps: tuple[str, ...] = ()
+    outdated: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def holders(self) -> set[str]:
@@ -104,12 +106,18 @@ class Installed:
         return commands
 
     def declared_again(self) -> list[str]:
-        """Return the commands that make the maps anew, with all that leads from them to attachments."""
+        """Return the commands that make the maps of another version anew, with all that leads from them to attachments.
+
+        None if there is no such map.
+        """
+        if not self.outdated:
+            return []
         commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS if name in self.chains]
-        commands += [f"delete map {FAMILY} {TABLE} {name}" for name in self.maps]
+        # by handle: whoever made one anew meanwhile may have put in what is not in this listing
+        commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in self.outdated.values()]
         commands += base()
         for element in self.elements:
-            if element.holder:
+            if element.holder and element.map in self.outdated:
                 comment = element.network if element.map in POD_MAPS else element.owner.comment()
                 told = f' comment "{comment}"' if comment.strip() else ""
                 key = f"{element.key}{told} : goto {element.chain}"
@@ -120,14 +128,15 @@ class Installed:
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
         """Read the objects of ``list map`` and ``list chains`` in JSON."""
         elements: list[Element] = []
-        chains, maps = {}, []
+        chains, outdated = {}, {}
         for item in listing:
             if "map" in item:
-                maps.append(item["map"]["name"])
+                if item["map"]["name"] in PORT_MAPS and "stmt" not in item["map"]:
+                    outdated[item["map"]["name"]] = item["map"]["handle"]
                 elements += _elements(item["map"])
             elif item.get("chain", {}).get("table") == TABLE:
                 chains[item["chain"]["name"]] = item["chain"]["handle"]
-        return cls(tuple(elements), chains, tuple(maps))
+        return cls(tuple(elements), chains, outdated)
 
 
 def _holder(chain: str) -> str:

@@ -91,15 +91,15 @@ class Lookup:
         # its handle in a later table
         deletions = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
         KEPT.append(self._netlink)
-        return self._commit(*deletions, nf_tables.add_deleted(key))
+        return self._commit(*deletions, *nf_tables.note_deleted(key))
 
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
         return self._ask(nf_tables.get_deleted(key)) != [None]
 
-    def add_deleted(self, key: str) -> bool:
-        """Add an attachment of which nothing was found to the deleted ones; tell whether there is a set of them."""
-        return self._commit(nf_tables.add_deleted(key))
+    def note_deleted(self, key: str) -> bool:
+        """Put an attachment of which nothing was found among the deleted ones; tell whether there is a set of them."""
+        return self._commit(*nf_tables.note_deleted(key))
 
     def _commit(self, *changes: Message) -> bool:
         """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""

@@ -110,9 +110,11 @@ def get_deleted(key: str) -> Message:
     return get_element((DELETED, _packed(key)))
 
 
-def add_deleted(key: str) -> Message:
-    """Add an attachment to the deleted ones, if it is not among them."""
-    return NEWSETELEM, NLM_F_CREATE, _elements([(DELETED, _packed(key))])
+def note_deleted(key: str) -> list[Message]:
+    """Put an attachment among the deleted ones, for as long as if it had not been there."""
+    element = _elements([(DELETED, _packed(key))])
+    add = NEWSETELEM, NLM_F_CREATE, element
+    return [add, (DELSETELEM, 0, element), add]
 
 
 def handle(chain: bytes) -> bytes:

@@ -5,14 +5,15 @@ Every change is one transaction that fails if what it was built from is no longe
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from cni_hostport import conntrack, host, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, NFTError, UnavailableError
+from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Plan
-from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, deleted_set
+from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -59,9 +60,27 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
 def declare_again(nft: Nft) -> None:
     """Put the maps that another version of this plugin declared in the form that they have now, in one transaction.
 
-    Raises ``NFTError`` if nftables refuses that.
+    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the maps then finds them
+    either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
     """
-    nft.run(nft.installed().declared_again())
+    with suppress(NotFoundError):
+        nft.run(nft.installed().declared_again())
+
+
+def run_on_base(nft: Nft, commands: list[str]) -> None:
+    """Declare the base and run commands, in one transaction.
+
+    Raises ``CNIError`` with code 11 if too many races were lost, and ``NFTError`` if nftables refuses.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return nft.run([*base(), *commands])
+        except NFTError as error:
+            if not error.of_other_declarations:
+                raise
+            refusal = error
+        declare_again(nft)
+    raise lost_races(refusal)
 
 
 def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log: Log) -> Plan:
@@ -71,17 +90,23 @@ def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log
     addresses included, and is one attempt: raises ``NFTError`` if anything is not as it was ``seen``, and if the
     attachment was deleted.
     """
-    own = unshared(seen, attachment, plan)
-    leaving = _leaving(nft, seen, attachment, own, newest=False)
-    nft.run(reinstatement(attachment, own, seen, leaving))
+    own, leaving, commands = reinstatement(nft, attachment, plan, seen)
+    nft.run(commands)
     _take_over(attachment, own, leaving, seen, log)
     return own
 
 
-def reinstatement(attachment: Attachment, plan: Plan, seen: Installed, leaving: Iterable[str]) -> list[str]:
-    """Return the commands that install an attachment once more, and make room for that."""
+def reinstatement(
+    nft: Nft, attachment: Attachment, plan: Plan, seen: Installed
+) -> tuple[Plan, dict[str, str], list[str]]:
+    """Return what of a plan can be installed once more, who has to make room for it and why, and the commands.
+
+    Raises ``CNIError`` with code 100 if a container that lives is in the way.
+    """
+    own = unshared(seen, attachment, plan)
+    leaving = _leaving(nft, seen, attachment, own, newest=False)
     commands = [command for holder in leaving for command in seen.detach(holder)]
-    return commands + (install(attachment, plan, "create") if plan.forwards else [])
+    return own, leaving, commands + (install(attachment, own, "create") if own.forwards else [])
 
 
 def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
@@ -168,7 +193,7 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
         if not commands:
             return
         try:
-            nft.run([*commands, deleted_set(), deleted("add", key)])
+            nft.run([*commands, *note_deleted(key)])
         except NFTError as error:
             if not error.may_be_a_race:
                 raise

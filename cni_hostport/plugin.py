@@ -41,64 +41,46 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
         return result
-    follow_up(nft, attachment, ownership.claim(nft, attachment, plan, log), log)
-    return result
-
-
-def follow_up(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> None:
-    """Do what an installed plan needs besides its rules; without that, it is removed again.
-
-    Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
-    """
-    from contextlib import suppress
-
-    from cni_hostport import conntrack, host, ownership
-
+    plan = ownership.claim(nft, attachment, plan, log)
     try:
-        if plan.local_route_to:
-            host.route_localnet(plan.local_route_to, log)
+        follow_up(nft, plan, log)
     except BaseException:
+        from contextlib import suppress
+
         with suppress(CNIError, NFTError):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
+    return result
+
+
+def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
+    """Do what an installed plan needs besides its rules.
+
+    Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
+    """
+    from cni_hostport import conntrack, host
+
+    if plan.local_route_to:
+        host.route_localnet(plan.local_route_to, log)
     if any(forward.protocol == "udp" for forward in plan.forwards):
         conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
 
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
+    from cni_hostport import deletion
     from cni_hostport.lookup import Lookup
     from cni_hostport.table import RESTORING
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
-    if held is None and (_may_map(call) or lookup.is_deleted(RESTORING)):
-        _remember_deleted(lookup, key)
+    if held is None and (_wants_ports(call) or lookup.is_deleted(RESTORING)):
+        deletion.note(lookup, key)
         held = lookup.find(key)  # what was restored between the first look and the note
-    if held is None:
-        if _may_map(call):
-            _tell_leftovers_of_portmap(lookup, call, log)
-    elif not lookup.remove(key, held):
-        from cni_hostport import ownership
-        from cni_hostport.nft import Nft
-
-        ownership.release(Nft(), key, log)
-    elif held.udp_ports:
-        from cni_hostport import conntrack
-
-        conntrack.forget_to(held.pods, held.udp_ports, log)
-
-
-def _remember_deleted(lookup: Lookup, key: str) -> None:
-    if lookup.add_deleted(key):
-        return
-    from contextlib import suppress
-
-    from cni_hostport.nft import Nft
-    from cni_hostport.table import base, deleted
-
-    with suppress(NFTError):  # where there can be no table, nothing can be restored either
-        Nft().run([*base(), deleted("add", key)])
+    if held:
+        deletion.remove(lookup, key, held, log)
+    elif _may_map(call):
+        _tell_leftovers_of_portmap(lookup, call, log)
 
 
 def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
@@ -212,6 +194,15 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
 def _may_map(call: Call) -> bool:
     runtime = call.config.get("runtimeConfig")
     return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
+
+
+def _wants_ports(call: Call) -> bool:
+    """Tell whether a runtime's mappings have a host port, however they are written; if in doubt, they have."""
+    try:
+        mappings = (call.config.get("runtimeConfig") or {}).get("portMappings") or ()
+        return any(value for mapping in mappings for key, value in mapping.items() if key.lower() == "hostport")
+    except (AttributeError, TypeError):
+        return True
 
 
 def plan_of(call: Call) -> Plan | None:

@@ -34,7 +34,7 @@ FIRST_INHERITED = 3  # sd_listen_fds(3)
 OPERATIONS_IMPORT = (
     *(
         f"cni_hostport.{module}"
-        for module in ("comparison", "config", "conntrack", "lookup", "ownership", "plugin", "portmap")
+        for module in ("comparison", "config", "conntrack", "deletion", "lookup", "ownership", "plugin", "portmap")
     ),
     "nftables",
     "pyroute2.netlink.nfnetlink.nfctsocket",

@@ -113,7 +113,7 @@ def _check_environment(environ: Mapping[str, str]) -> None:
             f"CNI_CONTAINERID {container_id!r} is not a letter or digit followed by letters, digits, '_', '.' or '-'",
         )
     ifname = environ.get("CNI_IFNAME", "")
-    if "CNI_IFNAME" in required and ifname and not _is_ifname(ifname):
+    if "CNI_IFNAME" in required and ifname and not is_ifname(ifname):
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_IFNAME {ifname!r} is not an interface name: at most {MAX_IFNAME_BYTES} bytes,"
@@ -124,7 +124,8 @@ def _check_environment(environ: Mapping[str, str]) -> None:
         raise CNIError(Code.INVALID_ENVIRONMENT, f"required environment variables are missing: {', '.join(missing)}")
 
 
-def _is_ifname(name: str) -> bool:
+def is_ifname(name: str) -> bool:
+    """Tell whether a name is one that the kernel takes for an interface."""
     return (
         len(os.fsencode(name)) <= MAX_IFNAME_BYTES
         and name not in {".", ".."}
@@ -191,14 +192,15 @@ def _dispatch(
             Code.INCOMPATIBLE_VERSION, f"cniVersion {version!r} does not have {command}, which came with {since}"
         )
     if command in {"ADD", "DEL"} and environ.get("CNI_NETNS_OVERRIDE", "").lower() not in {"1", "true"}:
-        _check_netns(environ.get("CNI_NETNS", ""))
+        check_netns(environ.get("CNI_NETNS", ""))
 
     from cni_hostport import plugin
 
     return plugin.OPERATIONS[command](Call(environ, config), log)
 
 
-def _check_netns(netns: str) -> None:
+def check_netns(netns: str) -> None:
+    """Raise ``CNIError`` with code 8 if a path is that of the network namespace in which this process runs."""
     try:
         same = os.path.samefile(netns, "/proc/self/ns/net")
     except (OSError, ValueError):

@@ -15,6 +15,7 @@ MAPS = PORT_MAPS | POD_MAPS
 # The keys of attachments that were deleted, for longer than a runtime takes to forget about one: what was read from a
 # runtime's cache before must not bring it back. An address has as many bytes as a key.
 DELETED = "deleted"
+_DELETED_SET = f"add set {FAMILY} {TABLE} {DELETED} {{ type ipv6_addr; flags timeout; timeout 10m; }}"
 RESTORING = f"{0:016x}-{0:016x}"  # what is in it, instead of a key, while attachments are being restored
 # the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
 ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
@@ -56,9 +57,14 @@ BASE_CHAINS = {
 }
 
 
+def add_table() -> str:
+    """Return the command that declares the table."""
+    return f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}'
+
+
 def base() -> list[str]:
     """Return the commands that declare the table, maps and base chains, and put right what is there of them."""
-    commands = [f'add table {FAMILY} {TABLE} {{ comment "CNI hostport plugin"; }}']
+    commands = [add_table()]
     # each element of a port counts the new connections to it
     commands += [
         f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; counter; }}" for name, key in PORT_MAPS.items()
@@ -68,7 +74,7 @@ def base() -> list[str]:
         f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
         for name, key in ADDRESS_SETS.items()
     ]
-    commands.append(deleted_set())
+    commands.append(_DELETED_SET)
     for name, (hook, _) in BASE_CHAINS.items():
         commands += [
             f"add chain {FAMILY} {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
@@ -79,9 +85,9 @@ def base() -> list[str]:
     return commands
 
 
-def deleted_set() -> str:
-    """Return the command that declares the set of deleted attachments."""
-    return f"add set {FAMILY} {TABLE} {DELETED} {{ type ipv6_addr; flags timeout; timeout 10m; }}"
+def note_deleted(key: str) -> list[str]:
+    """Return the commands that put an attachment among the deleted ones, for as long as if it had not been there."""
+    return [_DELETED_SET, *(deleted(verb, key) for verb in ("add", "delete", "add"))]
 
 
 def deleted(verb: str, key: str) -> str:

@@ -9,12 +9,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 
 from cni_hostport.config import PrevResult
-from cni_hostport.skel import Call
+from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,11 +41,14 @@ class Conflist(_Model):
 
     @classmethod
     def parse(cls, data: bytes) -> Conflist:
-        """Read a configuration file; raises ``ValueError``."""
-        document = json.loads(data)
-        if isinstance(document, dict) and "plugins" not in document:
-            document = {"cniVersion": "", **document, "plugins": [document]}
-        return cls.model_validate(document)
+        """Read a configuration file; raises ``ValueError`` with a sentence."""
+        try:
+            document = json.loads(data)
+            if isinstance(document, dict) and "plugins" not in document:
+                document = {"cniVersion": "", **document, "plugins": [document]}
+            return cls.model_validate(document)
+        except (RecursionError, ValueError) as error:
+            raise ValueError(_sentence(error)) from error
 
     @property
     def types(self) -> list[str]:
@@ -57,10 +60,24 @@ class Conflist(_Model):
         return next((plugin for plugin in self.plugins if plugin.get("type") == kind), None)
 
 
+def _name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        msg = f"{name!r} is not a name that CNI allows"
+        raise ValueError(msg)
+    return name
+
+
+def _ifname(name: str) -> str:
+    if not is_ifname(name):
+        msg = f"{name!r} is not an interface's name"
+        raise ValueError(msg)
+    return name
+
+
 class _Entry(_Model):
-    container_id: str = Field(alias="containerId")
-    ifname: str = Field(alias="ifName")
-    network: str = Field(alias="networkName")
+    container_id: Annotated[str, AfterValidator(_name), Field(alias="containerId")]
+    ifname: Annotated[str, AfterValidator(_ifname), Field(alias="ifName")]
+    network: Annotated[str, AfterValidator(_name), Field(alias="networkName")]
     netns: str = ""  # since libcni 1.2
     config: Base64Bytes
     cni_args: tuple[tuple[str, str], ...] | None = Field(None, alias="cniArgs")
@@ -70,10 +87,9 @@ class _Entry(_Model):
     @property
     def sandbox(self) -> str:
         """The path of the network namespace, from the result where an older libcni did not write it down."""
-        interfaces = self.result.get("interfaces") or ()
-        return self.netns or next(
-            (interface.get("sandbox", "") for interface in interfaces if interface.get("name") == self.ifname), ""
-        )
+        interfaces = PrevResult.model_validate(self.result).interfaces or ()
+        sandboxes = (of.sandbox for of in interfaces if of.name == self.ifname and of.sandbox)
+        return self.netns or next(sandboxes, "")
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,7 @@ def entries(directories: Iterable[Path]) -> list[Path]:
 def read(path: Path) -> Call | None:
     """Return the ADD to which this plugin owes an attachment, as libcni made it.
 
-    ``None`` if the file is gone, or is about something else. Raises ``ValueError`` if it cannot be read.
+    ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read.
     """
     return _read(path, _call)
 
@@ -114,12 +130,18 @@ def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ValueError(str(error)) from error
-        except ValueError:
-            if attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(PAUSE)
-    return None
+            raise ValueError(error.strerror) from error
+        except (RecursionError, ValueError) as error:
+            failure = error
+            time.sleep(PAUSE if attempt < ATTEMPTS - 1 else 0)
+    raise ValueError(_sentence(failure)) from failure
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        reasons = ((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
+        return "; ".join(f"{where}: {reason}" if where else reason for where, reason in reasons)
+    return str(error)
 
 
 def _interface(entry: _Entry) -> Interface:
@@ -132,7 +154,8 @@ def _call(entry: _Entry) -> Call | None:
     plugin = conflist.plugin()
     if plugin is None:
         return None
-    capabilities = plugin.get("capabilities") or {}
+    capabilities = plugin.get("capabilities")
+    capable = {name for name, value in capabilities.items() if value is True} if isinstance(capabilities, dict) else ()
     environ = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": entry.container_id,
@@ -144,9 +167,7 @@ def _call(entry: _Entry) -> Call | None:
         **plugin,
         "cniVersion": conflist.cni_version,
         "name": entry.network,
-        "runtimeConfig": {
-            name: value for name, value in (entry.capability_args or {}).items() if capabilities.get(name) is True
-        },
+        "runtimeConfig": {name: value for name, value in (entry.capability_args or {}).items() if name in capable},
         "prevResult": entry.result,
     }
     return Call(environ, config)

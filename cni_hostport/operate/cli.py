@@ -161,8 +161,16 @@ def doctor(
 @main.command()
 @CACHES
 @click.option("--dry-run", is_flag=True, help="Show the nft commands, and change nothing.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0),
+    default=2,
+    metavar="SECONDS",
+    show_default=True,
+    help="Take back for so long what turns out to have been in the middle of its deletion.",
+)
 @JSON
-def restore(caches: tuple[Path, ...], *, dry_run: bool, as_json: bool) -> None:
+def restore(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: bool) -> None:
     """Bring back host ports that were taken away.
 
     A firewall reload, 'nft flush ruleset' or a mistake does that. What containers asked for is in the cache that
@@ -171,8 +179,12 @@ def restore(caches: tuple[Path, ...], *, dry_run: bool, as_json: bool) -> None:
     """
     from cni_hostport.operate import restore as of
 
+    for directory in caches:
+        if not (directory / "results").is_dir():
+            _log(f"There is no cache of a runtime in {directory}.")
     paths = of.candidates(caches)
-    outcomes = list(terminal.progress(of.restore(paths, _log, dry_run=dry_run), len(paths), "Restoring"))
+    restored = terminal.progress(of.restore(paths, _log, dry_run=dry_run, watch=watch), len(paths), "Restoring")
+    outcomes = list({outcome.attachment: outcome for outcome in restored}.values())
     if as_json:
         _print_json([asdict(outcome) for outcome in outcomes])
     else:

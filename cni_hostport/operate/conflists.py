@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
@@ -139,8 +137,4 @@ def _unusual_conditions(path: Path, conflist: Conflist, config: dict[str, Any]) 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or os.strerror(error.errno or 0)
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: {first['msg']}" if where else first["msg"]
     return str(error)

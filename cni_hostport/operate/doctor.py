@@ -111,7 +111,7 @@ CHECKS = (
         "the network configurations call hostport as they should",
         lambda it: conflists.statements(it.conf_dirs),
     ),
-    Check("forwarding", "the kernel forwards IPv4 and IPv6", lambda it: node.forwarding(it.mappings)),
+    Check("forwarding", "the kernel forwards what it is sent for others", lambda it: node.forwarding(it.mappings)),
     Check(
         "reverse path filtering",
         "rp_filter drops no client of a host port",
@@ -120,7 +120,7 @@ CHECKS = (
     Check(
         "the forward policy",
         "no other table drops by policy what is forwarded",
-        lambda it: node.forward_policy(it.nft),
+        lambda it: node.forward_policy(it.nft, it.mappings),
     ),
     Check(
         "the base rules",
@@ -134,12 +134,12 @@ CHECKS = (
     ),
     Check(
         "the holders of host ports",
-        "every container that holds a host port exists",
+        "no container that holds a host port is known to be gone",
         lambda it: runtimes.dead_holders(it.mappings),
     ),
     Check(
         "the caches of runtimes",
-        "the ruleset holds what runtimes asked for",
+        "the ruleset is what runtimes asked for",
         lambda it: runtimes.differences(it.installed, it.mappings, it.caches),
     ),
     *(

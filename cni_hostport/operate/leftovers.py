@@ -162,6 +162,7 @@ def _census(caches: Sequence[Path]) -> _Census:
             " of portmap's containers exist: name it with --cache-dir",
         )
     interfaces, unreadable = [], []
+    own = os.stat("/proc/thread-self/ns/net").st_ino
     for path in cache.entries(caches):
         try:
             interface = cache.interface(path)
@@ -169,13 +170,18 @@ def _census(caches: Sequence[Path]) -> _Census:
             unreadable.append(path)
         else:
             interfaces += [interface] if interface else []
-    if len(interfaces) > 1 and all(map(_is_gone, interfaces)) and not any(map(_is_beside_others, interfaces)):
+    census = _Census(tuple(interfaces), tuple(unreadable), tuple(namespaces.visible()))
+    if interfaces:
+        sees = any(not _is_gone(of) or _is_beside_others(of) for of in interfaces)
+    else:
+        sees = any(of.inode not in {0, own} for of in census.namespaces)
+    if not sees and not namespaces.is_everything_visible():
         raise CNIError(
             Code.NOT_AVAILABLE,
-            f"the network namespaces of all {len(interfaces)} containers in the cache seem to be gone: this process may"
-            " not see the runtime's mounts, and cannot tell who lives",
+            "no container's network namespace is seen at all: this process may not see the runtime's mounts and"
+            " processes, and cannot tell who lives",
         )
-    return _Census(tuple(interfaces), tuple(unreadable), tuple(namespaces.visible()))
+    return census
 
 
 def _is_gone(interface: cache.Interface) -> bool:

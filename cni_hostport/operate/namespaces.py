@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, if_nametoindex
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_hostport import host
+from cni_hostport import host, skel
+from cni_hostport.errors import CNIError, Code
 from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
 ATTEMPTS = 5  # to list addresses while none of them changes
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
@@ -64,6 +66,40 @@ def visible() -> Iterator[Namespace]:
         except OSError as error:
             if error.errno not in VANISHED:
                 raise
+
+
+def is_everything_visible() -> bool:
+    """Tell whether this process sees all processes and the mounts of the node, and so every namespace there is."""
+    try:
+        whole = os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
+        return whole and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
+    except OSError:
+        return False
+
+
+def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
+    """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
+
+    Raises ``CNIError`` with code 102 if that cannot be told.
+    """
+    where = f"its network namespace {netns}"
+    if not netns:
+        raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
+    try:
+        skel.check_netns(netns)
+        with host.inside(netns):
+            index = if_nametoindex(ifname)
+            present = {address.ip.ip for address in addresses() if address.interface == index}
+    except CNIError:
+        return f"{where} is that of the node now"
+    except (OSError, ValueError) as error:
+        if host.is_gone(netns):
+            return f"{where} is gone"
+        if host.is_namespace(netns):
+            return f"{ifname} is gone from {where}"
+        raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
+    lost = [str(ip) for ip in pods if ip not in present]
+    return f"{ifname} in {where} does not have {', '.join(lost)} any more" if lost else ""
 
 
 def addresses() -> list[Address]:

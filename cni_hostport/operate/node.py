@@ -81,7 +81,7 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
         )
 
 
-def forward_policy(nft: Nft) -> Iterator[Statement]:
+def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say which rules of others can drop what is forwarded; raises ``NFTError`` and ``OSError``."""
     for item in nft.listing("chains"):
         chain = item.get("chain", {})
@@ -104,7 +104,10 @@ def forward_policy(nft: Nft) -> Iterator[Statement]:
                 f"hostport explain PORT shows the way of one. If it ends there: {accept}",
             )
         else:
-            yield problem(f"{text}, and it has none", "No connection reaches a pod.", accept)
+            versions = VERSIONS[chain["family"]]
+            say = problem if any(mapping.version in versions for mapping in mappings) else note
+            ip = " or ".join(f"IPv{version}" for version in sorted(versions))
+            yield say(f"{text}, and it has none", f"No connection over {ip} reaches a pod.", accept)
     tables = {
         program: (LEGACY / name).read_text().split()
         for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))

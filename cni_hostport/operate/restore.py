@@ -4,8 +4,8 @@ Runtimes go on adding and deleting pods meanwhile, and an attachment that is del
 the attachment's key in the ruleset, whatever else it finds there, and the transaction that restores an attachment fails
 if its key is there. A DEL that finds nothing and has no word of mappings leaves the key only where it sees that
 attachments are being restored: that is noted first, and the cache read afterwards. Of a DEL before that there may be no
-trace, since a flush takes the keys away as well. It is most often at its end then, and what was restored of its
-attachment is removed again when the cache forgets it.
+trace, since a flush takes the keys away as well: what was restored of its attachment is removed again when the cache
+forgets it, for as long as that is watched.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, host, ownership, plugin
+from cni_hostport import comparison, deletion, host, ownership, plugin
 from cni_hostport.attachment import SHORT_ID, pod_name
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
 from cni_hostport.nft import Nft
-from cni_hostport.operate import cache
-from cni_hostport.table import RESTORING, base, deleted, dnat_chain
+from cni_hostport.operate import cache, namespaces
+from cni_hostport.table import RESTORING, deleted, dnat_chain, note_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
 
-WATCH = 2  # seconds in which a DEL that had begun before has come to its end
+PAUSE = 0.2  # seconds between looks for what the cache has forgotten
 
 
 class Status(StrEnum):
@@ -79,41 +79,30 @@ def _may_map(path: Path) -> bool:
         return True  # to be told
 
 
-def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False) -> Iterator[Outcome]:
+def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False, watch: float = 0) -> Iterator[Outcome]:
     """Restore the attachments in files of a cache, and yield what became of each; some have nothing to restore.
 
-    The base of the ruleset is put right as well. Raises ``NFTError`` if nftables cannot be used.
+    The base of the ruleset is put right as well. For ``watch`` seconds after that, what turns out to have been deleted
+    is taken back, and yielded a second time. Raises ``NFTError`` if nftables cannot be used.
     """
     nft = Nft()
     if not paths and not nft.installed().chains:
         return  # a node without host ports, and no rules to put right
     if not dry_run:
-        _begin(nft)
+        ownership.run_on_base(nft, note_deleted(RESTORING))
     restoration = _Restoration(nft, log, dry_run=dry_run)
     for path in paths:
         outcome = restoration.restore(path)
         if outcome:
             yield outcome
-    yield from restoration.take_back()
-
-
-def _begin(nft: Nft) -> None:
-    """Note that attachments are being restored."""
-    commands = [*base(), *(deleted(verb, RESTORING) for verb in ("add", "delete", "add"))]
-    try:
-        nft.run(commands)
-    except NFTError as error:
-        if not error.of_other_declarations:
-            raise
-        ownership.declare_again(nft)
-        nft.run(commands)
+    yield from restoration.take_back(watch)
 
 
 @dataclass(frozen=True)
 class _Restored:
     path: Path
-    key: str
     name: str
+    key: str
     handle: bytes  # of the chain, which tells it from one that somebody made since
 
 
@@ -150,53 +139,64 @@ class _Restoration:
         return Outcome(Status.FAILED, name, text=failure.msg)
 
     def _restore_from(self, path: Path, call: Call, seen: Installed) -> Outcome | None:
-        if not host.has_interface(call.netns, call.ifname):
-            where = f"its network namespace {call.netns}"
-            gone = f"{call.ifname} is gone from {where}" if host.is_namespace(call.netns) else f"{where} is gone"
-            return Outcome(Status.GONE, _name(call), text=gone)
-        plan = plugin.plan_of(call)
+        name = _name(call)
+        gone = namespaces.why_gone(call.netns, call.ifname)
+        plan = None if gone else plugin.plan_of(call)
+        if plan:
+            gone = namespaces.why_gone(call.netns, call.ifname, plan.masquerade)
+        if gone:
+            return Outcome(Status.GONE, name, text=gone)
         if plan is None or not plan.forwards:
             return None
-        attachment, name = plugin.attachment_of(call), _name(call)
+        attachment = plugin.attachment_of(call)
         mappings = tuple(dict.fromkeys(map(str, plan.forwards)))  # those of both families are one to a person
-        own, token = ownership.unshared(seen, attachment, plan), dnat_chain(attachment.key)
-        is_new = seen.chains.get(token) != self._before.chains.get(token)
-        present = attachment.key in seen.holders
-        if is_new or not own.forwards or (present and not comparison.differences(attachment, plan)):
-            return Outcome(Status.PRESENT, name, mappings, "it was added meanwhile" if is_new else "")
+        if self._is_there(attachment, plan, seen):
+            if plan.local_route_to and not self._dry_run:  # which others may have reset
+                host.route_localnet(plan.local_route_to, self._log)
+            return Outcome(Status.PRESENT, name, mappings)
         if self._dry_run:
-            commands = ownership.reinstatement(attachment, own, seen, [attachment.key] if present else [])
+            _, _, commands = ownership.reinstatement(self._nft, attachment, plan, seen)
             return Outcome(Status.MISSING, name, mappings, commands=tuple(commands))
-        if not self._reinstate(attachment, plan, seen):
+        if not self._reinstate(path, name, attachment, plan, seen):
             return Outcome(Status.GONE, name, mappings, "it was deleted")
-        held = self._lookup.find(attachment.key)
-        if held:
-            self._restored.append(_Restored(path, attachment.key, name, held.handle))
         return Outcome(Status.RESTORED, name, mappings)
 
-    def _reinstate(self, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
+    def _is_there(self, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
+        """Tell whether there are no rules to install: they are as they should be, or were added since this began."""
+        token = dnat_chain(attachment.key)
+        if seen.chains.get(token) != self._before.chains.get(token):
+            return True
+        if not ownership.unshared(seen, attachment, plan).forwards:
+            return True
+        return attachment.key in seen.holders and not comparison.differences(attachment, plan)
+
+    def _reinstate(self, path: Path, name: str, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
+        """Install it, and tell whether that was done: not if it was deleted."""
         try:
             own = ownership.reinstate(self._nft, attachment, plan, seen, self._log)
         except NFTError as error:
             if any(command == deleted("create", attachment.key) for _, command in error.refusals):
                 return False
             raise
-        plugin.follow_up(self._nft, attachment, own, self._log)
+        held = self._lookup.find(attachment.key)
+        if held:
+            self._restored.append(_Restored(path, name, attachment.key, held.handle))
+        plugin.follow_up(self._nft, own, self._log)
         return True
 
-    def take_back(self) -> Iterator[Outcome]:
+    def take_back(self, seconds: float) -> Iterator[Outcome]:
         """Remove what was restored although it was being deleted, which the end of that shows: the cache forgets it."""
-        watched, until = self._restored, time.monotonic() + (WATCH if self._restored else 0)
+        watched, until = list(self._restored), time.monotonic() + seconds
         while watched:
             for restored in [of for of in watched if not of.path.exists()]:
                 watched.remove(restored)
                 held = self._lookup.find(restored.key)
-                if held and held.handle == restored.handle and not self._lookup.remove(restored.key, held):
-                    ownership.release(self._nft, restored.key, self._log)
+                if held and held.handle == restored.handle:
+                    deletion.remove(self._lookup, restored.key, held, self._log)
                 yield Outcome(Status.GONE, restored.name, text="it was deleted")
             if time.monotonic() > until:
                 return
-            time.sleep(WATCH / 10)
+            time.sleep(PAUSE)
 
 
 def _name(call: Call) -> str:

@@ -6,13 +6,11 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from cni_hostport import host, ownership, plugin, ruleset
+from cni_hostport import comparison, ownership, plugin, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import cache
+from cni_hostport.operate import cache, namespaces
 from cni_hostport.operate.mappings import Holder
 from cni_hostport.operate.statements import note, problem
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from cni_hostport.installed import Installed
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
+    from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
 
 SHOWN = 10  # examples of what holds for all
@@ -93,7 +92,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             call = cache.read(path)
         except ValueError as error:
             yield note(
-                f"{path} cannot be read: {_sentence(error)}",
+                f"{path} cannot be read: {error}",
                 "What its container asked for is not known here, and may not be to its runtime.",
             )
             continue
@@ -107,8 +106,8 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
                 incomplete += [f"{_whose(call)}: {', '.join(lacking)}"] if lacking else []
     if incomplete:
         yield problem(
-            f"the ruleset lacks host ports of {len(incomplete)} running containers",
-            "Something removed them after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
+            f"the ruleset is not what {len(incomplete)} running containers asked for",
+            "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
             "hostport restore",
             tuple(incomplete),
         )
@@ -131,21 +130,22 @@ def _whose(call: Call) -> str:
 
 
 def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> list[str]:
-    """Return what the ruleset lacks of an attachment that is there; raises ``CNIError`` if its plan cannot be made."""
+    """Return what is not as an attachment asked for that is there; raises ``CNIError`` if its plan cannot be made."""
     attachment = plugin.attachment_of(call)
-    plan = plugin.plan_of(call) if host.has_interface(call.netns, call.ifname) else None
-    if plan is None:
+    plan = None if namespaces.why_gone(call.netns, call.ifname) else plugin.plan_of(call)
+    if plan is None or namespaces.why_gone(call.netns, call.ifname, plan.masquerade):
         return []
     plan = ownership.unshared(installed, attachment, plan)
     present = {(element.map, element.key) for element in installed.of(attachment.key)}
     lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.key == attachment.key and of.pod_ip is None]
+    if not lacking and plan.forwards and _is_changed(attachment, plan):
+        lacking = ["its rules are not those of its ADD"]
     # one that was deleted stays in the cache until all plugins have deleted theirs
     return list(dict.fromkeys(lacking)) if lacking and not Lookup().is_deleted(attachment.key) else []
 
 
-def _sentence(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    return str(error)
+def _is_changed(attachment: Attachment, plan: Plan) -> bool:
+    """Tell whether chains or elements of an attachment, the base aside, are not as ADD makes them."""
+    return any(attachment.key in line for line in comparison.differences(attachment, plan))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -189,9 +190,30 @@ def test_del_removes_what_is_restored_while_it_looks(
 
 def test_the_lookup_tells_what_was_deleted() -> None:
     lookup = Lookup()
-    assert (lookup.is_deleted(KEY), lookup.add_deleted(KEY)) == (False, False)
+    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (False, False)
     nft("add table inet hostport; add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }")
-    assert (lookup.is_deleted(KEY), lookup.add_deleted(KEY)) == (False, True)
-    assert (lookup.is_deleted(KEY), lookup.add_deleted(KEY)) == (True, True)
+    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (False, True)
+    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (True, True)
     assert not lookup.is_deleted(OTHERS)
+    assert deleted() == {KEY}
+
+
+def test_a_second_del_renews_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_DELETED_SET", table._DELETED_SET.replace("10m", "3s"))  # noqa: SLF001 - to be quick
+    run("ADD", *ONE)
+    for _ in range(3):
+        run("DEL", *ONE)
+        time.sleep(1.5)
+    assert deleted() == {KEY}
+
+
+@pytest.mark.parametrize("key", ["hostPort", "HostPort"])
+def test_del_of_host_port_0_alone_creates_nothing(key: str) -> None:
+    run("DEL", {key: 0, "containerPort": 80})
+    assert ruleset() == ""
+
+
+def test_del_leaves_the_key_in_a_table_that_an_older_version_declared() -> None:
+    nft("table inet hostport { map hostports { type nf_proto . inet_proto . inet_service : verdict; }; }")
+    run("DEL", *ONE)
     assert deleted() == {KEY}

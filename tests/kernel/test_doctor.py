@@ -136,6 +136,17 @@ def test_a_forward_policy_that_drops_everything_is_a_problem_and_the_remedy_work
     assert "hostport explain PORT" in found.remedy
 
 
+def test_a_forward_policy_of_the_other_family_is_worth_a_note(practice: Practice) -> None:
+    pod = practice.node.pod(4)
+    pod.serve("tcp", 80, "web")
+    practice.node.add(pod, mapping(8080))
+    practice.cache.add(pod, mapping(8080))
+    practice.node.nft_file("table ip6 f { chain f { type filter hook forward priority 0; policy drop; }; }")
+    found = practice.finding()
+    assert (found.status, found.meaning) == ("note", "No connection over IPv6 reaches a pod.")
+    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
 @pytest.mark.parametrize("program", ["iptables", "ip6tables"])
 def test_a_policy_of_iptables_is_seen_as_well(practice: Practice, program: str) -> None:
     practice.node.run(f"{program}-nft", "-P", "FORWARD", "DROP")

@@ -7,6 +7,8 @@ from cache import Cache
 from lab import CLIENT4, LAUNCHER, NODE4, config, mapping
 from practice import Practice
 
+from cni_hostport.attachment import Attachment
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -71,12 +73,23 @@ def test_host_ports_that_a_running_container_lacks_are_a_problem_and_the_remedy_
     pod = practice.running(mapping(8080), mapping(8081, hostIP=NODE4))
     chain = next(line.split()[1] for line in practice.node.ruleset().splitlines() if "chain dnat-" in line)
     practice.node.nft(damage.format(chain=chain))
-    (found,) = (one for one in practice.finds() if "lacks" in one.text)
+    (found,) = (one for one in practice.finds() if "is not what 1" in one.text)
     assert found.status == "problem"
     assert found.details == (f"pod shop/{pod.host_end} (eth0, network pods): {lacking}",)
     practice.node.run(*LAUNCHER, *found.remedy.split()[1:], f"--cache-dir={practice.cache.directory}")
     assert practice.finds() == []
     assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["flush chain inet hostport masq-KEY", "insert rule inet hostport dnat-KEY tcp dport 8080 dnat ip to 10.9.9.9:80"],
+)
+def test_rules_of_a_running_container_that_were_changed_are_a_problem(practice: Practice, damage: str) -> None:
+    pod = practice.running(mapping(8080))
+    practice.node.nft(damage.replace("KEY", Attachment("pods", pod.id, "eth0").key))
+    found = practice.finding()
+    assert found.details == (f"pod shop/{pod.host_end} (eth0, network pods): its rules are not those of its ADD",)
 
 
 def test_a_container_that_was_just_deleted_lacks_nothing(practice: Practice) -> None:
@@ -88,7 +101,7 @@ def test_a_container_that_was_just_deleted_lacks_nothing(practice: Practice) -> 
 def test_a_container_that_is_gone_lacks_nothing(practice: Practice) -> None:
     practice.running(mapping(8080)).remove()
     practice.node.nft("flush ruleset")
-    assert not [one for one in practice.finds() if "lacks" in one.text]
+    assert not [one for one in practice.finds() if "is not what" in one.text]
 
 
 def test_host_ports_that_no_cache_explains_are_worth_a_note(practice: Practice) -> None:

@@ -10,7 +10,7 @@ import inprocess
 import pytest
 from cache import Cache
 from compare.plugins import PLUGINS, PORTMAP, Bench, Plugin
-from lab import CLIENT4, CLIENT6, NODE4, NODE6, Pod, mapping, require
+from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Pod, mapping, require
 from tools import unavailable
 
 from cni_hostport.errors import CNIError
@@ -205,6 +205,29 @@ def test_a_removal_that_is_refused_is_a_problem_that_says_why(node: Bench, tmp_p
     with inprocess.on(node):
         [refused] = leftovers.removal([tmp_path / "absent"])
     assert (refused.status, refused.text[:42]) == ("problem", "portmap's leftovers were not removed: ther")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the cache", "in no cache"])
+def test_a_living_container_is_safe_from_a_process_that_does_not_see_it(node: Bench, cache: Cache, known: bool) -> None:
+    pod = web(node, 2, 8000)
+    if known:
+        cache.add(pod, plugin={"type": "portmap"})
+    blind = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
+        'mount -t tmpfs t /run; exec "$@"',
+        "sh",
+    ]
+    ran = node.run(
+        *blind, *LAUNCHER, "doctor", "--remove-portmap-leftovers", f"--cache-dir={cache.directory}", check=False
+    )
+    assert (ran.returncode, "cannot tell who lives" in ran.stdout) == (1, True)
+    assert answers(node, 8000)
 
 
 def test_nothing_is_removed_by_a_process_that_sees_nobody_alive(node: Bench, cache: Cache) -> None:

@@ -143,9 +143,9 @@ def test_without_privileges_it_says_so(node: Node, cache: Cache) -> None:
 def test_a_progress_bar_is_shown_on_a_terminal(node: Node, cache: Cache) -> None:
     pod = node.pod()
     for number in range(40):
-        cache.add(
-            pod, mapping(8000 + number), network=f"n{number}", result={"ips": [{"address": f"10.88.1.{number}/24"}]}
-        )
+        address = f"10.88.1.{number + 1}/24"
+        pod.ip(f"addr add {address} dev eth0")
+        cache.add(pod, mapping(8000 + number), network=f"n{number}", result={"ips": [{"address": address}]})
     command = " ".join([*LAUNCHER, "restore", f"--cache-dir={cache.directory}"])
     ran = subprocess.run(
         ["nsenter", f"--net={node.path}", "script", "-qec", command, "/dev/null"],
@@ -153,3 +153,28 @@ def test_a_progress_bar_is_shown_on_a_terminal(node: Node, cache: Cache) -> None
     )  # fmt: skip
     assert "Restoring" in ran.stdout
     assert "40 restored" in ran.stdout
+
+
+def test_a_setting_that_cannot_be_changed_is_told_and_costs_no_pod_its_ports(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, *MAPPINGS)
+    pod.serve("tcp", 80, "web")
+    node.nft(f"flush chain inet hostport masq-{Attachment('pods', pod.id, 'eth0').key}")
+    node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
+    read_only = 'mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec "$@"'
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        read_only,
+        "sh",
+        *LAUNCHER,
+        "restore",
+        f"--cache-dir={cache.directory}",
+    ]
+    refused = node.run(*command, check=False)
+    assert (refused.returncode, "route_localnet to 1" in refused.stderr) == (1, True)
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+    assert restore(node, cache) == "1 present\n"
+    assert node.ask("tcp", "127.0.0.1", 8080).startswith("web")
+    assert node.cni("CHECK", pod, config(pod, *MAPPINGS)).status == 0

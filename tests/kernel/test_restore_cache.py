@@ -85,5 +85,44 @@ def test_several_caches_are_read_and_one_that_is_missing_is_no_error(node: Node,
     (absent.directory / "results").rmdir()
     pods = running(node, cache, mapping(8080)), running(node, other, mapping(9090))
     node.nft("flush ruleset")
-    assert restore(node, cache, other, absent) == "2 restored\n"
+    said = restore(node, cache, other, absent)
+    assert said == f"There is no cache of a runtime in {absent.directory}.\n2 restored\n"
     assert all(node.footprint(pod) for pod in pods)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"plugin": {"type": "hostport", "capabilities": ["portMappings"]}},
+        {"netns": None, "result": {"interfaces": ["eth0"], "ips": []}},
+        {"netns": None, "result": {"interfaces": [{"name": "eth0", "sandbox": None}], "ips": []}},
+        {"containerId": 'x" : drop }; add table inet injected; #'},
+        {"networkName": "a b"},
+        {"ifName": "a/b"},
+        {"config": "e30="},
+    ],
+    ids=["capabilities", "interfaces", "no sandbox", "container", "network", "interface", "configuration"],
+)
+def test_an_odd_entry_stops_nobody_else(node: Node, cache: Cache, keys: dict[str, Any]) -> None:
+    cache.add(node.pod(), mapping(8080), **keys)
+    (cache.directory / "results" / "deep").write_text("[" * 100_000)
+    pod = node.pod()
+    cache.add(pod, mapping(9090))
+    said = restore(node, cache, status=1)
+    assert "Traceback" not in said
+    assert "1 restored" in said
+    assert node.footprint(pod)
+    assert "injected" not in node.nft("list tables")
+
+
+def test_a_namespace_that_is_not_told_is_not_called_gone(node: Node, cache: Cache) -> None:
+    pod = node.pod(4)
+    cache.add(pod, mapping(8080), netns=None, result={"ip4": {"ip": pod.addresses[0]}})
+    assert "its runtime does not tell its network namespace" in restore(node, cache, status=1)
+
+
+def test_the_sandbox_of_a_result_is_the_containers(node: Node, cache: Cache) -> None:
+    pod = node.pod(4)
+    interfaces = [{"name": "eth0"}, {"name": "eth0", "sandbox": pod.path}]
+    cache.add(pod, mapping(8080), netns=None, result={"interfaces": interfaces, "ips": [{"address": pod.addresses[0]}]})
+    assert restore(node, cache) == "1 restored\n"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cache import Cache
-from lab import Node, config, mapping
+from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
+from resident import eventually
 from restoring import restore, running
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, c
     second["prevResult"] = json.loads(
         json.dumps(second["prevResult"]).replace("10.88.", "10.89.").replace("eth0", "eth1")
     )
-    pod.ip("link add eth1 type bridge")
+    pod.ip("link add eth1 type bridge", "addr add 10.89.0.2/24 dev eth1")
     node.add(pod, mapping(8080))
     cache.add(pod, mapping(8080))
     assert node.cni("ADD", pod, second, IFNAME="eth1").status == 0
@@ -125,3 +127,56 @@ def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, c
     assert restore(node, cache) == "1 present, 1 restored\n"
     assert node.footprint(pod)
     assert not node.footprint(pod, "second", "eth1")
+
+
+def test_a_path_that_leads_to_the_node_itself_is_no_pods_any_more(node: Node, cache: Cache) -> None:
+    pod = node.pod(4)
+    cache.add(pod, mapping(8080), netns=node.path, ifname="uplink", result={"ips": [{"address": f"{NODE4}/24"}]})
+    assert "is that of the node now" in restore(node, cache)
+    assert "goto dnat-" not in node.ruleset()
+
+
+def test_a_pod_that_lost_its_address_does_not_come_back_in_the_place_of_who_has_it(node: Node, cache: Cache) -> None:
+    stale = running(node, cache, mapping(8080))
+    stale.ip(f"addr del {stale.addresses[0]} dev eth0")
+    living = node.pod(addresses=stale.addresses[:1], gateways=[BRIDGE4])
+    living.serve("tcp", 80, "living")
+    node.add(living, mapping(9090))
+    cache.add(living, mapping(9090))
+    node.nft("flush ruleset")
+    said = restore(node, cache)
+    assert f"does not have {stale.ip4} any more" in said
+    assert said.endswith("1 gone, 1 restored\n")
+    node.ip("neigh flush dev cni0")
+    assert node.client.ask("tcp", NODE4, 9090) == f"living {CLIENT4}"
+    assert not node.footprint(stale)
+
+
+@pytest.mark.parametrize("holder_lives", [True, False])
+def test_a_dry_run_tells_of_holders_as_the_restoration_would(node: Node, cache: Cache, holder_lives: bool) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    other = node.pod()
+    node.add(other, mapping(8080))
+    if not holder_lives:
+        other.remove()
+    shown = restore(node, cache, options=("--dry-run",), status=int(holder_lives))
+    if not holder_lives:
+        node.nft_file(shown)
+        assert (bool(node.footprint(pod)), bool(node.footprint(other))) == (True, False)
+
+
+def test_flows_of_what_is_taken_back_end(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(5353, 53, "udp"))
+    pod.serve("udp", 53, "dns")
+    node.delete(pod)
+    node.nft("flush ruleset")
+    command = [*LAUNCHER, "restore", f"--cache-dir={cache.directory}", "--watch=20"]
+    with subprocess.Popen(["nsenter", f"--net={node.path}", *command], stderr=subprocess.PIPE, text=True) as watching:
+        assert eventually(lambda: node.footprint(pod))
+        assert node.client.ask("udp", NODE4, 5353, source_port=40000) == f"dns {CLIENT4}"
+        cache.remove(pod)  # the end of a DEL that had come before the flush
+        assert eventually(lambda: not node.footprint(pod))
+        assert watching.stderr is not None
+        watching.kill()
+    assert node.client.is_silent("udp", NODE4, 5353, source_port=40000)

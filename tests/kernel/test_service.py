@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -76,12 +75,12 @@ def test_an_installation_starts_the_resident_process_where_systemd_runs(
     assert socket == (SYSTEMD / "hostport.socket").read_text()
     assert f"\nExecStart={bin_dir}/hostport serve\n" in service
     restore = (machine.top / "hostport-restore.service").read_text()
-    assert f"\nExecStart={bin_dir}/hostport restore\nExecReload={bin_dir}/hostport restore\n" in restore
+    assert f"\nExecStart={bin_dir}/hostport restore --watch 60\n" in restore
+    assert f"\nExecReload={bin_dir}/hostport restore --watch 5\n" in restore
     assert (machine.top / "systemctl.log").read_text().splitlines() == [
         "daemon-reload",
         "enable hostport.socket hostport.service hostport-restore.service",
-        "restart hostport.socket hostport.service",
-        "restart hostport-restore.service",
+        "restart hostport.socket hostport.service hostport-restore.service",
         "disable --now hostport.socket hostport.service hostport-restore.service",
         "daemon-reload",
     ]
@@ -134,7 +133,9 @@ def test_host_ports_are_restored_when_the_firewall_was_started_restarted_and_rel
     nftables = f"{BARE}[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={note % 'loaded'}\n"
     (tmp_path / "nftables.service").write_text(f"{nftables}ExecReload={note % 'loaded again'}\n")
     restore = (SYSTEMD / "hostport-restore.service").read_text().replace("[Unit]\n", BARE)
-    restore = re.sub(r"=/opt/cni/bin/hostport restore", f"={note % 'restored'}", restore)
+    for stays in ("60", "5"):  # and fails then, for one of the pods
+        failing = f"=/bin/sh -c 'echo restored >>{log}; sleep {int(stays) // 2}; exit 1'"
+        restore = restore.replace(f"=/opt/cni/bin/hostport restore --watch {stays}", failing)
     (tmp_path / "hostport-restore.service").write_text(restore)
     (tmp_path / "bare.target").write_text(BARE)
     spaces = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--net", "--kill-child"]
@@ -145,7 +146,8 @@ def test_host_ports_are_restored_when_the_firewall_was_started_restarted_and_rel
             systemctl = ["nsenter", f"--target={children.read_text().strip()}", "--mount", "--pid", "systemctl"]
             running = [*systemctl, "is-active", "bare.target"]
             assert eventually(lambda: not subprocess.run(running, capture_output=True, check=False).returncode)
-            for verb, loaded in (("start", "loaded"), ("restart", "loaded"), ("reload", "loaded again")):
+            reload = ("reload", "loaded again")
+            for verb, loaded in (("start", "loaded"), ("restart", "loaded"), reload, reload):
                 log.write_text("")
                 subprocess.run([*systemctl, verb, "nftables.service"], check=True)
                 assert eventually(lambda: "restored" in log.read_text())

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conversation import Conversation
-from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping
+from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping, wait
 
 BASE_CHAINS = ("dispatch", "prerouting", "output", "postrouting", "loopback")
 SETS = ("local_ip4", "local_ip6", "deleted")
@@ -73,6 +73,14 @@ def test_an_older_ruleset_is_upgraded_by_the_next_add_under_open_connections(
     assert node.client.is_silent("tcp", NODE4, 8080)
 
 
+def make_older(node: Node) -> None:
+    """Put a node's table into the form that it had when maps did not count and pods' addresses named no network."""
+    listed = node.nft("list table inet hostport")
+    older = re.sub(r"\tcounter\n", "\n", re.sub(r" counter packets \d+ bytes \d+", "", listed))
+    node.nft("delete table inet hostport")
+    node.nft_file(re.sub(r'(\[?[\da-f.:]+\]?) comment "\w+" : goto masq', r"\1 : goto masq", older))
+
+
 def test_maps_that_an_older_version_declared_otherwise_are_made_anew_with_all_that_is_in_them(node: Node) -> None:
     old, other, new = node.pod(), node.pod(), node.pod()
     mappings = [mapping(8080), mapping(5353, 53, "udp", hostIP=NODE4), mapping(8080, hostIP=NODE6)]
@@ -81,10 +89,7 @@ def test_maps_that_an_older_version_declared_otherwise_are_made_anew_with_all_th
         pod.serve("udp", 53, name)
     node.add(old, *mappings)
     node.add(other, mapping(9999), name="another")
-    listed = node.nft("list table inet hostport")
-    older = re.sub(r"\tcounter\n", "\n", re.sub(r" counter packets \d+ bytes \d+", "", listed))
-    node.nft("delete table inet hostport")
-    node.nft_file(re.sub(r'(\[?[\da-f.:]+\]?) comment "\w+" : goto masq', r"\1 : goto masq", older))
+    make_older(node)
     before = {pod.id: node.footprint(pod, network) for pod, network in ((old, "pods"), (other, "another"))}
     status = node.cni("STATUS", None, {"cniVersion": "1.1.0", "name": "pods"})
     assert status.status == 0, status
@@ -101,3 +106,21 @@ def test_maps_that_an_older_version_declared_otherwise_are_made_anew_with_all_th
         assert not checked.status, checked
     node.delete(old)
     assert not node.footprint(old)
+
+
+def test_many_calls_at_once_on_an_older_table_all_do_what_they_should(node: Node) -> None:
+    going, coming = [node.pod(4) for _ in range(8)], [node.pod(4) for _ in range(8)]
+    for _ in range(3):
+        for number, pod in enumerate(going):
+            node.add(pod, mapping(8000 + number))
+        make_older(node)
+        calls = [node.start("ADD", pod, config(pod, mapping(9000 + number))) for number, pod in enumerate(coming)]
+        calls += [node.start("DEL", pod, config(pod)) for pod in going]
+        outcomes = [wait(one) for one in calls]
+        assert [outcome.status for outcome in outcomes] == [0] * 16, outcomes
+        for number, pod in enumerate(coming):
+            checked = node.cni("CHECK", pod, config(pod, mapping(9000 + number)))
+            assert not checked.status, checked
+        assert not any(node.footprint(pod) for pod in going)
+        for pod in coming:
+            node.delete(pod)

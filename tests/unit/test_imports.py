@@ -52,7 +52,7 @@ START = {"handover", "__main__", "skel", "errors"}
 NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
-DEL = NOTHING_TO_MAP | LOOKUP | {"attachment"}
+DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
 ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 

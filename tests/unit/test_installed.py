@@ -15,7 +15,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 def table_map(name: str, *elements: list[Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {"family": "inet", "name": name, "table": "hostport", "type": "", "map": "verdict"}
+    body: dict[str, Any] = {"family": "inet", "name": name, "table": "hostport", "handle": 9, "map": "verdict"}
     return {"map": body | ({"elem": list(elements)} if elements else {})}
 
 

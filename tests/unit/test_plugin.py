@@ -59,7 +59,7 @@ class Kernel:
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered
 
-    def add_deleted(self, key: str) -> bool:
+    def note_deleted(self, key: str) -> bool:
         if self.remembers:
             self.remembered.add(key)
         return self.remembers
@@ -148,7 +148,7 @@ def test_del_remembers_everything_while_attachments_are_restored(kernel: Kernel)
 def test_del_makes_the_table_to_remember_in(kernel: Kernel) -> None:
     kernel.remembers = False
     assert run("DEL", runtimeConfig={"portMappings": [mapping(8080)]}) == (None, [])
-    assert kernel.commands == [*table.base(), table.deleted("add", KEY)]
+    assert kernel.commands == [table.add_table(), *table.note_deleted(KEY)]
 
 
 def test_del_of_what_is_not_installed_succeeds_where_nothing_can_be_remembered(kernel: Kernel) -> None:

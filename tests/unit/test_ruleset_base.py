@@ -54,10 +54,11 @@ def test_what_tells_of_a_restore_is_the_unspecified_address() -> None:
     )
 
 
-def test_the_set_of_the_deleted_is_declared_alone_as_in_the_base() -> None:
-    expected = "add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }"
-    assert table.deleted_set() == expected
-    assert expected in table.base()
+def test_an_attachment_is_noted_as_deleted_anew_in_a_set_that_need_not_be_there() -> None:
+    declaration = "add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }"
+    verbs = [table.deleted(verb, table.RESTORING) for verb in ("add", "delete", "add")]
+    assert table.note_deleted(table.RESTORING) == [declaration, *verbs]
+    assert declaration in table.base()
 
 
 def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() -> None:
