@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 
+from cni_hostport.attachment import pod_name
 from cni_hostport.config import PrevResult
 from cni_hostport.skel import NAME, Call, is_ifname
 
@@ -113,6 +114,17 @@ def read(path: Path) -> Call | None:
     ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read.
     """
     return _read(path, _call)
+
+
+def whose(call: Call) -> str:
+    """Name the pod of a call, or where that is not known its container."""
+    pod = pod_name(call.args)
+    return f"pod {pod}" if pod else f"container {call.container_id}"
+
+
+def attachment(call: Call) -> str:
+    """Name the attachment of a call, as in ``pod shop/web (eth0, network pods)``."""
+    return f"{whose(call)} ({call.ifname}, network {call.network})"
 
 
 def interface(path: Path) -> Interface | None:

@@ -184,7 +184,7 @@ def restore(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: b
             _log(f"There is no cache of a runtime in {directory}.")
     paths = of.candidates(caches)
     restored = terminal.progress(of.restore(paths, _log, dry_run=dry_run, watch=watch), len(paths), "Restoring")
-    outcomes = list({outcome.attachment: outcome for outcome in restored}.values())
+    outcomes = list(dict(restored).values())
     if as_json:
         _print_json([asdict(outcome) for outcome in outcomes])
     else:

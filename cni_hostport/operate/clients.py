@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
-from socket import AF_INET, AF_INET6, if_indextoname
+from socket import if_indextoname
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -16,12 +16,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.conntrack import FAMILIES
+from cni_hostport.operate.mappings import PortMapping
 
 Address = IPv4Address | IPv6Address
 Addresses = dict[int, list[IPv4Interface | IPv6Interface]]  # of the node, by interface
 
-FAMILIES = {4: AF_INET, 6: AF_INET6}
 RTN_LOCAL = 2  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE = 0
 # addresses that no host has (RFC 5737, RFC 3849), to ask for the way to all others

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from cni_hostport import host, plugin
-from cni_hostport.attachment import SHORT_ID, pod_name
+from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.operate import cache, clients, probe, routing
 from cni_hostport.operate.mappings import Holder, read
@@ -80,7 +80,7 @@ def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[str
             call = cache.read(path)
             plan = plugin.plan_of(call) if call and host.is_namespace(call.netns) else None
             if call and plan and any((of.host_port, of.protocol) == (port, protocol) for of in plan.forwards):
-                yield f"pod {pod_name(call.args)}" if pod_name(call.args) else f"container {call.container_id}"
+                yield cache.whose(call)
 
 
 def _steps(nft: Nft, of: PortMapping, others: Sequence[PortMapping], source: Address | None) -> Iterator[Statement]:

@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cni_hostport import comparison, deletion, host, ownership, plugin
-from cni_hostport.attachment import SHORT_ID, pod_name
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
@@ -79,8 +78,10 @@ def _may_map(path: Path) -> bool:
         return True  # to be told
 
 
-def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False, watch: float = 0) -> Iterator[Outcome]:
-    """Restore the attachments in files of a cache, and yield what became of each; some have nothing to restore.
+def restore(
+    paths: Sequence[Path], log: Log, *, dry_run: bool = False, watch: float = 0
+) -> Iterator[tuple[Path, Outcome]]:
+    """Restore the attachments in files of a cache, and yield the files with what became of each that has host ports.
 
     The base of the ruleset is put right as well. For ``watch`` seconds after that, what turns out to have been deleted
     is taken back, and yielded a second time. Raises ``NFTError`` if nftables cannot be used.
@@ -94,7 +95,7 @@ def restore(paths: Sequence[Path], log: Log, *, dry_run: bool = False, watch: fl
     for path in paths:
         outcome = restoration.restore(path)
         if outcome:
-            yield outcome
+            yield path, outcome
     yield from restoration.take_back(watch)
 
 
@@ -126,7 +127,7 @@ class _Restoration:
                 call = cache.read(path)
                 if call is None:
                     return None
-                name = _name(call)
+                name = cache.attachment(call)
                 return self._restore_from(path, call, seen)
             except (CNIError, ValueError) as error:
                 return Outcome(Status.FAILED, name, text=str(error))
@@ -139,7 +140,7 @@ class _Restoration:
         return Outcome(Status.FAILED, name, text=failure.msg)
 
     def _restore_from(self, path: Path, call: Call, seen: Installed) -> Outcome | None:
-        name = _name(call)
+        name = cache.attachment(call)
         gone = namespaces.why_gone(call.netns, call.ifname)
         plan = None if gone else plugin.plan_of(call)
         if plan:
@@ -184,7 +185,7 @@ class _Restoration:
         plugin.follow_up(self._nft, own, self._log)
         return True
 
-    def take_back(self, seconds: float) -> Iterator[Outcome]:
+    def take_back(self, seconds: float) -> Iterator[tuple[Path, Outcome]]:
         """Remove what was restored although it was being deleted, which the end of that shows: the cache forgets it."""
         watched, until = list(self._restored), time.monotonic() + seconds
         while watched:
@@ -193,13 +194,7 @@ class _Restoration:
                 held = self._lookup.find(restored.key)
                 if held and held.handle == restored.handle:
                     deletion.remove(self._lookup, restored.key, held, self._log)
-                yield Outcome(Status.GONE, restored.name, text="it was deleted")
+                yield restored.path, Outcome(Status.GONE, restored.name, text="it was deleted")
             if time.monotonic() > until:
                 return
             time.sleep(PAUSE)
-
-
-def _name(call: Call) -> str:
-    pod = pod_name(call.args)
-    who = f"pod {pod}" if pod else f"container {call.container_id[:SHORT_ID]}"
-    return f"{who}, {call.ifname} on network {call.network}"

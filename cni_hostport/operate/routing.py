@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from socket import AF_INET, AF_INET6, if_indextoname
+from socket import if_indextoname
 from typing import TYPE_CHECKING
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cni_hostport.conntrack import FAMILIES
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-FAMILIES = {4: AF_INET, 6: AF_INET6}
 STRICT = 1
 
 

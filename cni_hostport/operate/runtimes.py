@@ -101,9 +101,12 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             try:
                 lacking = _lacking(installed, mappings, call)
             except CNIError as error:
-                yield note(f"what {_whose(call)} asked for cannot be told: {error}", "Its host ports are not compared.")
+                yield note(
+                    f"what {cache.attachment(call)} asked for cannot be told: {error}",
+                    "Its host ports are not compared.",
+                )
             else:
-                incomplete += [f"{_whose(call)}: {', '.join(lacking)}"] if lacking else []
+                incomplete += [f"{cache.attachment(call)}: {', '.join(lacking)}"] if lacking else []
     if incomplete:
         yield problem(
             f"the ruleset is not what {len(incomplete)} running containers asked for",
@@ -122,11 +125,6 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
                 + _removal(of[0]),
                 tuple(f"{mapping.host} -> {mapping.target}" for mapping in of),
             )
-
-
-def _whose(call: Call) -> str:
-    pod = plugin.attachment_of(call).pod
-    return f"{f'pod {pod}' if pod else f'container {call.container_id}'} ({call.ifname}, network {call.network})"
 
 
 def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> list[str]:

@@ -119,7 +119,7 @@ def test_a_dry_run_changes_nothing_and_shows_what_nft_would_be_told(node: Node, 
     node.nft("flush ruleset")
     shown = restore(node, cache, options=("--dry-run",))
     assert node.nft("list ruleset") == ""
-    assert f"# pod shop/{pods[0].host_end}, eth0 on network pods: 8080/tcp, 5353/udp on {NODE4}, 8443/tcp\n" in shown
+    assert f"# pod shop/{pods[0].host_end} (eth0, network pods): 8080/tcp, 5353/udp on {NODE4}, 8443/tcp\n" in shown
     node.nft_file(shown)
     assert _without_deleted(node.ruleset()) == before
 
@@ -129,7 +129,7 @@ def test_the_outcome_is_there_for_programs(node: Node, cache: Cache) -> None:
     node.nft("flush ruleset")
     [outcome] = json.loads(restore(node, cache, options=("--json",)))
     assert (outcome["status"], outcome["mappings"]) == ("restored", ["8080/tcp"])
-    assert outcome["attachment"] == f"pod shop/{pod.host_end}, eth0 on network pods"
+    assert outcome["attachment"] == f"pod shop/{pod.host_end} (eth0, network pods)"
 
 
 def test_without_privileges_it_says_so(node: Node, cache: Cache) -> None:

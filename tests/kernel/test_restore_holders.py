@@ -180,3 +180,12 @@ def test_flows_of_what_is_taken_back_end(node: Node, cache: Cache) -> None:
         assert watching.stderr is not None
         watching.kill()
     assert node.client.is_silent("udp", NODE4, 5353, source_port=40000)
+
+
+def test_a_failure_is_not_hidden_by_another_container_of_the_same_pod(node: Node, cache: Cache) -> None:
+    failing, older = node.pod(4), node.pod(4)
+    node.add(node.pod(4), mapping(8080))
+    cache.add(failing, mapping(8080), cniArgs=[["K8S_POD_NAME", "web"]])
+    cache.add(older, mapping(9090), cniArgs=[["K8S_POD_NAME", "web"]])
+    older.remove()
+    assert restore(node, cache, status=1).endswith("1 failed, 1 gone\n")
