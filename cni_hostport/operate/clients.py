@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cni_hostport.conntrack import FAMILIES
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from cni_hostport.conntrack import FAMILIES
-from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import PortMapping
 
 Address = IPv4Address | IPv6Address
 Addresses = dict[int, list[IPv4Interface | IPv6Interface]]  # of the node, by interface
