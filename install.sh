@@ -11,7 +11,7 @@ unit_dir=/etc/systemd/system
 command=/usr/local/bin/hostport
 units=(hostport.socket hostport.service hostport-restore.service)
 action=install
-marker=.hostport-installation # stands in every installation below lib_dir, and names its bin_dir once it is complete
+marker=.hostport-installation # stands in every installation below lib_dir, and names every bin_dir that it serves
 
 usage() {
     cat <<USAGE
@@ -202,7 +202,7 @@ install_plugin() {
     target=$lib_dir/$(version)-$(digest)
     previous=$(current) || die "$bin_dir/hostport is not of this script's making: move it away first"
     works "$target" 2>/dev/null || build "$target"
-    printf '%s\n' "$bin_dir" >"$target/$marker"
+    serves "$target" || printf '%s\n' "$bin_dir" >>"$target/$marker"
 
     mkdir -p -- "$bin_dir"
     staged=$(mktemp "$bin_dir/.hostport.XXXXXX")
@@ -216,14 +216,22 @@ install_plugin() {
     # calls that are under way may still import from the previous installation; those before it are out of use, unless
     # they serve another directory
     for old in "$lib_dir"/*/"$marker"; do
-        if [ -e "$old" ] && [ "$(cat "$old")" = "$bin_dir" ]; then
-            old=${old%/*}
-            [ "$old" = "$target" ] || [ "$old" = "$previous" ] || rm -rf -- "$old"
-        fi
+        old=${old%/*}
+        [ "$old" = "$target" ] || [ "$old" = "$previous" ] || release "$old"
     done
     say "Installed $bin_dir/hostport ($(version))."
     say "Add it to the plugins of a network configuration in /etc/cni/net.d, after the one that makes the interface:"
     printf '    %s\n' '{ "type": "hostport", "capabilities": { "portMappings": true } }'
+}
+
+serves() { grep -qxF -- "$bin_dir" "$1/$marker" 2>/dev/null; } # INSTALLATION
+
+# removes an installation that serves bin_dir, unless it serves others as well
+release() { # INSTALLATION
+    local others
+    serves "$1" || return 0
+    others=$(grep -vxF -- "$bin_dir" "$1/$marker") || true
+    if [ -n "$others" ]; then printf '%s\n' "$others" >"$1/$marker"; else rm -rf -- "$1"; fi
 }
 
 # the machine has one resident process, and one command, those of its one regular installation
@@ -234,7 +242,7 @@ has_command() { [ "$(readlink -- "$command")" = "$bin_dir/hostport" ]; }
 install_command() {
     is_regular || return 0
     if [ -e "$command" ] && ! has_command; then
-        say "$command is not of this script's making and stays: run $bin_dir/hostport for the commands."
+        say "$command leads elsewhere and stays so: run $bin_dir/hostport for the commands."
     else
         mkdir -p -- "${command%/*}"
         ln -sfn -- "$bin_dir/hostport" "$command"
@@ -267,11 +275,15 @@ uninstall_plugin() {
     if is_regular && has_command; then rm -f -- "$command"; fi
     rm -f -- "$bin_dir/hostport"
     for installation in "$lib_dir"/*/"$marker"; do
-        [ ! -e "$installation" ] || rm -rf -- "${installation%/*}"
+        if [ -s "$installation" ]; then
+            release "${installation%/*}"
+        elif [ -e "$installation" ]; then
+            rm -rf -- "${installation%/*}" # its build was interrupted
+        fi
     done
     rmdir -- "$lib_dir" 2>/dev/null || true
     say "Removed hostport from $bin_dir and $lib_dir."
-    say "Network configurations were not touched: those that name hostport now fail every pod."
+    say "Network configurations were not touched: those that name hostport now fail every pod, at its start and its end."
     say "The host ports of running pods stay until 'nft delete table inet hostport'. That also removes the guard of the"
     say "node's 127.0.0.0/8: set net.ipv4.conf.IF.route_localnet to 0 on the pods' interfaces, unless something else needs it."
 }

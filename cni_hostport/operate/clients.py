@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL
@@ -11,9 +10,9 @@ from socket import if_indextoname
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.conntrack import FAMILIES
+from cni_hostport.operate import routing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 Addresses = dict[int, list[IPv4Interface | IPv6Interface]]  # of the node, by interface
 
-RTN_LOCAL = 2  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE = 0
 # addresses that no host has (RFC 5737, RFC 3849), to ask for the way to all others
 ANYBODY: dict[int, Address] = {4: IPv4Address("203.0.113.1"), 6: IPv6Address("2001:db8:ffff::1")}
@@ -57,21 +55,19 @@ def choose(mapping: PortMapping, source: Address | None, taken: Collection[Addre
         source = LOOPBACK
     with IPRoute() as route:
         own = _addresses(route, mapping.version)
-        if source is None:
-            return _somebody(route, own, mapping, given, taken)
-        found = _route(route, source)
-        if found["type"] == RTN_LOCAL:
-            return Client(source, given or _free([source, *_all(own)], taken), "")
-        return Client(source, given or _destination(found, own, taken), if_indextoname(found.get_attr("RTA_OIF")))
+    if source is None:
+        return _somebody(own, mapping, given, taken)
+    found = _route(source)
+    if found["type"] == routing.RTN_LOCAL:
+        return Client(source, given or _free([source, *_all(own)], taken), "")
+    return Client(source, given or _destination(found, own, taken), if_indextoname(found.get_attr("RTA_OIF")))
 
 
-def _somebody(
-    route: IPRoute, own: Addresses, mapping: PortMapping, given: Address | None, taken: Collection[Address]
-) -> Client:
+def _somebody(own: Addresses, mapping: PortMapping, given: Address | None, taken: Collection[Address]) -> Client:
     """Return a client beyond the default route, or else one on a link of the node's that is not the pod's."""
     anybody = ANYBODY[mapping.version]
     with suppress(OSError):
-        found = _route(route, anybody)
+        found = _route(anybody)
         interface = if_indextoname(found.get_attr("RTA_OIF"))
         return Client(anybody, given or _destination(found, own, taken), interface, made_up=True)
     for index, addresses in own.items():
@@ -104,11 +100,11 @@ def _free(addresses: Sequence[Address], taken: Collection[Address]) -> Address:
     return next((address for address in addresses if address not in taken), addresses[0])
 
 
-def _route(route: IPRoute, to: Address) -> Any:
+def _route(to: Address) -> Any:
     try:
-        return next(iter(route.route("get", dst=str(to), family=FAMILIES[to.version])))
-    except NetlinkError as error:
-        raise OSError(error.code, f"no way back to {to}: {os.strerror(error.code)}") from error
+        return routing.to(to)
+    except OSError as error:
+        raise OSError(error.errno, f"no way back to {to}: {error.strerror}") from error
 
 
 def _destination(found: Any, own: Addresses, taken: Collection[Address]) -> Address:

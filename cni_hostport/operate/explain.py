@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from cni_hostport import host, plugin
+from cni_hostport import host
 from cni_hostport.attachment import SHORT_ID
-from cni_hostport.errors import CNIError, NFTError
-from cni_hostport.operate import cache, clients, probe, routing
+from cni_hostport.errors import NFTError
+from cni_hostport.operate import clients, probe, routing, unmapped
 from cni_hostport.operate.mappings import Holder, read
 from cni_hostport.operate.packet import PROTOCOLS
 from cni_hostport.operate.path import LOOPBACK6, RESTORE, Traced
 from cni_hostport.operate.sockets import listeners
-from cni_hostport.operate.statements import note, ok, problem
+from cni_hostport.operate.statements import Status, note, ok, problem
 from cni_hostport.table import TABLE
 
 if TYPE_CHECKING:
@@ -42,52 +42,26 @@ def explain(
 
     Raises ``NFTError`` if the ruleset cannot be read.
     """
-    found = [
-        of
-        for of in read(nft)
-        if (of.host_port, of.protocol) == (port, protocol) and (source is None or of.version == source.version)
-    ]
+    everything = read(nft)
+    versions = (4, 6) if source is None else (source.version,)
+    found = [of for of in everything if (of.host_port, of.protocol) == (port, protocol) and of.version in versions]
+    without = [version for version in versions if version not in {of.version for of in found}]
+    lost = list(unmapped.lost(port, protocol, without, caches))
     if not found:
-        yield list(_unmapped(port, protocol, source, caches))
+        yield lost or list(unmapped.nothing(port, protocol, versions, everything))
+        yield list(unmapped.instead(port, protocol, versions))
     for of in found:
         others = [other for other in found if other is not of and other.version == of.version]
         yield list(_steps(nft, of, others, source))
-
-
-def _unmapped(port: int, protocol: str, source: Address | None, caches: Sequence[Path]) -> Iterator[Statement]:
-    what = f"{port}/{protocol}" + (f" of IPv{source.version}" if source else "")
-    asked = list(_asked_for(port, protocol, caches))
-    for whose in asked:
-        yield problem(
-            f"no mapping of host port {what} is installed, and {whose} asked for it",
-            "Its mapping was taken away, by a firewall's reload or 'nft flush ruleset'.",
-            RESTORE,
-        )
-    if not asked:
-        yield problem(
-            f"no mapping of host port {what} is installed",
-            "No running pod asked for it, or its runtime does not keep libcni's cache where this was looked for.",
-            "hostport doctor checks the network configurations; 'hostPort' has to be set in the pod's specification",
-        )
-    for version in (4, 6) if source is None else (source.version,):
-        for listener in listeners(protocol, port, version) if protocol in PROTOCOLS else ():
-            yield note(f"{listener.process} on this node listens on it, at {listener.address}: it gets the connections")
-
-
-def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[str]:
-    for path in cache.entries(caches):
-        with suppress(ValueError, CNIError):
-            call = cache.read(path)
-            plan = plugin.plan_of(call) if call and host.is_namespace(call.netns) else None
-            if call and plan and any((of.host_port, of.protocol) == (port, protocol) for of in plan.forwards):
-                yield cache.whose(call)
+    if found:
+        yield lost
 
 
 def _steps(nft: Nft, of: PortMapping, others: Sequence[PortMapping], source: Address | None) -> Iterator[Statement]:
     yield _mapping(of, others)
     yield _holder(of)
-    if of.holder is Holder.ALIVE and of.pod_ip is not None:
-        yield from _pod(of)
+    pod = list(_pod(of)) if of.holder is Holder.ALIVE and of.pod_ip is not None else []
+    yield from pod
     taken = set() if not of.host_ip.is_unspecified else {other.host_ip for other in others}
     try:
         client = clients.choose(of, source, taken)
@@ -114,6 +88,9 @@ def _steps(nft: Nft, of: PortMapping, others: Sequence[PortMapping], source: Add
     traced = Traced(nft, of, others, client, way)
     if not traced.stays:
         yield from _hidden(of)
+    is_sound = pod and not any(statement.status is Status.PROBLEM for statement in pod)
+    if is_sound and traced.arrives and way.source:
+        yield from _answer(of, way.source)
     yield traced.statement()
 
 
@@ -124,8 +101,9 @@ def _mapping(of: PortMapping, others: Sequence[PortMapping]) -> Statement:
             "Somebody changed the rules of this plugin.",
             RESTORE,
         )
-    beside = others if of.host_ip.is_unspecified else ()
-    exceptions = (f"but {other.host} leads to {other.target}, {other.who}" for other in beside)
+    exceptions = [f"but {other.host} leads to {other.target}, {other.who}" for other in others]
+    if not of.host_ip.is_unspecified:
+        exceptions = ["other addresses of this node are not for this mapping"]
     return ok(f"{of.host} leads to {of.target}, {of.who}", *exceptions)
 
 
@@ -172,6 +150,21 @@ def _pod(of: PortMapping) -> Iterator[Statement]:
         f"Only {elsewhere}, where connections from outside of the pod do not come." if elsewhere else "",
         "let it listen on 0.0.0.0 or ::" if elsewhere else "see that the container's process runs, and on which port",
     )
+
+
+def _answer(of: PortMapping, to: Address) -> Iterator[Statement]:
+    """Say whether the pod has a way to answer whoever it sees as its client."""
+    try:
+        with host.inside(of.netns):
+            routing.to(to)
+    except OSError as error:
+        yield problem(
+            f"{of.who} has no route back to {to}: {error.strerror}",
+            "It gets the connection, and its answers go nowhere.",
+            "give it a route by way of the node: the plugin that makes the interface has 'routes' for that",
+        )
+    else:
+        yield ok(f"{of.who} has a route back to {to}; what rules do to its answers is not traced")
 
 
 def _other_tables(nft: Nft, of: PortMapping, client: Client) -> Iterator[Statement]:

@@ -52,7 +52,7 @@ class Traced:
     def statement(self) -> Statement:
         """Say where the connection goes."""
         of, way = self.of, self.way
-        if way.end == "postrouting" and of.pod_ip and way.destination == (of.pod_ip, of.pod_port):
+        if self.arrives:
             return ok(f"{self._what} leaves for {of.target} by {way.interface}", *self._lines())
         if way.end not in {"postrouting", "input"}:
             return self._lost()
@@ -63,14 +63,25 @@ class Traced:
         return self._elsewhere()
 
     @property
+    def arrives(self) -> bool:
+        """Whether the pod gets the connection."""
+        return bool(
+            self.way.end == "postrouting"
+            and self.of.pod_ip
+            and self.way.destination == (self.of.pod_ip, self.of.pod_port)
+        )
+
+    @property
     def _met(self) -> bool:
         """Whether it came to the mapping's own chain."""
         return any(hop.verdict == f"goto {dnat_chain(self.of.key)}" for hop in self.way.hops)
 
     @property
-    def _passing(self) -> str:
-        """What a rule sees of it: after the mapping, or before."""
-        return f"{self.of.protocol} to {self.of.target if self._met else f'port {self.of.host_port}'}"
+    def _acceptance(self) -> str:
+        """The rule that lets it pass: after the mapping, or before."""
+        if self._met:
+            return "ct status dnat accept (which is for the answers as well)"
+        return f"{self.of.protocol} dport {self.of.host_port} accept"
 
     @property
     def _what(self) -> str:
@@ -104,11 +115,11 @@ class Traced:
             return problem(f"{self._what} is dropped by this plugin's chain {last.chain}", meaning, "", details)
         if not last.handle:
             text = f"{self._what} is dropped by {chain}: no rule there accepts it, and the chain's policy is drop"
-            remedy = f"add a rule to it, with the tool that owns the table, that accepts {self._passing}"
+            remedy = f"add a rule to it, with the tool that owns the table: {self._acceptance}"
             return problem(text, "", remedy, details)
         if last.verdict == "drop":
             verb = "rejected" if REJECTION.search(self._text(last)) else "dropped"
-            remedy = f"change that rule, with the tool that owns the table, or accept {self._passing} before it"
+            remedy = f"change that rule, with the tool that owns the table, or put before it: {self._acceptance}"
             return problem(f"{self._what} is {verb} by a rule in {chain}", "", remedy, details)
         return problem(
             f"{self._what} is handed over by a rule in {chain} ({last.verdict})",

@@ -43,14 +43,15 @@ class Way:
     """The way of a probe: the hops it was traced at, and where it ended.
 
     ``end`` is the last hook at which it was seen: ``postrouting`` if it would have left the node, to ``destination`` on
-    ``interface``; ``input`` if a process of the node would have got it; ``ingress``, ``prerouting`` or ``output`` if it
-    did not come to either; and empty if it was not seen at all.
+    ``interface``, as from ``source``; ``input`` if a process of the node would have got it; ``ingress``,
+    ``prerouting`` or ``output`` if it did not come to either; and empty if it was not seen at all.
     """
 
     hops: tuple[Hop, ...]
     end: str
     destination: tuple[IPv4Address | IPv6Address, int] | None
     interface: str
+    source: IPv4Address | IPv6Address | None = None
 
 
 def send(packet: Packet, interface: str) -> Way:
@@ -70,7 +71,8 @@ def send(packet: Packet, interface: str) -> Way:
     others = tuple(hop for hop in hops if not hop.table.startswith(TABLE))
     if not own:
         return Way(others, "", None, "")
-    return Way(others, own[-1].chain, _destination(own[-1]), _name(own[-1].oif))
+    last = own[-1]
+    return Way(others, last.chain, _destination(last), _name(last.oif), _source(last))
 
 
 def _commands(table: str, packet: Packet, interface: str) -> Iterator[str]:
@@ -161,6 +163,12 @@ def _destination(hop: Hop) -> tuple[IPv4Address | IPv6Address, int] | None:
         return None
     address = hop.header[16:20] if hop.header[0] >> 4 == 4 else hop.header[24:40]  # noqa: PLR2004 - IP version
     return ip_address(address), int.from_bytes(hop.transport[2:4])
+
+
+def _source(hop: Hop) -> IPv4Address | IPv6Address | None:
+    if not hop.header:
+        return None
+    return ip_address(hop.header[12:16] if hop.header[0] >> 4 == 4 else hop.header[8:24])  # noqa: PLR2004 - IP version
 
 
 def _name(index: int) -> str:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from socket import if_indextoname
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -16,6 +16,7 @@ from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.operate.clients import Client
     from cni_hostport.operate.mappings import PortMapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 STRICT = 1
+RTN_LOCAL = 2  # linux/rtnetlink.h
 
 
 def forwarding(of: PortMapping, client: Client) -> Statement:
@@ -58,12 +60,14 @@ def obstacles(of: PortMapping, client: Client) -> Iterator[str]:
     if client.interface and forwarding(of, client).remedy:
         yield "The node does not forward it."
     interface = ""
-    with IPRoute() as route:
-        try:
-            found = next(iter(route.route("get", dst=str(of.pod_ip), family=FAMILIES[of.version])))
-            interface = if_indextoname(found.get_attr("RTA_OIF"))
-        except NetlinkError as error:
-            yield f"There is no route to the pod's address {of.pod_ip}: {os.strerror(error.code)}."
+    with suppress(OSError):
+        if to(client.destination)["type"] != RTN_LOCAL:
+            yield f"{client.destination} is not an address of this node."
+    try:
+        if of.pod_ip:
+            interface = if_indextoname(to(of.pod_ip).get_attr("RTA_OIF"))
+    except OSError as error:
+        yield f"There is no route to the pod's address {of.pod_ip}: {error.strerror}."
     name = f"net/ipv4/conf/{interface}/route_localnet"
     if interface and client.source.is_loopback and not (_setting(name) or _setting("net/ipv4/conf/all/route_localnet")):
         yield f"{_dotted(name)} is 0: nothing leaves there from {client.source}."
@@ -72,6 +76,15 @@ def obstacles(of: PortMapping, client: Client) -> Iterator[str]:
             f"rp_filter is 1 (strict) on {client.interface}: what comes in there is dropped"
             " if the route back leads elsewhere."
         )
+
+
+def to(address: IPv4Address | IPv6Address) -> Any:
+    """Return the route to an address from this network namespace; raises ``OSError`` if there is none."""
+    with IPRoute() as route:
+        try:
+            return next(iter(route.route("get", dst=str(address), family=FAMILIES[address.version])))
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
 
 
 def _interfaces() -> list[str]:

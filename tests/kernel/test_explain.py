@@ -68,6 +68,7 @@ def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
         "ok: SERVER listens there on 80/tcp",
         "ok: the node forwards IPv4: net.ipv4.ip_forward is 1",
         "ok: no chain of others comes before this plugin's at prerouting",
+        f"ok: pod shop/web has a route back to {CLIENT4}; what rules do to its answers is not traced",
         (
             f"ok: a TCP connection from a client such as {CLIENT4} to {NODE4} (in on uplink)"
             " leaves for 10.88.0.2:80 by cni0"
@@ -188,6 +189,41 @@ def test_no_mapping_is_installed_and_a_process_of_the_node_listens(node: Node, l
     said = explain(node, "9090")
     assert said.problems == ["no mapping of host port 9090/tcp is installed"]
     assert said.notes[0].endswith(f"on this node listens on it, at {NODE4}: it gets the connections")
+
+
+def test_what_is_like_it_is_shown_where_there_is_no_mapping(node: Node, pod: Pod) -> None:
+    node.add(pod, mapping(53, 53, "udp", hostIP=NODE4))
+    [said] = explain(node, "53").statements
+    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
+    [said] = explain(node, "53/udp", "--from", CLIENT6).statements
+    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
+
+
+def test_a_mapping_of_one_family_was_taken_away(node: Node, tmp_path: Path) -> None:
+    pod = node.pod()
+    pod.serve("tcp", 80, "web")
+    node.add(pod, mapping(8080))
+    Cache(tmp_path).add(pod, mapping(8080))
+    node.nft("delete element inet hostport hostports { ipv4 . tcp . 8080 }")
+    text = f"no mapping of host port 8080/tcp of IPv4 is installed, and pod shop/{pod.host_end} asked for it"
+    assert explain(node, "8080", cache=tmp_path).problems == [text]
+
+
+def test_a_mapping_that_was_deleted_was_not_taken_away(node: Node, tmp_path: Path) -> None:
+    pod = node.pod()
+    node.add(pod, mapping(8080))
+    Cache(tmp_path).add(pod, mapping(8080))
+    node.delete(pod)
+    assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
+
+
+def test_the_pod_has_no_route_back(node: Node, pod: Pod) -> None:
+    pod.serve("tcp", 80, "web")
+    pod.ip("route del default")
+    said = explain(node, "8080", "--from", CLIENT4)
+    assert said.problems == [f"pod shop/web has no route back to {CLIENT4}: Network is unreachable"]
+    assert node.client.is_silent("tcp", NODE4, 8080)
+    assert explain(node, "8080", "--from", "127.0.0.1").status == 0  # it sees the node's address, which is on its link
 
 
 def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_another_plugin_directory_is_served_from_the_same_environment_directory(
     (other / "hostport").unlink()
 
 
+def test_uninstalling_from_one_plugin_directory_leaves_what_another_uses(machine: Machine) -> None:
+    other = machine.top / "other"
+    assert machine.install("--bin-dir", str(other)).returncode == 0
+    before = machine.builds()
+    assert machine.install("--uninstall", "--bin-dir", str(other)).returncode == 0
+    assert not (other / "hostport").exists()
+    assert machine.builds() == before
+    version = {"CNI_COMMAND": "VERSION"}
+    assert subprocess.run([machine.executable], capture_output=True, check=False, env=version).returncode == 0
+
+
 def test_a_broken_environment_is_built_again(machine: Machine) -> None:
     current = machine.executable.read_text().removeprefix("#!").partition("/bin/python")[0]
     for package in Path(current).glob("lib/python3*/site-packages/pydantic"):

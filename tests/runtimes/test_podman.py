@@ -5,13 +5,15 @@ import json
 import shutil
 import subprocess
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import LAUNCHER, NODE4, NODE6, Node, require
+from lab import LAUNCHER, NODE4, NODE6, Namespace, Node, require
+from resident import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +64,19 @@ class Podman:
     def start(self, name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a container that answers ``web`` on its port 80."""
         return self.run("run", "-d", "--name", name, *LIMITS, *options, "web", *SERVER, check=check)
+
+
+def answer(asking: Namespace, address: str, port: int) -> str:
+    """Connect, once the container's server listens, and return what it answers."""
+    answers: list[str] = []
+
+    def is_answered() -> bool:
+        with suppress(ConnectionRefusedError):
+            answers.append(asking.ask("tcp", address, port))
+        return bool(answers)
+
+    assert eventually(is_answered)
+    return answers[0]
 
 
 @pytest.fixture
@@ -121,9 +136,9 @@ def _image(directory: Path) -> Path:
 def test_a_container_is_reached_on_its_published_port_until_it_is_removed(podman: Podman) -> None:
     podman.start("web", "-p", "8080:80", "-p", "9090:80/udp", "-p", "192.0.2.1:8081:80")
     for address, port in ((NODE4, 8080), (NODE6, 8080), (NODE4, 8081)):
-        assert podman.node.client.ask("tcp", address, port) == "web\n"
+        assert answer(podman.node.client, address, port) == "web\n"
     for address in ("127.0.0.1", NODE4, NODE6):
-        assert podman.node.ask("tcp", address, 8080) == "web\n"
+        assert answer(podman.node, address, 8080) == "web\n"
     assert set(podman.run("port", "web").stdout.splitlines()) == {
         "80/tcp -> 0.0.0.0:8080",
         "80/tcp -> 192.0.2.1:8081",
@@ -140,7 +155,7 @@ def test_a_container_that_stops_frees_its_port_and_one_that_starts_again_gets_it
     assert podman.node.client.is_silent("tcp", NODE4, 8080)
     assert "dnat-" not in podman.node.ruleset()
     podman.run("start", "web")
-    assert podman.node.client.ask("tcp", NODE4, 8080) == "web\n"
+    assert answer(podman.node.client, NODE4, 8080) == "web\n"
 
 
 def test_a_taken_port_fails_the_second_container_and_says_who_has_it(podman: Podman) -> None:
@@ -149,13 +164,13 @@ def test_a_taken_port_fails_the_second_container_and_says_who_has_it(podman: Pod
     assert refused.returncode
     assert "host port 8080/tcp is taken by" in refused.stderr
     assert first[:12] in refused.stderr
-    assert podman.node.client.ask("tcp", NODE4, 8080) == "web\n"
+    assert answer(podman.node.client, NODE4, 8080) == "web\n"
 
 
 def test_a_container_on_two_networks_is_reached_on_its_published_port(podman: Podman) -> None:
     podman.start("web", "-p", "8080:80", "--network", "pods,more")
     for asking, address in ((podman.node.client, NODE4), (podman.node.client, NODE6), (podman.node, "127.0.0.1")):
-        assert asking.ask("tcp", address, 8080) == "web\n"
+        assert answer(asking, address, 8080) == "web\n"
     podman.run("rm", "--force", "--time", "0", "web")
     assert podman.node.client.is_silent("tcp", NODE4, 8080)
     assert "dnat-" not in podman.node.ruleset()

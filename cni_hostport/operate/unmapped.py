@@ -1,0 +1,77 @@
+"""A host port without a mapping: who asked for it, what is like it, and who gets the connections instead."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cni_hostport import plugin
+from cni_hostport.errors import CNIError
+from cni_hostport.lookup import Lookup
+from cni_hostport.operate import cache, namespaces
+from cni_hostport.operate.packet import PROTOCOLS
+from cni_hostport.operate.path import RESTORE
+from cni_hostport.operate.sockets import listeners
+from cni_hostport.operate.statements import note, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.statements import Statement
+
+
+def lost(port: int, protocol: str, versions: Collection[int], caches: Sequence[Path]) -> Iterator[Statement]:
+    """Yield whose mappings of a host port are missing, of IP versions of which there are none."""
+    for whose, missing in _asked_for(port, protocol, caches):
+        of = sorted(missing & set(versions))
+        if of:
+            family = f" of IPv{of[0]}" if len(of) == 1 else ""
+            yield problem(
+                f"no mapping of host port {port}/{protocol}{family} is installed, and {whose} asked for it",
+                "Its mapping was taken away, by a firewall's reload or 'nft flush ruleset'.",
+                RESTORE,
+            )
+
+
+def nothing(
+    port: int, protocol: str, versions: Collection[int], mappings: Iterable[PortMapping]
+) -> Iterator[Statement]:
+    """Yield that there is no mapping of a host port; ``mappings`` are all of the node."""
+    family = f" of IPv{next(iter(versions))}" if len(versions) == 1 else ""
+    alike = tuple(f"but {of.host} leads to {of.target}, {of.who}" for of in mappings if of.host_port == port)
+    yield problem(
+        f"no mapping of host port {port}/{protocol}{family} is installed",
+        "No running pod asked for it, or its runtime does not keep libcni's cache where this was looked for.",
+        "hostport doctor checks the network configurations; 'hostPort' has to be set in the pod's specification",
+        alike,
+    )
+
+
+def instead(port: int, protocol: str, versions: Collection[int]) -> Iterator[Statement]:
+    """Yield which processes of the node get the connections to a port that is not mapped."""
+    for version in versions if protocol in PROTOCOLS else ():
+        for listener in listeners(protocol, port, version):
+            yield note(f"{listener.process} on this node listens on it, at {listener.address}: it gets the connections")
+
+
+def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[tuple[str, set[int]]]:
+    """Yield which living pods asked for a host port, and of which IP versions, as runtimes know it."""
+    lookup = Lookup()
+    for path in cache.entries(caches):
+        with suppress(ValueError, CNIError):
+            call = cache.read(path)
+            if call is None or namespaces.why_gone(call.netns, call.ifname):
+                continue
+            plan = plugin.plan_of(call)
+            if (
+                plan is None
+                or namespaces.why_gone(call.netns, call.ifname, plan.masquerade)
+                or lookup.is_deleted(plugin.attachment_of(call).key)
+            ):
+                continue
+            yield (
+                cache.whose(call),
+                {of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)},
+            )
