@@ -57,6 +57,8 @@ def _operate(arguments: list[str]) -> NoReturn:
 
         try:
             serve(*arguments[1:])
+        except KeyboardInterrupt:
+            sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
             sys.exit(f"Error: cannot {' '.join(arguments)}: {error.strerror}")
     if sys.stdout is None:  # it was closed, and is to be no other file that is opened

@@ -12,6 +12,8 @@ from cni_hostport.nft import Nft
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cni_hostport.attachment import Attachment
     from cni_hostport.plan import Plan
 
@@ -26,6 +28,30 @@ def differences(attachment: Attachment, plan: Plan) -> list[str]:
     if expected is not None and expected == Lookup().snapshot(attachment.key):
         return []
     return _differences_of_listings(attachment, plan)
+
+
+def is_changed(attachment: Attachment, plan: Plan) -> bool:
+    """Tell whether chains or elements of an attachment, the base aside, are not as they should be.
+
+    Raises what ``differences`` does.
+    """
+    return any(attachment.key in line for line in differences(attachment, plan))
+
+
+def of_base(nft: Nft, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[str]:
+    """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
+
+    Raises ``OSError`` if there is nowhere to compare with, and ``NFTError`` if nftables cannot be asked.
+    """
+    from cni_hostport import installed
+
+    with host.scratch_namespace():
+        alone = Nft()
+    alone.run(table.base())
+    whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
+    expected, actual = ({of: side.listing(of) for of in (installed.TABLES, *whats)} for side in (alone, nft))
+    found = installed.differences("", expected=expected, actual=actual)
+    return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
 
 
 def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:

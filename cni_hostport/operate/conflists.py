@@ -10,7 +10,7 @@ from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.operate.cache import PLUGIN, Conflist
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.skel import Call
+from cni_hostport.skel import VERSIONS, Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,6 +91,12 @@ def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
             f"{path}: hostport does not have the capability portMappings",
             "The runtime sends it no mappings: pods start, and their host ports do nothing.",
             f"Add {CAPABILITIES} to hostport's object.",
+        )
+    if conflist.cni_version and conflist.cni_version not in VERSIONS:
+        yield problem(
+            f"{path}: hostport does not know cniVersion {conflist.cni_version!r}",
+            "Every pod fails with code 1.",
+            f"Use one of {', '.join(VERSIONS)} that all plugins of the list know.",
         )
     if PORTMAP in conflist.types:
         yield problem(

@@ -104,7 +104,7 @@ def statements(nft: Nft, caches: Sequence[Path], find: Find) -> Iterator[Stateme
                 lines,
             )
     if existing:
-        yield ok(f"{len(existing)} containers that portmap mapped exist; their rules stay", *existing)
+        yield ok(f"containers that portmap mapped exist, and their rules stay: {len(existing)}", *existing)
 
 
 def remove(caches: Sequence[Path]) -> list[str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from socket import if_indextoname
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cni_hostport import host, installed
-from cni_hostport.nft import Nft
+from cni_hostport import comparison
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE, base
+from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from cni_hostport.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 
@@ -25,8 +25,8 @@ LEGACY = Path("/proc/thread-self/net")  # ip_tables_names and ip6_tables_names
 NOT_INTERFACES = {"all", "default"}
 STRICT = 1  # of rp_filter (ip-sysctl.rst)
 VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
-GUARD = f"chain {FAMILY} {TABLE} loopback"
-WAY = [what for what in (f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS) if what != GUARD]
+GUARD = "loopback"
+WAY = [name for name in BASE_CHAINS if name != GUARD]
 
 
 def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
@@ -87,17 +87,19 @@ def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statem
         chain = item.get("chain", {})
         if (
             chain.get("hook") != "forward"
-            or chain.get("policy") != "drop"
             or chain.get("type") != "filter"
             or chain["family"] not in VERSIONS
             or (chain["family"], chain["table"]) == (FAMILY, TABLE)
         ):
             continue
-        what = f"chain {chain['family']} {chain['table']} {chain['name']}"
-        text = f"{what} drops what is forwarded and not accepted by its rules"
-        place = what.removeprefix("chain ")
-        accept = f"nft add rule {place} ct status dnat accept (and the same where your firewall is configured)."
-        if any("rule" in rule for rule in nft.listing(what)):
+        place = f"{chain['family']} {chain['table']} {chain['name']}"
+        rules = [of["rule"]["expr"] for of in nft.listing(f"chain {place}") if "rule" in of]
+        ends = bool(rules) and _drops_the_rest(rules[-1])
+        if chain.get("policy") != "drop" and not ends:
+            continue
+        text = f"chain {place} drops what is forwarded and not accepted by its rules"
+        accept = f"nft insert rule {place} ct status dnat accept (and the same where your firewall is configured)."
+        if len(rules) > ends:
             yield note(
                 text,
                 "Whether its rules accept connections to host ports depends on the packet.",
@@ -123,12 +125,18 @@ def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statem
         )
 
 
+def _drops_the_rest(rule: Sequence[Any]) -> bool:
+    """Tell whether a rule drops or rejects everything that comes to it."""
+    verdicts = [next(iter(part)) for part in rule if not part.keys() & {"counter", "log"}]
+    return verdicts in (["drop"], ["reject"])
+
+
 def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
     Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
     """
-    found = _differences(nft, WAY) if mappings else []
+    found = comparison.of_base(nft, WAY) if mappings else []
     if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
@@ -142,24 +150,14 @@ def route_localnet(nft: Nft) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
     routed = [name for name, value in _settings("route_localnet").items() if value]
-    if routed and _differences(nft, [GUARD]):
+    if routed and comparison.of_base(nft, [GUARD]):
         names = ", ".join(routed)
         yield problem(
-            f"route_localnet is 1 for {names}, and {GUARD} does not guard 127.0.0.0/8",
+            f"route_localnet is 1 for {names}, and chain {FAMILY} {TABLE} {GUARD} does not guard 127.0.0.0/8",
             "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
             "hostport restore brings the guard back. Without containers that have host ports: sysctl -w"
             " net.ipv4.conf.IF.route_localnet=0 for these.",
         )
-
-
-def _differences(nft: Nft, chains: Sequence[str]) -> list[str]:
-    """Return in what chains of the base are not as expected, by what they would be in a network namespace alone."""
-    whats = [installed.TABLES, *chains]
-    with host.scratch_namespace():
-        alone = Nft()
-    alone.run(base())
-    expected, actual = ({what: of.listing(what) for what in whats} for of in (alone, nft))
-    return installed.differences("", expected=expected, actual=actual)
 
 
 def _value(path: Path) -> int:

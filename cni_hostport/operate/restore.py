@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cni_hostport import comparison, deletion, host, ownership, plugin
@@ -22,11 +23,10 @@ from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
 from cni_hostport.nft import Nft
 from cni_hostport.operate import cache, namespaces
-from cni_hostport.table import RESTORING, deleted, dnat_chain, note_deleted
+from cni_hostport.table import RESTORING, base, deleted, dnat_chain, note_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.installed import Installed
@@ -87,10 +87,16 @@ def restore(
     is taken back, and yielded a second time. Raises ``NFTError`` if nftables cannot be used.
     """
     nft = Nft()
-    if not paths and not nft.installed().chains:
+    present = nft.installed().chains
+    if not paths and not present:
         return  # a node without host ports, and no rules to put right
+    damaged = comparison.of_base(nft) if present else []
     if not dry_run:
         ownership.run_on_base(nft, note_deleted(RESTORING))
+    if damaged:
+        commands = tuple(base()) if dry_run else ()
+        status = Status.MISSING if dry_run else Status.RESTORED
+        yield Path(), Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
     restoration = _Restoration(nft, log, dry_run=dry_run)
     for path in paths:
         outcome = restoration.restore(path)
@@ -169,7 +175,7 @@ class _Restoration:
             return True
         if not ownership.unshared(seen, attachment, plan).forwards:
             return True
-        return attachment.key in seen.holders and not comparison.differences(attachment, plan)
+        return attachment.key in seen.holders and not comparison.is_changed(attachment, plan)
 
     def _reinstate(self, path: Path, name: str, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
         """Install it, and tell whether that was done: not if it was deleted."""

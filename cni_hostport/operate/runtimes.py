@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cni_hostport.installed import Installed
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
-    from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
 
 SHOWN = 10  # examples of what holds for all
@@ -109,7 +108,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
                 incomplete += [f"{cache.attachment(call)}: {', '.join(lacking)}"] if lacking else []
     if incomplete:
         yield problem(
-            f"the ruleset is not what {len(incomplete)} running containers asked for",
+            f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
             "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
             "hostport restore",
             tuple(incomplete),
@@ -138,12 +137,7 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) 
     lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.key == attachment.key and of.pod_ip is None]
-    if not lacking and plan.forwards and _is_changed(attachment, plan):
+    if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
         lacking = ["its rules are not those of its ADD"]
     # one that was deleted stays in the cache until all plugins have deleted theirs
     return list(dict.fromkeys(lacking)) if lacking and not Lookup().is_deleted(attachment.key) else []
-
-
-def _is_changed(attachment: Attachment, plan: Plan) -> bool:
-    """Tell whether chains or elements of an attachment, the base aside, are not as ADD makes them."""
-    return any(attachment.key in line for line in comparison.differences(attachment, plan))

@@ -136,6 +136,23 @@ def test_a_forward_policy_that_drops_everything_is_a_problem_and_the_remedy_work
     assert "hostport explain PORT" in found.remedy
 
 
+@pytest.mark.parametrize("last", ["drop", "counter drop", "reject", "log counter reject"])
+def test_a_last_rule_that_drops_the_rest_is_as_a_policy(practice: Practice, last: str) -> None:
+    practice.running(mapping(8080))
+    rules = f"ct state established,related accept; {last};"
+    practice.node.nft_file(f"table inet f {{ chain f {{ type filter hook forward priority 0; {rules} }}; }}")
+    found = practice.finding()
+    assert found.status == "note"
+    practice.node.nft(found.remedy.partition("nft ")[2].partition(" (")[0])
+    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+
+
+def test_a_last_rule_that_drops_some_is_not_as_a_policy(practice: Practice) -> None:
+    practice.running(mapping(8080))
+    practice.node.nft_file("table inet f { chain f { type filter hook forward priority 0; tcp dport 9 drop; }; }")
+    assert practice.finds() == []
+
+
 def test_a_forward_policy_of_the_other_family_is_worth_a_note(practice: Practice) -> None:
     pod = practice.node.pod(4)
     pod.serve("tcp", 80, "web")

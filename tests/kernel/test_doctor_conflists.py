@@ -78,3 +78,10 @@ def test_a_directory_of_configurations_that_is_not_there_is_told(practice: Pract
     absent = practice.conf / "absent"
     found = practice.finding(conf_dirs=[absent])
     assert (found.status, found.text) == ("note", f"{absent} cannot be read: No such file or directory")
+
+
+def test_a_version_that_the_plugin_does_not_know_is_a_problem(practice: Practice) -> None:
+    path = practice.conf / "10-pods.conflist"
+    path.write_text(path.read_text().replace('"1.0.0"', '"2.0.0"'))
+    found = practice.finding()
+    assert (found.status, found.text) == ("problem", f"{path}: hostport does not know cniVersion '2.0.0'")

@@ -7,13 +7,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
 from explaining import Explanation, explain
 from lab import BRIDGE4, CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, config, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OUTSIDE = [
     "prerouting: fib daddr type local goto dispatch",
@@ -173,50 +171,6 @@ def test_the_holder_is_gone(node: Node, pod: Pod) -> None:
     ]
 
 
-def test_no_mapping_is_installed(node: Node, pod: Pod) -> None:
-    pod.serve("tcp", 80, "web")
-    said = explain(node, "9090")
-    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
-    assert not said.notes
-    assert explain(node, "8080/udp").problems == ["no mapping of host port 8080/udp is installed"]
-    assert explain(node, "8080", "--from", CLIENT6).problems == [
-        "no mapping of host port 8080/tcp of IPv6 is installed"
-    ]
-
-
-def test_no_mapping_is_installed_and_a_process_of_the_node_listens(node: Node, listening: ExitStack) -> None:
-    listening.enter_context(listen(node, 9090, NODE4))
-    said = explain(node, "9090")
-    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
-    assert said.notes[0].endswith(f"on this node listens on it, at {NODE4}: it gets the connections")
-
-
-def test_what_is_like_it_is_shown_where_there_is_no_mapping(node: Node, pod: Pod) -> None:
-    node.add(pod, mapping(53, 53, "udp", hostIP=NODE4))
-    [said] = explain(node, "53").statements
-    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
-    [said] = explain(node, "53/udp", "--from", CLIENT6).statements
-    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
-
-
-def test_a_mapping_of_one_family_was_taken_away(node: Node, tmp_path: Path) -> None:
-    pod = node.pod()
-    pod.serve("tcp", 80, "web")
-    node.add(pod, mapping(8080))
-    Cache(tmp_path).add(pod, mapping(8080))
-    node.nft("delete element inet hostport hostports { ipv4 . tcp . 8080 }")
-    text = f"no mapping of host port 8080/tcp of IPv4 is installed, and pod shop/{pod.host_end} asked for it"
-    assert explain(node, "8080", cache=tmp_path).problems == [text]
-
-
-def test_a_mapping_that_was_deleted_was_not_taken_away(node: Node, tmp_path: Path) -> None:
-    pod = node.pod()
-    node.add(pod, mapping(8080))
-    Cache(tmp_path).add(pod, mapping(8080))
-    node.delete(pod)
-    assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
-
-
 def test_the_pod_has_no_route_back(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
     pod.ip("route del default")
@@ -224,19 +178,6 @@ def test_the_pod_has_no_route_back(node: Node, pod: Pod) -> None:
     assert said.problems == [f"pod shop/web has no route back to {CLIENT4}: Network is unreachable"]
     assert node.client.is_silent("tcp", NODE4, 8080)
     assert explain(node, "8080", "--from", "127.0.0.1").status == 0  # it sees the node's address, which is on its link
-
-
-def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, tmp_path: Path) -> None:
-    pod = node.pod()
-    cache = Cache(tmp_path)
-    cache.add(pod, mapping(8080))
-    said = explain(node, "8080", cache=tmp_path)
-    assert said.problems == [f"no mapping of host port 8080/tcp is installed, and pod shop/{pod.host_end} asked for it"]
-    assert said.last["remedy"] == "hostport restore"
-    (tmp_path / "results" / "broken").write_text("{")
-    assert explain(node, "8081", cache=tmp_path).problems == ["no mapping of host port 8081/tcp is installed"]
-    pod.remove()
-    assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
 
 
 def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitStack) -> None:

@@ -109,7 +109,11 @@ def test_the_base_is_put_right_for_pods_that_no_cache_knows(node: Node, cache: C
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080))
     node.nft("flush chain inet hostport dispatch")
-    assert restore(node, cache) == "Nothing to restore.\n"
+    commands = restore(node, cache, options=("--dry-run",))
+    assert "add rule inet hostport dispatch ip6 daddr ::1 return\n" in commands
+    assert "dnat-" not in commands
+    said = "restored: the base of the ruleset: chain inet hostport dispatch\n1 restored\n"
+    assert restore(node, cache) == said
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
 
 

@@ -73,7 +73,7 @@ def test_a_pod_that_is_added_again_after_it_was_deleted_can_be_restored(node: No
     node.delete(pod)
     node.add(pod, mapping(8080))
     node.nft("flush table inet hostport")
-    assert restore(node, cache) == "1 restored\n"
+    assert restore(node, cache).endswith("2 restored\n")  # the base is the other
     assert node.footprint(pod)
 
 
