@@ -228,7 +228,8 @@ class Node(Namespace):
 
     def bridge(self, name: str, *addresses: str) -> None:
         """Add a bridge with these addresses, for pods of another network."""
-        self.ip(f"link add {name} type bridge")
+        # else it has the lowest address of its ports, and another when a pod goes, under connections of others
+        self.ip(f"link add {name} address 0a:58:0a:58:00:01 type bridge")
         for address in addresses:
             self.ip(f"addr add {address} dev {name}" + (" nodad" if ":" in address else ""))
         self.ip(f"link set {name} up")

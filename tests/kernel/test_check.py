@@ -180,12 +180,12 @@ def test_fails_and_names_what_differs_and_changes_nothing(node: Node, pod: Pod, 
     for name, value in names.items():
         damage, named = damage.replace(name, value), named.replace(name, value)
     node.nft_file(damage)
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     refused = node.cni("CHECK", pod, config(pod, *BOTH))
     assert refused.code == 103
     assert pod.id in refused.msg
     assert named in refused.msg + refused.json.get("details", "")
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before
 
 
 @pytest.mark.parametrize(

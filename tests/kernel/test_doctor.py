@@ -25,12 +25,12 @@ def practice(node: Node, tmp_path: Path) -> Practice:
 
 def test_a_sound_node_is_told_what_was_checked(practice: Practice) -> None:
     practice.running(mapping(8080), mapping(8081, hostIP=NODE4))
-    before = practice.node.nft("-a list ruleset")
+    before = practice.node.nft("-sa list ruleset")
     said = practice.says()
     assert {one.status for one in said} == {"ok"}
     assert len(said) == len(doctor.CHECKS)
     assert os.uname().release in said[0].text
-    assert practice.node.nft("-a list ruleset") == before
+    assert practice.node.nft("-sa list ruleset") == before
 
 
 def test_a_sound_node_without_pods_is_left_without_a_ruleset(practice: Practice) -> None:

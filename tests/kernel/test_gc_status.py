@@ -57,9 +57,9 @@ def test_gc_with_no_valid_attachment_removes_all_of_its_network(
 
 
 def test_gc_without_the_key_removes_nothing(node: Node, pods: list[Pod]) -> None:
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     assert node.cni("GC", None, BARE).code == 0
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before
     assert pods[0].ip4 in before
 
 
@@ -75,11 +75,11 @@ def test_gc_without_the_key_removes_nothing(node: Node, pods: list[Pod]) -> None
 def test_gc_with_a_malformed_list_is_refused_and_removes_nothing(node: Node, valid: Any) -> None:
     pod = node.pod()
     node.add(pod, mapping(8080))
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     refused = gc(node, valid)
     assert refused.code == 7
     assert VALID in refused.msg
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before
 
 
 def test_gc_goes_on_after_an_error_and_reports_it(node: Node, pods: list[Pod]) -> None:
@@ -129,10 +129,10 @@ def test_status_succeeds_and_leaves_nothing_behind_on_a_fresh_node(node: Node) -
 
 
 def test_status_succeeds_and_changes_nothing_on_a_node_with_pods(node: Node, pods: list[Pod]) -> None:
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     started = [node.start("STATUS", None, BARE) for _ in range(4)]
     assert [wait(one).code for one in started] == [0] * 4
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before
     assert pods[0].ip4 in before
 
 
@@ -151,8 +151,8 @@ def test_status_without_libnftables_is_not_available(node: Node) -> None:
 
 def test_status_with_another_kind_of_object_in_the_way_is_not_available(node: Node) -> None:
     node.nft_file("table inet hostport { set hostports { type ipv4_addr; }; }")
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     refused = node.cni("STATUS", None, BARE)
     assert refused.code == 50
     assert "hostports" in refused.json["details"]
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before

@@ -129,6 +129,6 @@ def test_what_is_wrong_in_part_installs_nothing(
     assert node.cni("ADD", other, call).code == code
     assert node.nft("list ruleset") == ""
     node.add(pod, mapping(7070))
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     assert node.cni("ADD", other, call).code == code
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before

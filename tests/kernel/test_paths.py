@@ -200,10 +200,10 @@ def test_status_is_not_available_with_a_condition_that_nft_refuses(node: Node, k
 def test_gc_without_the_right_to_change_the_network_is_refused_by_nftables(node: Node) -> None:
     pod = node.pod()
     node.add(pod, mapping(8080))
-    before = node.nft("-a list ruleset")
+    before = node.nft("-sa list ruleset")
     node.launcher = without("net_admin")
     refused = node.cni("GC", None, BARE | {"cni.dev/valid-attachments": []})
     assert refused.code == 101
     assert "Operation not permitted" in refused.stdout
     assert "Traceback" not in refused.stderr
-    assert node.nft("-a list ruleset") == before
+    assert node.nft("-sa list ruleset") == before

@@ -56,7 +56,7 @@ def test_a_call_ends_as_it_does_without_the_resident_process(
         call = config(pod, *mappings, **keys)
         outcome = where.cni(command, pod, call, CONTAINERID="web", NETNS="/run/netns/web")
         texts = (outcome.stdout.replace(pod.path, ""), outcome.stderr)
-        outcomes.append((outcome.status, *texts, where.nft("list ruleset").replace(pod.path, "")))
+        outcomes.append((outcome.status, *texts, where.nft("-s list ruleset").replace(pod.path, "")))
     assert outcomes[0] == outcomes[1]
 
 
