@@ -24,7 +24,7 @@ def differences(attachment: Attachment, plan: Plan) -> list[str]:
     Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the plan
     or cannot be asked.
     """
-    expected = _installed_alone(attachment, plan)[0].snapshot(attachment.key)
+    expected = _alone(ruleset.attach(attachment, plan))[0].snapshot(attachment.key)
     if expected is not None and expected == Lookup().snapshot(attachment.key):
         return []
     return _differences_of_listings(attachment, plan)
@@ -41,13 +41,11 @@ def is_changed(attachment: Attachment, plan: Plan) -> bool:
 def of_base(nft: Nft, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[str]:
     """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
 
-    Raises ``OSError`` if there is nowhere to compare with, and ``NFTError`` if nftables cannot be asked.
+    Raises what ``differences`` does.
     """
     from cni_hostport import installed
 
-    with host.scratch_namespace():
-        alone = Nft()
-    alone.run(table.base())
+    _, alone = _alone([])
     whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
     expected, actual = ({of: side.listing(of) for of in (installed.TABLES, *whats)} for side in (alone, nft))
     found = installed.differences("", expected=expected, actual=actual)
@@ -61,16 +59,16 @@ def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
     plan = ownership.unshared(nft.installed(), attachment, plan)
     if not plan.forwards:
         return []
-    expected = _installed_alone(attachment, plan)[1].state(key)
+    expected = _alone(ruleset.attach(attachment, plan))[1].state(key)
     return installed.differences(key, expected=expected, actual=nft.state(key))
 
 
-def _installed_alone(attachment: Attachment, plan: Plan) -> tuple[Lookup, Nft]:
-    """Install an attachment in an empty network namespace, and return the ways to look at it there."""
+def _alone(commands: Sequence[str]) -> tuple[Lookup, Nft]:
+    """Run commands on the base in an empty network namespace, and return the ways to look at what is there."""
     try:
         with host.scratch_namespace():
             lookup, nft = Lookup(), Nft()
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
-    nft.run([*table.base(), *ruleset.attach(attachment, plan)])
+    nft.run([*table.base(), *commands])
     return lookup, nft

@@ -24,7 +24,7 @@ VARIABLES = (
     "CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"
 )  # fmt: skip
 COMMANDS = ("ADD", "CHECK", "DEL")
-LONGEST_IFNAME = 15
+LONGEST_IFNAME = 15  # bytes; the kernel's IFNAMSIZ is 16, with the final NUL
 OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 IDENTITY = f"{__version__} {__file__}"  # two installations never share a process
 TAKEN = b"taken"

@@ -14,6 +14,7 @@ from math import isfinite
 
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.handover import LONGEST_IFNAME
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ REQUIRED = {
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-MAX_IFNAME_BYTES = 15  # the kernel's IFNAMSIZ is 16, with the final NUL
 
 
 class Call:
@@ -116,7 +116,7 @@ def _check_environment(environ: Mapping[str, str]) -> None:
     if "CNI_IFNAME" in required and ifname and not is_ifname(ifname):
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME {ifname!r} is not an interface name: at most {MAX_IFNAME_BYTES} bytes,"
+            f"CNI_IFNAME {ifname!r} is not an interface name: at most {LONGEST_IFNAME} bytes,"
             " not '.' or '..', without '/', ':' and white space",
         )
     missing = [name for name in required if not environ.get(name)]
@@ -127,7 +127,7 @@ def _check_environment(environ: Mapping[str, str]) -> None:
 def is_ifname(name: str) -> bool:
     """Tell whether a name is one that the kernel takes for an interface."""
     return (
-        len(os.fsencode(name)) <= MAX_IFNAME_BYTES
+        len(os.fsencode(name)) <= LONGEST_IFNAME
         and name not in {".", ".."}
         and not any(character in "/:" or character.isspace() for character in name)
     )

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 
+from cni_hostport import plugin
 from cni_hostport.attachment import pod_name
 from cni_hostport.config import PrevResult
+from cni_hostport.operate import namespaces
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
+
+    from cni_hostport.plan import Plan
 
 T = TypeVar("T")
 
@@ -127,6 +131,26 @@ def attachment(call: Call) -> str:
     return f"{whose(call)} ({call.ifname}, network {call.network})"
 
 
+def plan(call: Call) -> tuple[Plan | None, str]:
+    """Return what a call's attachment wants installed, ``None`` if that is nothing; or ``None`` and why it is gone.
+
+    Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
+    """
+    gone = namespaces.why_gone(call.netns, call.ifname)
+    if gone:
+        return None, gone
+    wanted = plugin.plan_of(call)
+    if wanted is None or not wanted.forwards:
+        return None, ""
+    gone = namespaces.why_gone(call.netns, call.ifname, wanted.masquerade)
+    return (None, gone) if gone else (wanted, "")
+
+
+def exists(directory: Path) -> bool:
+    """Tell whether a directory is that of a cache."""
+    return (directory / "results").is_dir()
+
+
 def interface(path: Path) -> Interface | None:
     """Return the interface that an entry is about, ``None`` and errors as for ``read``."""
     return _read(path, _interface)
@@ -163,10 +187,10 @@ def _interface(entry: _Entry) -> Interface:
 
 def _call(entry: _Entry) -> Call | None:
     conflist = Conflist.parse(entry.config)
-    plugin = conflist.plugin()
-    if plugin is None:
+    own = conflist.plugin()
+    if own is None:
         return None
-    capabilities = plugin.get("capabilities")
+    capabilities = own.get("capabilities")
     capable = {name for name, value in capabilities.items() if value is True} if isinstance(capabilities, dict) else ()
     environ = {
         "CNI_COMMAND": "ADD",
@@ -176,7 +200,7 @@ def _call(entry: _Entry) -> Call | None:
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in entry.cni_args or ()),
     }
     config = {
-        **plugin,
+        **own,
         "cniVersion": conflist.cni_version,
         "name": entry.network,
         "runtimeConfig": {name: value for name, value in (entry.capability_args or {}).items() if name in capable},

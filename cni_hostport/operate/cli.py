@@ -19,9 +19,8 @@ from cni_hostport import __version__
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.handover import SOCKET
 from cni_hostport.nft import Nft
-from cni_hostport.operate import arguments, terminal
+from cni_hostport.operate import arguments, cache, terminal
 from cni_hostport.operate.arguments import Commands
-from cni_hostport.operate.cache import DEFAULT_DIR
 from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pro
 PATH = click.Path(path_type=Path)
 CONF_DIR = Path("/etc/cni/net.d")
 CACHES = click.option(
-    "--cache-dir", "caches", type=PATH, multiple=True, default=[DEFAULT_DIR], show_default=True,
+    "--cache-dir", "caches", type=PATH, multiple=True, default=[cache.DEFAULT_DIR], show_default=True,
     help="Where runtimes keep what they asked for (libcni's cache); can be given several times.",
 )  # fmt: skip
 
@@ -180,7 +179,7 @@ def restore(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: b
     from cni_hostport.operate import restore as of
 
     for directory in caches:
-        if not (directory / "results").is_dir():
+        if not cache.exists(directory):
             _log(f"There is no cache of a runtime in {directory}.")
     paths = of.candidates(caches)
     restored = terminal.progress(of.restore(paths, _log, dry_run=dry_run, watch=watch), len(paths), "Restoring")

@@ -155,7 +155,7 @@ def _verdicts(found: Sequence[Leftover], caches: Sequence[Path]) -> dict[str, tu
 
 
 def _census(caches: Sequence[Path]) -> _Census:
-    if not any((directory / "results").is_dir() for directory in caches):
+    if not any(map(cache.exists, caches)):
         raise CNIError(
             Code.NOT_AVAILABLE,
             f"there is no cache of a runtime in {', '.join(map(str, caches))}, and without one it cannot be told which"

@@ -22,7 +22,7 @@ from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
 from cni_hostport.nft import Nft
-from cni_hostport.operate import cache, namespaces
+from cni_hostport.operate import cache
 from cni_hostport.table import RESTORING, base, deleted, dnat_chain, note_deleted
 
 if TYPE_CHECKING:
@@ -87,22 +87,29 @@ def restore(
     is taken back, and yielded a second time. Raises ``NFTError`` if nftables cannot be used.
     """
     nft = Nft()
-    present = nft.installed().chains
-    if not paths and not present:
+    before = nft.installed()
+    if not paths and not before.chains:
         return  # a node without host ports, and no rules to put right
-    damaged = comparison.of_base(nft) if present else []
+    damaged = _damaged(nft) if before.chains else []
     if not dry_run:
         ownership.run_on_base(nft, note_deleted(RESTORING))
     if damaged:
         commands = tuple(base()) if dry_run else ()
         status = Status.MISSING if dry_run else Status.RESTORED
         yield Path(), Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
-    restoration = _Restoration(nft, log, dry_run=dry_run)
+    restoration = _Restoration(nft, before, log, dry_run=dry_run)
     for path in paths:
         outcome = restoration.restore(path)
         if outcome:
             yield path, outcome
     yield from restoration.take_back(watch)
+
+
+def _damaged(nft: Nft) -> list[str]:
+    try:
+        return comparison.of_base(nft)
+    except CNIError:
+        return []  # it is put right all the same
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,11 @@ class _Restored:
 class _Restoration:
     """Several attachments, restored one after another."""
 
-    def __init__(self, nft: Nft, log: Log, *, dry_run: bool) -> None:
+    def __init__(self, nft: Nft, before: Installed, log: Log, *, dry_run: bool) -> None:
         self._nft = nft
         self._log = log
         self._dry_run = dry_run
-        self._before = nft.installed()
+        self._before = before
         self._lookup = Lookup()
         self._restored: list[_Restored] = []
 
@@ -147,14 +154,9 @@ class _Restoration:
 
     def _restore_from(self, path: Path, call: Call, seen: Installed) -> Outcome | None:
         name = cache.attachment(call)
-        gone = namespaces.why_gone(call.netns, call.ifname)
-        plan = None if gone else plugin.plan_of(call)
-        if plan:
-            gone = namespaces.why_gone(call.netns, call.ifname, plan.masquerade)
-        if gone:
-            return Outcome(Status.GONE, name, text=gone)
-        if plan is None or not plan.forwards:
-            return None
+        plan, gone = cache.plan(call)
+        if plan is None:
+            return Outcome(Status.GONE, name, text=gone) if gone else None
         attachment = plugin.attachment_of(call)
         mappings = tuple(dict.fromkeys(map(str, plan.forwards)))  # those of both families are one to a person
         if self._is_there(attachment, plan, seen):

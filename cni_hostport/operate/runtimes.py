@@ -10,7 +10,7 @@ from cni_hostport import comparison, ownership, plugin, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import cache, namespaces
+from cni_hostport.operate import cache
 from cni_hostport.operate.mappings import Holder
 from cni_hostport.operate.statements import note, problem
 
@@ -78,7 +78,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
 
     ``mappings`` and ``installed`` are what was read of the ruleset before.
     """
-    if not any((directory / "results").is_dir() for directory in caches):
+    if not any(map(cache.exists, caches)):
         yield note(
             f"there is no cache of a runtime in {', '.join(map(str, caches))}",
             "Which host ports containers asked for is not known here.",
@@ -129,8 +129,8 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
 def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> list[str]:
     """Return what is not as an attachment asked for that is there; raises ``CNIError`` if its plan cannot be made."""
     attachment = plugin.attachment_of(call)
-    plan = None if namespaces.why_gone(call.netns, call.ifname) else plugin.plan_of(call)
-    if plan is None or namespaces.why_gone(call.netns, call.ifname, plan.masquerade):
+    plan, _ = cache.plan(call)
+    if plan is None:
         return []
     plan = ownership.unshared(installed, attachment, plan)
     present = {(element.map, element.key) for element in installed.of(attachment.key)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import plugin
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import cache, namespaces
+from cni_hostport.operate import cache
 from cni_hostport.operate.packet import PROTOCOLS
 from cni_hostport.operate.path import RESTORE
 from cni_hostport.operate.sockets import listeners
@@ -62,14 +62,8 @@ def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[tup
     for path in cache.entries(caches):
         with suppress(ValueError, CNIError):
             call = cache.read(path)
-            if call is None or namespaces.why_gone(call.netns, call.ifname):
-                continue
-            plan = plugin.plan_of(call)
-            if (
-                plan is None
-                or namespaces.why_gone(call.netns, call.ifname, plan.masquerade)
-                or lookup.is_deleted(plugin.attachment_of(call).key)
-            ):
+            plan = cache.plan(call)[0] if call else None
+            if call is None or plan is None or lookup.is_deleted(plugin.attachment_of(call).key):
                 continue
             yield (
                 cache.whose(call),
