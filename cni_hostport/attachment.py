@@ -43,8 +43,9 @@ class Owner:
     def comment(self) -> str:
         """Return ``<containerID> <ifname> <identity> <netns path>``, printable ASCII of at most 128 bytes.
 
-        Room is made by shortening the container ID, then by leaving the path and its identity out. A path that would have to be changed,
-        or that means something else to another process, is left out as well: its holder would be taken for dead.
+        Room is made by shortening the container ID, then by leaving the path and its identity out. A path that would
+        have to be changed, or that means something else to another process, is left out as well: its holder would be
+        taken for dead.
         """
         ifname = printable(self.ifname)
         if _means_the_same_to_others(self.netns) and printable(self.netns) == self.netns:

@@ -127,19 +127,7 @@ class Installed:
         A port goes to who waits for it, unless it is ``wanted``, as (map, key), by an attachment that comes. The
         commands fail, and change nothing, if the attachments are no longer as they are here.
         """
-        left: dict[str, list[str]] = {}
-        handed_on: dict[str, list[str]] = {}
-        for key in leaving:
-            for element in self.of(key):
-                if element.chain in self.chains:
-                    left.setdefault(element.map, []).append(element.key)
-                    if element.map in PORT_MAPS and (element.map, element.key) not in wanted:
-                        self._hand_on(element, self.heirs(element, leaving), handed_on)
-            if key in self.interfaces:
-                left.setdefault(LOCALNET_NEEDS, []).append(as_address(key))
-        for waiter in self.waiting:
-            if waiter.waiter in leaving or (waiter.holder in leaving and waiter.chain in self.chains):
-                left.setdefault(waiter.map, []).append(f"{as_address(waiter.waiter)} . {waiter.key}")
+        left, handed_on = self._left(leaving), self._handed_on(leaving, wanted)
         commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(keys)} }}" for name, keys in left.items()]
         commands += [ruleset.create(name, ", ".join(elements)) for name, elements in handed_on.items()]
         for key in leaving:
@@ -150,15 +138,33 @@ class Installed:
                 commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
         return commands
 
-    def _hand_on(self, element: Element, heirs: Sequence[Element], handed_on: dict[str, list[str]]) -> None:
-        """Add to ``handed_on``, by map, the elements that lead a port to its first heir, and let the others wait."""
-        for place, heir in enumerate(heirs):
-            comment = heir.owner.comment()
-            if place:
-                waiter = ruleset.waiter(heir.waiter, heir.key, comment, heirs[0].waiter)
+    def _left(self, leaving: Collection[str]) -> dict[str, list[str]]:
+        """Return the keys, by map, of the elements that go with attachments: their own, and who waits for them."""
+        left: dict[str, list[str]] = {}
+        for element in self.elements:
+            if element.holder in leaving and element.chain in self.chains:
+                left.setdefault(element.map, []).append(element.key)
+        for waiter in self.waiting:
+            if waiter.waiter in leaving or (waiter.holder in leaving and waiter.chain in self.chains):
+                left.setdefault(waiter.map, []).append(f"{as_address(waiter.waiter)} . {waiter.key}")
+        needing = [as_address(key) for key in leaving if key in self.interfaces]
+        return left | ({LOCALNET_NEEDS: needing} if needing else {})
+
+    def _handed_on(self, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+        """Return the elements, by map, that lead ports to who waited first, and let the others wait for that one."""
+        handed_on: dict[str, list[str]] = {}
+        for element in self.elements:
+            is_left = element.holder in leaving and element.chain in self.chains
+            if not is_left or (element.map, element.key) in wanted:
+                continue
+            heirs = self.heirs(element, leaving)
+            for heir in heirs[:1]:
+                port = ruleset.holder(heir.key, heir.owner.comment(), heir.waiter)
+                handed_on.setdefault(element.map, []).append(port)
+            for heir in heirs[1:]:
+                waiter = ruleset.waiter(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
                 handed_on.setdefault(heir.map, []).append(waiter)
-            else:
-                handed_on.setdefault(element.map, []).append(ruleset.holder(heir.key, comment, heir.waiter))
+        return handed_on
 
     def wait_again(self, key: str, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> list[str]:
         """Return the commands that let those wait for an attachment that has come, whose ports it has taken over."""

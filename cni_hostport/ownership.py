@@ -11,6 +11,7 @@ from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, UnavailableError
 from cni_hostport.installed import Element, Installed
+from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Forward, Plan
 from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
@@ -33,7 +34,7 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     holders, leaving, installed = dict[Forward, str](), dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
         try:
-            nft.run(_replace(installed, leaving, attachment, plan, holders, "add"))
+            nft.run(_replace(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
             if error.of_other_declarations:
                 declare_again(nft)
@@ -64,6 +65,7 @@ def _replace(
     attachment: Attachment,
     plan: Plan,
     holders: Mapping[Forward, str],
+    *,
     verb: str,
 ) -> list[str]:
     """Return the commands that install an attachment in the place of those that leave."""
@@ -90,7 +92,12 @@ def _guards(installed: Installed) -> list[str]:
     """Return the commands that guard the interfaces which an older version opened for its attachments."""
     commands = []
     for element in installed.elements:
-        if element.map == "pods_ip4" and element.address and element.holder and element.holder not in installed.interfaces:
+        if (
+            element.map == "pods_ip4"
+            and element.address
+            and element.holder
+            and element.holder not in installed.interfaces
+        ):
             with suppress(host.NoRouteError):
                 route = host.route_to(element.address)
                 if route.prefix_length and localnet.is_open(route.interface):
@@ -138,7 +145,7 @@ def reinstatement(
     holders = shared(seen, attachment, plan)
     own = plan.without(holders)
     leaving = _leaving(nft, seen, attachment, own, newest=False)
-    return own, leaving, _replace(seen, leaving, attachment, plan, holders, "create")
+    return own, leaving, _replace(seen, leaving, attachment, plan, holders, verb="create")
 
 
 def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
@@ -148,6 +155,7 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
+    _close_localnet(installed, leaving, log)
 
 
 def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], verb: str) -> list[str]:
@@ -186,7 +194,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
     leaving = {key: ""} if key in installed.holders else {}
 
     def is_gone(owner: Owner) -> bool:
-        # a process that does not see the runtime's namespaces, its own container's among them, would find everybody dead
+        # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead
         return bool(attachment.identity and owner.netns) and host.is_gone(owner.netns, owner.identity)
 
     by_place = {(element.map, element.key): element for element in installed.elements}
@@ -238,8 +246,16 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
             pause(attempt)
         else:
             _forget_flows(installed.of(key), log)
+            _close_localnet(installed, [key], log)
             return
     raise lost_races(refusal)
+
+
+def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> None:
+    """Close the interfaces towards attachments that have left, where no other needs them."""
+    chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
+    for chain in chains:
+        localnet.close(Lookup(), interface_of(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:
