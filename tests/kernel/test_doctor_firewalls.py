@@ -131,7 +131,7 @@ def test_a_native_chain_in_a_table_with_a_name_of_iptables_gets_native_advice(pr
 def test_a_table_that_its_owner_alone_can_change_gets_advice_for_the_owner(practice: Practice) -> None:
     pod = practice.running(mapping(8080))
     with owning(practice.node, f"add chain inet owned forward {{ {FORWARD} policy drop; }}") as owner:
-        refused = practice.node.run(*"nft insert rule inet owned forward accept".split(), check=False)
+        refused = practice.node.run("nft", "insert rule inet owned forward accept", check=False)
         assert "Operation not permitted" in refused.stderr
         found = practice.finding()
         assert found.status == "problem"
@@ -149,7 +149,9 @@ def test_firewalld_as_it_is_installed_accepts_host_ports(practice: Practice) -> 
     assert practice.finds() == []
 
 
-@pytest.mark.parametrize(("ports", "status"), [("", "problem"), ("meta l4proto tcp ct original proto-dst 9090 accept;", "note")])
+@pytest.mark.parametrize(
+    ("ports", "status"), [("", "problem"), ("meta l4proto tcp ct original proto-dst 9090 accept;", "note")]
+)
 def test_firewalld_that_accepts_only_its_own_forwards_gets_advice_for_its_configuration(
     practice: Practice, ports: str, status: str
 ) -> None:
