@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inprocess import operate
-from lab import CLIENT4, NODE4, Node, Pod, config, mapping
+from lab import CLIENT4, LAUNCHER, NODE4, Node, Pod, config, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +34,7 @@ def test_a_path_that_is_another_namespace_by_now_is_a_dead_holder(node: Node) ->
         assert node.cni("ADD", heir, config(heir, mapping(8080))).code == 100
     dead.remove()
     with path_of(other, path):
-        assert "gone" in operate(node, "list").output
+        assert " gone" in node.run(*LAUNCHER, "list").stdout
         taken = node.add(heir, mapping(8080))
         assert f"whose namespace {path} is gone" in taken.stderr
     assert node.client.ask("tcp", NODE4, 8080) == f"heir {CLIENT4}"
