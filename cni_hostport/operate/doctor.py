@@ -133,12 +133,12 @@ CHECKS = (
     ),
     Check(
         "the addresses of Services",
-        "no Service's address is this node's own (IPVS)",
+        "no address of this node is one of a Service (kube-proxy's IPVS mode)",
         lambda it: local_addresses.services(it.nft, it.mappings),
     ),
     Check(
         "the host addresses of mappings",
-        "this node has every hostIP",
+        "this node has every address that is a hostIP",
         lambda it: local_addresses.host_ips(it.mappings),
     ),
     Check(
