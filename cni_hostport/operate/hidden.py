@@ -63,11 +63,9 @@ def _before(
 
 def _connections(of: PortMapping, listener: Listener) -> str:
     """Say which connections go to the pod instead of to a listener, where that is not all."""
-    if of.rule is None:
-        return ""
-    limits = of.rule.daddr if listener.address.is_unspecified else ()
+    limits = of.rule.daddr if of.rule and listener.address.is_unspecified else ()
     to = " and ".join(" or ".join(map(_shortest, networks)) for networks in limits)
-    conditions = " that meet the conditions of its network (conditionsV4, conditionsV6)" if of.rule.conditional else ""
+    conditions = " that meet the conditions of its network (conditionsV4, conditionsV6)" if of.conditional else ""
     return f"{to and f' to {to}'}{conditions}"
 
 

@@ -63,6 +63,11 @@ class PortMapping:
         return self.host_ip.version
 
     @property
+    def conditional(self) -> bool:
+        """Whether connections have to meet conditions, the host address aside, to be translated."""
+        return self.rule is not None and self.rule.conditional
+
+    @property
     def host(self) -> str:
         """The host's side, as in ``[::]:8080/tcp``."""
         return f"{socket(self.host_ip, self.host_port)}/{self.protocol}"
