@@ -108,7 +108,7 @@ def nftables(examination: Examination) -> Iterator[Statement]:
         )
         return
     version = next(
-        (item["metainfo"]["version"] for item in examination.nft.listing("tables") if "metainfo" in item), ""
+        (item["metainfo"]["version"] for item in examination.nft.listing("chains") if "metainfo" in item), ""
     )
     yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
 
