@@ -71,6 +71,11 @@ class Lookup:
         """Tell whether there is such a chain."""
         return self._ask(nf_tables.get_chain(name, table, family)) != [None]
 
+    def chain_of(self, name: str, key: str) -> str:
+        """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
+        [element] = self._ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
+        return nf_tables.target(element) if element else ""
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` where there is nothing of it.
 

@@ -53,7 +53,7 @@ NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
-ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
+ADD = PLAN | {"attachment", "conntrack", "installed", "listeners", "nft", "ownership", "ruleset", "table"}
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 
