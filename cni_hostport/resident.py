@@ -26,7 +26,7 @@ from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 
 SPARES = 2  # children that wait for a call
 WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
-# children, those that are at work included; callers beyond them wait, and help themselves in the end. A child that waits
+# children, those that are at work included; callers beyond them wait, and help themselves in the end. One that waits
 # for a container to go is not among them: it sleeps, and ends with its caller
 MOST = 32
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
