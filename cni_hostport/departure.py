@@ -44,10 +44,10 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     while PLACES:
         os.close(PLACES.pop())
     reason, begun = refusal.msg, time.monotonic()
-    is_seen = host.is_namespace(call.netns)
+    identity = host.identity(call.netns)
     while time.monotonic() < begun + seconds:
         _wait(refusal, begun + seconds)
-        if is_seen and host.is_gone(call.netns):
+        if identity and host.is_gone(call.netns, identity):
             break
         try:
             plan = attempt()

@@ -15,7 +15,7 @@ from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.ownership import Log
@@ -44,7 +44,7 @@ def tell(attachment: Attachment, plan: Plan, log: Log) -> None:
     """
     hidden: dict[str, dict[str, None]] = {}
     try:
-        for forward, address in shadowed(plan.forwards):
+        for forward, address in shadowed(plan):
             hidden.setdefault(str(forward), {})[str(address)] = None
     except OSError:
         return
@@ -58,25 +58,25 @@ def tell(attachment: Attachment, plan: Plan, log: Log) -> None:
         )
 
 
-def shadowed(forwards: Iterable[Forward]) -> Iterator[tuple[Forward, Address]]:
+def shadowed(plan: Plan) -> Iterator[tuple[Forward, Address]]:
     """Return each forward that takes connections of a program in this network namespace, and where that listens.
 
     Raises ``OSError`` where the kernel does not tell.
     """
     wanted: dict[tuple[str, int], list[Forward]] = {}
-    for forward in forwards:
+    for forward in plan.forwards:
         if forward.protocol in STATES:
             for family in FAMILIES[forward.version]:
                 wanted.setdefault((forward.protocol, family), []).append(forward)
-    netlink = Netlink(NETLINK_SOCK_DIAG)
-    for (protocol, family), of_family in wanted.items():
-        by_port: dict[bytes, list[Forward]] = {}
-        for forward in of_family:
-            by_port.setdefault(forward.host_port.to_bytes(2), []).append(forward)
-        for port, address, is_for_both in _listening(netlink, protocol, family, set(by_port)):
-            for forward in by_port[port]:
-                if (address.is_unspecified and is_for_both) or _covers(forward, address):
-                    yield forward, address
+    with Netlink(NETLINK_SOCK_DIAG) as netlink:
+        for (protocol, family), of_family in wanted.items():
+            by_port: dict[bytes, list[Forward]] = {}
+            for forward in of_family:
+                by_port.setdefault(forward.host_port.to_bytes(2), []).append(forward)
+            for port, address, is_for_both in _listening(netlink, protocol, family, set(by_port)):
+                for forward in by_port[port]:
+                    if (address.is_unspecified and is_for_both) or _covers(plan, forward, address):
+                        yield forward, address
 
 
 def _listening(
@@ -99,12 +99,15 @@ def _listening(
                 yield answer[_OWN_PORT], IPv6Address(address).ipv4_mapped or IPv6Address(address), not only6
 
 
-def _covers(forward: Forward, address: Address) -> bool:
-    """Tell whether a forward takes connections to an address on which a socket listens."""
+def _covers(plan: Plan, forward: Forward, address: Address) -> bool:
+    """Tell whether a plan's forward takes connections to an address on which a socket listens."""
     if address.version != forward.version:
         return False
     if address.is_unspecified:
         return True
-    if forward.host_ip is None or forward.host_ip.is_unspecified:
-        return address.version == 4 or not (address.is_loopback or address.is_link_local)  # noqa: PLR2004 - IP version
-    return address == forward.host_ip
+    if forward.host_ip is not None:
+        return address == forward.host_ip
+    networks = plan.host_addresses[forward.version]
+    if networks and not any(address in network for network in networks):
+        return False
+    return address.version == 4 or not (address.is_loopback or address.is_link_local)  # noqa: PLR2004 - IP version

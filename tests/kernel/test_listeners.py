@@ -101,6 +101,13 @@ def test_a_socket_for_both_families_listens_on_ipv4_as_well(
     assert [f" listens on it at {said};" in text for text in lines] == ([True] if said else [])
 
 
+@pytest.mark.parametrize("listening", ["0.0.0.0", NODE4, BRIDGE4])
+def test_a_program_on_an_address_without_host_ports_keeps_its_connections(programs: Programs, listening: str) -> None:
+    programs.listen("tcp", 22, listening)
+    outcome = programs.node.add(programs.node.pod(), mapping(22), hostAddresses=["192.0.2.0/24"])
+    assert ("listens on it" in outcome.stderr) == (listening != BRIDGE4)
+
+
 def test_what_is_said_is_so(node: Node, pod: Pod) -> None:
     node.serve("tcp", 22, "program")
     pod.serve("tcp", 80, "pod")
