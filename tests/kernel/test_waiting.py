@@ -207,6 +207,19 @@ def test_ports_of_two_holders_are_waited_for_one_after_the_other(node: Callers, 
     assert is_told(wait(started), first)
 
 
+def test_a_port_that_goes_to_the_holders_second_network_is_waited_for_on(node: Callers, first: Pod) -> None:
+    other = config(first, mapping(8080), name="other", prevResult={"ips": [{"address": "10.88.0.201/24"}]})
+    assert node.cni("ADD", first, other, IFNAME="eth1").status == 0
+    taker = node.pod(4)
+    started = node.wanting(taker, mapping(8080))
+    node.wait_for(1)
+    node.delete(first)
+    node.wait_for(2)
+    assert node.cni("DEL", first, other, IFNAME="eth1").status == 0
+    assert is_told(wait(started), first)
+    assert node.footprint(taker)
+
+
 def test_of_eight_that_wait_for_one_port_one_gets_it_and_the_others_are_refused(node: Callers, first: Pod) -> None:
     pods = [node.pod(4) for _ in range(8)]
     started = [node.wanting(pod, mapping(8080), mapping(9000 + n), seconds=8) for n, pod in enumerate(pods)]
