@@ -97,6 +97,11 @@ class Lookup:
         [answer] = self._ask(nf_tables.get_table(table, family))
         return answer is not None and nf_tables.is_dormant(answer)
 
+    def chain_of(self, name: str, key: str) -> str:
+        """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
+        [element] = self._ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
+        return nf_tables.target(element) if element else ""
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` where there is nothing of it.
 

@@ -6,6 +6,7 @@ Numbers and layouts are those of linux/netfilter/nf_tables.h, names those of its
 from __future__ import annotations
 
 import struct
+from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
@@ -45,6 +46,7 @@ META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE
     1,
 )
 CMP_EQ = 0
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
@@ -104,6 +106,17 @@ def get_rules(chain: str) -> Message:
 def get_element(element: Element) -> Message:
     """Ask for one element of a map."""
     return GETSETELEM, 0, _elements([element])
+
+
+def packed_port(key: str) -> bytes:
+    """Return the key of a host port as the kernel has it, from how nft prints it: ``ipv4 . tcp . 8080``."""
+    where, protocol, port = key.split(" . ")
+    if where in {"ipv4", "ipv6"}:
+        address = bytes([FAMILIES[where.replace("v4", "").replace("v6", "6")]])
+    else:
+        address = inet_pton(AF_INET6 if ":" in where else AF_INET, where)
+    parts = address, bytes([PROTOCOLS[protocol]]), int(port).to_bytes(2)
+    return b"".join(part.ljust(4, b"\0") for part in parts)
 
 
 def transaction(*messages: Message) -> list[Message]:
