@@ -12,21 +12,22 @@ from cni_hostport.table import DELETED, FAMILY, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cni_hostport.netlink import Message
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
-    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
+GETTABLE, GETCHAIN, DELCHAIN, GETRULE, DELRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 8, 10, 12, 13, 14)
 )
 FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
 TABLE_NAME, TABLE_FLAGS = 1, 2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
-RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
+RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 2, 3, 4, 7
+UDATA_RULE_COMMENT = 0  # libnftnl's udata.h, as are its layout: type and length, a byte each, and the value
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA = 1, 2
@@ -43,6 +44,8 @@ META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE
     1,
 )
 CMP_EQ = 0
+MATCH_NAME, MATCH_INFO = 1, 3
+MULTIPORT = struct.Struct("=xB15H")  # linux/netfilter/xt_multiport.h: how many ports there are, and those
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
@@ -61,6 +64,7 @@ COMPARED = {
     ),  # in use: by rules, and by what leads there
 }
 
+Chain = tuple[str, str, str]  # family, table, name
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
@@ -79,9 +83,9 @@ def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     return GETCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)
 
 
-def get_rules(chain: str) -> Message:
+def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
-    return GETRULE, NLM_F_DUMP, _body(_in_table(), attribute(RULE_CHAIN, _text(chain)))
+    return GETRULE, NLM_F_DUMP, _body(_in_table(table), attribute(RULE_CHAIN, _text(chain)), family=family)
 
 
 def get_element(element: Element) -> Message:
@@ -102,6 +106,22 @@ def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) ->
         *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
         *((DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_NAME, _text(name)))) for name in chains),
         (DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_HANDLE, handle))),
+    ]
+
+
+def delete_rule(rule: bytes, chain: Chain) -> Message:
+    """Delete a rule of a chain by its handle, from the answer for it."""
+    family, table, name = chain
+    number = attribute(RULE_HANDLE, dict(attributes(rule[4:]))[RULE_HANDLE])
+    return DELRULE, 0, _body(_in_table(table), attribute(RULE_CHAIN, _text(name)), number, family=family)
+
+
+def delete_chain(chain: Chain) -> list[Message]:
+    """Delete a chain with its rules."""
+    family, table, name = chain
+    return [
+        (DELRULE, 0, _body(_in_table(table), attribute(RULE_CHAIN, _text(name)), family=family)),
+        (DELCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)),
     ]
 
 
@@ -146,7 +166,7 @@ def expected_elements(rule: bytes) -> list[Element]:
         if name == "meta":
             loaded = (int.from_bytes(values[META_KEY]),)
         elif name == "payload":
-            loaded = tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
+            loaded = _payload(values)
         elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
             compared[loaded] = _inside(values[CMP_DATA], DATA_VALUE)
         else:
@@ -163,6 +183,42 @@ def expected_elements(rule: bytes) -> list[Element]:
     if daddr in compared:
         expected.append((f"hostports_ip{number}", compared[daddr] + port))
     return expected
+
+
+def jump_target(rule: bytes) -> str:
+    """Return the chain that a rule jumps or goes to, empty if to none, from the answer for it."""
+    immediates = (
+        _inside(data, IMMEDIATE_DATA, DATA_VERDICT) for name, data in _expressions(rule) if name == "immediate"
+    )
+    return next((_inside(verdict, VERDICT_CHAIN).rstrip(b"\0").decode() for verdict in immediates if verdict), "")
+
+
+def comment(rule: bytes) -> str:
+    """Return the comment that nft gave a rule, empty if it has none, from the answer for it."""
+    left = _inside(rule[4:], RULE_USERDATA)
+    while left:
+        kind, length = left[:2]
+        if kind == UDATA_RULE_COMMENT:
+            return left[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
+        left = left[2 + length :]
+    return ""
+
+
+def destination_ports(rule: bytes) -> set[int]:
+    """Return the destination ports that a rule, also one of iptables, compares with, from the answer for it.
+
+    They are none as well where it does so in another way than these two: one after another, or iptables' multiport.
+    """
+    ports, is_loaded = set[int](), False
+    for name, data in _expressions(rule):
+        values = dict(attributes(data))
+        if name == "match" and values[MATCH_NAME].rstrip(b"\0") == b"multiport":
+            count, *numbers = MULTIPORT.unpack_from(values[MATCH_INFO])
+            ports.update(numbers[:count])
+        elif name == "cmp" and is_loaded:
+            ports.add(int.from_bytes(_inside(values[CMP_DATA], DATA_VALUE)))
+        is_loaded = name == "payload" and _payload(values) == DPORT
+    return ports
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
@@ -208,6 +264,10 @@ def _inside(data: bytes, *path: int) -> bytes:
     for kind in path:
         data = dict(attributes(data)).get(kind, b"")
     return data
+
+
+def _payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
+    return tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
 
 
 def _expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
