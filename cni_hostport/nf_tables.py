@@ -6,9 +6,10 @@ Numbers and layouts are those of linux/netfilter/nf_tables.h, names those of its
 from __future__ import annotations
 
 import struct
+from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import DELETED, FAMILY, TABLE
+from cni_hostport.table import DELETED, FAMILY, LOCALNET, LOCALNET_NEEDS, TABLE, localnet_chain, waiting_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,19 +19,18 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-GETTABLE, GETCHAIN, DELCHAIN, GETRULE, DELRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
-    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 8, 10, 12, 13, 14)
+GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
 )
 FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
 TABLE_NAME, TABLE_FLAGS = 1, 2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
-RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 2, 3, 4, 7
-UDATA_RULE_COMMENT = 0  # libnftnl's udata.h, as are its layout: type and length, a byte each, and the value
+RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
-SET_ELEM_KEY, SET_ELEM_DATA = 1, 2
+SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
 DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
 META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = (
@@ -44,8 +44,6 @@ META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE
     1,
 )
 CMP_EQ = 0
-MATCH_NAME, MATCH_INFO = 1, 3
-MULTIPORT = struct.Struct("=xB15H")  # linux/netfilter/xt_multiport.h: how many ports there are, and those
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
@@ -64,28 +62,27 @@ COMPARED = {
     ),  # in use: by rules, and by what leads there
 }
 
-Chain = tuple[str, str, str]  # family, table, name
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
 def get_table() -> Message:
     """Ask for the table."""
-    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(TABLE)))
+    return GETTABLE, 0, body(attribute(TABLE_NAME, c_string(TABLE)))
 
 
 def get_set(name: str) -> Message:
     """Ask for a set or map, without its elements."""
-    return GETSET, 0, _body(_in_table(), attribute(SET_NAME, _text(name)))
+    return GETSET, 0, body(in_table(), attribute(SET_NAME, c_string(name)))
 
 
 def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for a chain, without its rules."""
-    return GETCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)
+    return GETCHAIN, 0, body(in_table(table), attribute(CHAIN_NAME, c_string(name)), family=family)
 
 
 def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
-    return GETRULE, NLM_F_DUMP, _body(_in_table(table), attribute(RULE_CHAIN, _text(chain)), family=family)
+    return GETRULE, NLM_F_DUMP, body(in_table(table), attribute(RULE_CHAIN, c_string(chain)), family=family)
 
 
 def get_element(element: Element) -> Message:
@@ -104,25 +101,30 @@ def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) ->
     maps = dict.fromkeys(name for name, _ in elements)
     return [
         *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
-        *((DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_NAME, _text(name)))) for name in chains),
-        (DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_HANDLE, handle))),
+        *((DELCHAIN, 0, body(in_table(), attribute(CHAIN_NAME, c_string(name)))) for name in chains),
+        (DELCHAIN, 0, body(in_table(), attribute(CHAIN_HANDLE, handle))),
     ]
 
 
-def delete_rule(rule: bytes, chain: Chain) -> Message:
-    """Delete a rule of a chain by its handle, from the answer for it."""
-    family, table, name = chain
-    number = attribute(RULE_HANDLE, dict(attributes(rule[4:]))[RULE_HANDLE])
-    return DELRULE, 0, _body(_in_table(table), attribute(RULE_CHAIN, _text(name)), number, family=family)
+def waiting(key: str, element: Element) -> Element:
+    """Return the element by which an attachment waits for the port of another element."""
+    return waiting_map(element[0]), _packed(key) + element[1]
 
 
-def delete_chain(chain: Chain) -> list[Message]:
-    """Delete a chain with its rules."""
-    family, table, name = chain
-    return [
-        (DELRULE, 0, _body(_in_table(table), attribute(RULE_CHAIN, _text(name)), family=family)),
-        (DELCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)),
-    ]
+def localnet_needs(key: str) -> Element:
+    """Return the element of an attachment that needs ``route_localnet``."""
+    return LOCALNET_NEEDS, _packed(key)
+
+
+def localnet(interface: int) -> Element:
+    """Return the element of an interface that is guarded."""
+    return LOCALNET, interface.to_bytes(4, byteorder)
+
+
+def unguard(interface: int) -> list[Message]:
+    """Take the guard off an interface; fails while an attachment needs it."""
+    chain = body(in_table(), attribute(CHAIN_NAME, c_string(localnet_chain(interface))))
+    return [(DELSETELEM, 0, _elements([localnet(interface)])), (DELCHAIN, 0, chain)]
 
 
 def get_deleted(key: str) -> Message:
@@ -142,14 +144,24 @@ def handle(chain: bytes) -> bytes:
     return dict(attributes(chain[4:]))[CHAIN_HANDLE]
 
 
+def uses(chain: bytes) -> int:
+    """Return how many rules and elements lead to a chain, or are in it, from the answer for it."""
+    return int.from_bytes(dict(attributes(chain[4:]))[CHAIN_USE])
+
+
+def has_comment(element: bytes) -> bool:
+    """Tell whether an element has a comment from the answer for it."""
+    return bool(inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
+
+
 def verdict(element: bytes) -> bytes:
     """Return the verdict of a map element from the answer for it."""
-    return _inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
+    return inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
 
 
 def target(element: bytes) -> str:
     """Return the chain that a map element leads to from the answer for it."""
-    return _inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
+    return inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
 
 
 def expected_elements(rule: bytes) -> list[Element]:
@@ -161,18 +173,18 @@ def expected_elements(rule: bytes) -> list[Element]:
     loaded: tuple[int, ...] = ()
     compared: dict[tuple[int, ...], bytes] = {}
     immediates: list[bytes] = []
-    for name, data in _expressions(rule):
+    for name, data in expressions(rule):
         values = dict(attributes(data))
         if name == "meta":
             loaded = (int.from_bytes(values[META_KEY]),)
         elif name == "payload":
-            loaded = _payload(values)
+            loaded = payload(values)
         elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
-            compared[loaded] = _inside(values[CMP_DATA], DATA_VALUE)
+            compared[loaded] = inside(values[CMP_DATA], DATA_VALUE)
         else:
             loaded = ()
         if name == "immediate":
-            immediates.append(_inside(values[IMMEDIATE_DATA], DATA_VALUE))
+            immediates.append(inside(values[IMMEDIATE_DATA], DATA_VALUE))
     version, pod = compared.get(NFPROTO, b"\0"), b"".join(immediates[-2:-1])
     daddr = DADDR.get(version[0])
     if daddr is None or len(pod) != daddr[2] or L4PROTO not in compared or DPORT not in compared:
@@ -185,42 +197,6 @@ def expected_elements(rule: bytes) -> list[Element]:
     return expected
 
 
-def jump_target(rule: bytes) -> str:
-    """Return the chain that a rule jumps or goes to, empty if to none, from the answer for it."""
-    immediates = (
-        _inside(data, IMMEDIATE_DATA, DATA_VERDICT) for name, data in _expressions(rule) if name == "immediate"
-    )
-    return next((_inside(verdict, VERDICT_CHAIN).rstrip(b"\0").decode() for verdict in immediates if verdict), "")
-
-
-def comment(rule: bytes) -> str:
-    """Return the comment that nft gave a rule, empty if it has none, from the answer for it."""
-    left = _inside(rule[4:], RULE_USERDATA)
-    while left:
-        kind, length = left[:2]
-        if kind == UDATA_RULE_COMMENT:
-            return left[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
-        left = left[2 + length :]
-    return ""
-
-
-def destination_ports(rule: bytes) -> set[int]:
-    """Return the destination ports that a rule, also one of iptables, compares with, from the answer for it.
-
-    They are none as well where it does so in another way than these two: one after another, or iptables' multiport.
-    """
-    ports, is_loaded = set[int](), False
-    for name, data in _expressions(rule):
-        values = dict(attributes(data))
-        if name == "match" and values[MATCH_NAME].rstrip(b"\0") == b"multiport":
-            count, *numbers = MULTIPORT.unpack_from(values[MATCH_INFO])
-            ports.update(numbers[:count])
-        elif name == "cmp" and is_loaded:
-            ports.add(int.from_bytes(_inside(values[CMP_DATA], DATA_VALUE)))
-        is_loaded = name == "payload" and _payload(values) == DPORT
-    return ports
-
-
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
     """Return what of a table, set or chain its effect depends on, from the answer for it."""
     return [(number, value) for number, value in attributes(answer[4:]) if number in COMPARED[kind]]
@@ -231,46 +207,51 @@ def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
 
     Such a map has another name in every table.
     """
-    expressions = [(name, b"" if name == "counter" else data) for name, data in _expressions(rule)]
-    own = any(name == "lookup" and _inside(data, LOOKUP_SET).startswith(b"__") for name, data in expressions)
-    return None if own else expressions
+    effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
+    own = any(name == "lookup" and inside(data, LOOKUP_SET).startswith(b"__") for name, data in effects)
+    return None if own else effects
 
 
-def _body(*parts: bytes, family: str = FAMILY) -> bytes:
+def body(*parts: bytes, family: str = FAMILY) -> bytes:
+    """Return the body of a message about something of a family."""
     return struct.pack(">BBH", FAMILIES[family], 0, 0) + b"".join(parts)
 
 
-def _in_table(table: str = TABLE) -> bytes:
-    return attribute(IN_TABLE, _text(table))
+def in_table(table: str = TABLE) -> bytes:
+    """Name the table."""
+    return attribute(IN_TABLE, c_string(table))
 
 
 def _packed(key: str) -> bytes:
     return bytes.fromhex(key.replace("-", ""))
 
 
-def _text(text: str) -> bytes:
+def c_string(text: str) -> bytes:
+    """Return a name as the kernel has it."""
     return text.encode() + b"\0"
 
 
 def _elements(elements: Sequence[Element]) -> bytes:
     """Name elements of one map."""
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
-    in_map = attribute(SET_ELEM_LIST_SET, _text(elements[0][0]))
-    return _body(_in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+    in_map = attribute(SET_ELEM_LIST_SET, c_string(elements[0][0]))
+    return body(in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
 
 
-def _inside(data: bytes, *path: int) -> bytes:
+def inside(data: bytes, *path: int) -> bytes:
     """Return the value of an attribute within attributes, empty if it is not there."""
     for kind in path:
         data = dict(attributes(data)).get(kind, b"")
     return data
 
 
-def _payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
+def payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
+    """Return what of a packet a payload expression loads, as in ``DPORT``."""
     return tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
 
 
-def _expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
-    for _, expression in attributes(_inside(rule[4:], RULE_EXPRESSIONS)):
+def expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return name and attributes of each expression from the answer for a rule."""
+    for _, expression in attributes(inside(rule[4:], RULE_EXPRESSIONS)):
         parts = dict(attributes(expression))
         yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")

@@ -10,17 +10,17 @@ Source: containernetworking/plugins, plugins/meta/portmap and pkg/utils/utils.go
 
 from __future__ import annotations
 
-from cni_hostport import nf_tables
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.foreign_rules import comment, delete_chain, delete_rule, destination_ports, jump_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_hostport.attachment import Attachment
+    from cni_hostport.foreign_rules import Chain
     from cni_hostport.lookup import Lookup
     from cni_hostport.netlink import Message
-    from cni_hostport.nf_tables import Chain
     from cni_hostport.operate.claims import Claim
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
@@ -113,7 +113,7 @@ class Rules:
     def _may_claim(self, ports: set[int]) -> bool:
         for chain in (*self.in_iptables, *self.in_nftables):
             rules = self._lookup.rules_of(chain) if chain[2] != "masquerading" else []
-            compared = map(nf_tables.destination_ports, rules or ())
+            compared = map(destination_ports, rules or ())
             if rules is None or any(not of_rule or of_rule & ports for of_rule in compared):
                 return True
         return bool(self.in_legacy_iptables())
@@ -150,15 +150,15 @@ class Rules:
             rules = self._lookup.rules_of(chain)
             if rules is None:
                 return None
-            own = [rule for rule in rules if nf_tables.comment(rule) == container_id]
-            changes += [nf_tables.delete_rule(rule, chain) for rule in own]
+            own = [rule for rule in rules if comment(rule) == container_id]
+            changes += [delete_rule(rule, chain) for rule in own]
         name = chain_name(network, container_id) if self.in_iptables else ""
         for top in self.in_iptables:
             chain = (top[0], NAT, name)
             if self._lookup.existing([chain]):
-                jumps = [rule for rule in self._lookup.rules_of(top) or () if nf_tables.jump_target(rule) == name]
+                jumps = [rule for rule in self._lookup.rules_of(top) or () if jump_target(rule) == name]
                 # a jump that was not listed makes the kernel refuse to delete the chain
-                changes += [*(nf_tables.delete_rule(rule, top) for rule in jumps), *nf_tables.delete_chain(chain)]
+                changes += [*(delete_rule(rule, top) for rule in jumps), *delete_chain(chain)]
         return changes
 
 
