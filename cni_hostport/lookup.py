@@ -94,6 +94,16 @@ class Lookup:
         error, rules = self._dump(chain)
         return None if error == errno.EINTR else rules
 
+    def owner(self, table: str, family: str) -> int | None:
+        """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return nf_tables.owner(answer) if answer else None
+
+    def is_dormant(self, table: str, family: str) -> bool:
+        """Tell whether the rules of a table are switched off."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return answer is not None and nf_tables.is_dormant(answer)
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` where there is nothing of it.
 

@@ -4,10 +4,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cache import Cache
 from lab import CLIENT4, NODE4, Node, Outcome, config, mapping, wait
+from restoring import restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PORTS = [mapping(8080), mapping(8053, 53, "udp"), mapping(9443, 443, hostIP=NODE4)]
 MANY = [mapping(20000 + number, 80) for number in range(20)]
@@ -250,3 +253,21 @@ def test_no_connection_is_refused_while_ports_are_handed_on(node: Node, containe
             assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
         assert wait(deletion).status == 0
         container.add(gone)
+
+
+def test_restore_brings_back_both_and_who_waits(node: Node, container: Container, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cni")
+    for name, ifname in (("a", "eth0"), ("b", "eth-b")):
+        container.add(name)
+        given = {"ips": [{"address": container.addresses[name]}]}
+        cache.add(container.pod, *PORTS, network=name, ifname=ifname, result=given)
+    assert "2 present" in restore(node, cache)
+    for damage in ("flush ruleset", "flush map inet hostport waiting_hostports"):
+        node.nft(damage)
+        assert restore(node, cache).count("stays with another attachment") <= len(PORTS)
+        assert container.passes("a", "b")
+        assert container.answers()
+    container.delete("a")
+    assert container.passes("b")
+    assert container.answers()
+    assert "1 gone, 1 present" in restore(node, cache)

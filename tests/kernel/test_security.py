@@ -45,6 +45,8 @@ def test_a_neighbour_cannot_reach_a_service_on_the_nodes_localhost(node: Node, p
 def test_a_port_published_on_localhost_is_the_nodes_alone(node: Node, position: str, protocol: str) -> None:
     neighbour, pod = attacker(node, position), node.pod()
     pod.serve(protocol, 80, "private")
+    if position == "outside":
+        node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)  # as kube-proxy does
     node.add(pod, mapping(8080, 80, protocol, hostIP="127.0.0.1"))
     assert node.ask(protocol, "127.0.0.1", 8080).startswith("private ")
     for address in (NODE4, BRIDGE4, "127.0.0.1"):
