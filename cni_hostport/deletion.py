@@ -20,10 +20,10 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
         from cni_hostport.nft import Nft
 
         ownership.release(Nft(), key, log)
-    elif held.udp_ports:
+    elif held.pods and held.ports:
         from cni_hostport import conntrack
 
-        conntrack.forget_to(held.pods, held.udp_ports, log)
+        conntrack.forget_to(held.pods, held.ports, log)
 
 
 def note(lookup: Lookup, key: str) -> None:

@@ -34,6 +34,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         return result
     from cni_hostport import ownership
     from cni_hostport.nft import Nft
+    from cni_hostport.skel import AFTERWARDS
 
     for mapping in plan.unmapped:
         log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
@@ -43,7 +44,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         return result
     plan = ownership.claim(nft, attachment, plan, log)
     try:
-        follow_up(nft, plan, log)
+        follow_up(nft, plan, log, AFTERWARDS.append)
     except BaseException:
         from contextlib import suppress
 
@@ -53,8 +54,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     return result
 
 
-def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
-    """Do what an installed plan needs besides its rules.
+def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
+    """Do what an installed plan needs besides its rules; or ``leave`` what need not be done before the answer.
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
@@ -62,8 +63,24 @@ def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
 
     if plan.local_route_to:
         host.route_localnet(plan.local_route_to, log)
-    if any(forward.protocol == "udp" for forward in plan.forwards):
-        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
+    if not leave:
+        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_ports, log)
+        return
+    udp = [forward for forward in plan.forwards if forward.protocol == "udp"]
+    if udp:  # such a client may be sending right now, and gets no second chance
+        conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
+    leave(lambda: _forget_the_rest(plan, log))
+
+
+def _forget_the_rest(plan: Plan, log: Log) -> None:
+    """Forget what nobody waits for: to find it, the kernel goes through connections of the whole node."""
+    from cni_hostport import conntrack, ownership
+    from cni_hostport.nft import Nft
+
+    def announce(line: str) -> None:
+        ownership.announce(log, line)
+
+    conntrack.forget_elsewhere(plan.forwards, lambda: Nft().installed().given_ports, announce, conntrack.PEERS)
 
 
 def delete(call: Call, log: Log) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport import host
 from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
-from cni_hostport.installed import PROTOCOLS, Installed
+from cni_hostport.installed import Installed
 from cni_hostport.plan import EVERYWHERE
-from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
+from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, PROTOCOLS, TABLE, dnat_chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
