@@ -101,6 +101,17 @@ def forget_elsewhere(
     _forget(questions, ports, is_elsewhere, log)
 
 
+def forget_the_rest(forwards: Iterable[Forward], log: Callable[[str], None]) -> None:
+    """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
+    from cni_hostport import ownership
+    from cni_hostport.nft import Nft
+
+    def announce(line: str) -> None:
+        ownership.announce(log, line)
+
+    forget_elsewhere(forwards, lambda: Nft().installed().given_ports, announce, PEERS)
+
+
 def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str], None]) -> None:
     """Delete the flows between these host ports and these pods, packed addresses, whoever spoke first."""
     pods, mapped, local = set(pods), set(ports), _LocalAddresses()

@@ -55,7 +55,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
 
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
-    """Do what an installed plan needs besides its rules; or ``leave`` what need not be done before the answer.
+    """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
@@ -69,18 +69,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
     udp = [forward for forward in plan.forwards if forward.protocol == "udp"]
     if udp:  # such a client may be sending right now, and gets no second chance
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
-    leave(lambda: _forget_the_rest(plan, log))
-
-
-def _forget_the_rest(plan: Plan, log: Log) -> None:
-    """Forget what nobody waits for: to find it, the kernel goes through connections of the whole node."""
-    from cni_hostport import conntrack, ownership
-    from cni_hostport.nft import Nft
-
-    def announce(line: str) -> None:
-        ownership.announce(log, line)
-
-    conntrack.forget_elsewhere(plan.forwards, lambda: Nft().installed().given_ports, announce, conntrack.PEERS)
+    leave(lambda: conntrack.forget_the_rest(plan.forwards, log))
 
 
 def delete(call: Call, log: Log) -> None:
