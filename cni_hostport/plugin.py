@@ -67,7 +67,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
         conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_ports, log)
         return
     udp = [forward for forward in plan.forwards if forward.protocol == "udp"]
-    if udp:  # such a client may be sending right now, and gets no second chance
+    if udp:  # their clients may be sending right now
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
     leave(lambda: conntrack.forget_the_rest(plan.forwards, log))
 
