@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from conversation import Conversation
 from kernel.test_conntrack_tcp import Dialling
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, Pod, config, ip, mapping
 from resident import eventually
@@ -192,7 +191,7 @@ def test_flows_in_a_zone_of_their_own_survive(node: Node, family: int) -> None:
         "table inet zoned { chain c { type filter hook prerouting priority raw; iifname cni0 ct zone set 7; }; }"
     )
     old, pod = node.pod(), node.pod()
-    with Peer(node, family) as peer, old.socket("udp", CLIENTS[family]) as other:
+    with Peer(node, family), old.socket("udp", CLIENTS[family]) as other:
         other.bind(("", PORT))
         other.sendto(b"?", (CLIENTS[family], PEER_PORT))
         before = flows(node)
@@ -200,7 +199,6 @@ def test_flows_in_a_zone_of_their_own_survive(node: Node, family: int) -> None:
         node.add(pod, UDP)
         node.delete(pod)
         assert flows(node) == before
-        assert peer
 
 
 @FAMILY
@@ -226,12 +224,13 @@ def test_of_what_others_opened_from_the_ports_number_an_add_forgets_what_nobody_
     crowd(node, entries)
     pod, tries, talks = node.pod(), node.pod(), node.pod()
     nobody = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
-    with (
-        Conversation(talks, CLIENTS[family], PEER_PORT, node.client, PEER_PORT) as answered,
-        Dialling(tries, nobody, PEER_PORT, PORT),
-    ):
-        unanswered = identities(node, "tcp", rf"SYN_SENT .*sport={PORT} ")
-        assert len(unanswered) == 1
-        node.add(pod, mapping(PORT))
-        assert eventually(lambda: not unanswered & identities(node, "tcp", "SYN_SENT"))
-        assert answered.goes_on()
+    with node.client.socket("tcp", CLIENTS[family]) as listening:
+        listening.bind(("", PEER_PORT))
+        listening.listen()
+        with Dialling(talks, CLIENTS[family], PEER_PORT, PORT), Dialling(tries, nobody, PEER_PORT, PORT):
+            assert eventually(lambda: len(flows(node, "tcp")) == 2)
+            listening.settimeout(3)
+            with listening.accept()[0]:
+                node.add(pod, mapping(PORT))
+                assert eventually(lambda: len(flows(node, "tcp")) == 1)
+                assert identities(node, "tcp", rf"ESTABLISHED .*sport={PORT}\b") == flows(node, "tcp")
