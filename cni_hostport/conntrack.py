@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.netlink import Message
     from cni_hostport.nf_conntrack import End
-    from cni_hostport.plan import Forward
+    from cni_hostport.plan import Plan
 
     Port = tuple[str, bytes | None, int]  # protocol, packed host address or ``None`` for any, host port
 
@@ -52,12 +52,12 @@ FILTERED_BY_PORT = ("tcp", "udp")  # ctnetlink_filter_match_tuple
 
 
 def forget_elsewhere(
-    forwards: Iterable[Forward],
+    plan: Plan,
     given: Callable[[], set[tuple[str, bytes, int]]],
     log: Callable[[str], None],
     directions: Sequence[int] = EVERYBODY,
 ) -> None:
-    """Delete the flows at these host ports on the node's own addresses that are not those of their pods.
+    """Delete the flows at a plan's host ports on the node's own addresses that are not those of its pod.
 
     Such a flow was there before the mapping: a client's that was faster than the pod, or that of another pod that spoke
     first and has the port as the node's. Of TCP and SCTP only those go whose connection has only begun, so that a
@@ -66,15 +66,29 @@ def forget_elsewhere(
 
     ``directions`` says whose UDP flows are looked for: ``CLIENTS``, ``PEERS`` of pods that spoke first, or both.
     """
+    from ipaddress import ip_address
+
+    from cni_hostport import ipvs
+
     by_port = {
         (
             forward.protocol,
             forward.host_ip.packed if forward.host_ip else len(forward.pod_ip.packed),
             forward.host_port,
         ): (forward.pod_ip.packed, forward.container_port)
-        for forward in forwards
+        for forward in plan.forwards
     }
-    given, local = cache(given), _LocalAddresses()
+    given, local, services = cache(given), _LocalAddresses(), cache(ipvs.addresses)
+
+    @cache
+    def is_any_address(address: bytes) -> bool:
+        """Tell whether mappings of any address answer on this one."""
+        if address not in local:
+            return False
+        host_address = ip_address(address)
+        networks = plan.host_addresses[host_address.version]
+        is_limited = networks and not any(host_address in network for network in networks)
+        return not is_limited and host_address not in services()
 
     def is_elsewhere(flow: Flow) -> bool:
         return _has_only_begun(flow) and (
@@ -89,7 +103,7 @@ def forget_elsewhere(
         pod = exact or by_port.get((flow.protocol, len(address), port))
         if pod is None or (other == pod if whole else other[0] == pod[0]):
             return False
-        return exact is not None or (address in local and (flow.protocol, address, port) not in given())
+        return exact is not None or (is_any_address(address) and (flow.protocol, address, port) not in given())
 
     questions, ports = [], set()
     for protocol, size, port in sorted({(p, a if isinstance(a, int) else len(a), n) for p, a, n in by_port}):
@@ -101,7 +115,7 @@ def forget_elsewhere(
     _forget(questions, ports, is_elsewhere, log)
 
 
-def forget_the_rest(forwards: Iterable[Forward], log: Callable[[str], None]) -> None:
+def forget_the_rest(plan: Plan, log: Callable[[str], None]) -> None:
     """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
     from cni_hostport import ownership
     from cni_hostport.nft import Nft
@@ -109,7 +123,7 @@ def forget_the_rest(forwards: Iterable[Forward], log: Callable[[str], None]) -> 
     def announce(line: str) -> None:
         ownership.announce(log, line)
 
-    forget_elsewhere(forwards, lambda: Nft().installed().given_ports, announce, PEERS)
+    forget_elsewhere(plan, lambda: Nft().installed().given_ports, announce, PEERS)
 
 
 def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str], None]) -> None:
@@ -154,7 +168,8 @@ class _LocalAddresses:
         if address not in self._known:
             rtmsg = bytes([FAMILIES[len(address)], len(address) * 8, *bytes(10)])
             question = RTM_GETROUTE, 0, rtmsg + attribute(RTA_DST, address)
-            [(_, answers)] = Netlink(NETLINK_ROUTE).ask([question])
+            with Netlink(NETLINK_ROUTE) as netlink:
+                [(_, answers)] = netlink.ask([question])
             self._known[address] = any(answer[RTM_TYPE] == RTN_LOCAL for answer in answers)
         return self._known[address]
 
@@ -164,11 +179,11 @@ def _forget(
 ) -> None:
     """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
-        kernel = Netlink(NETLINK_NETFILTER)
         packed = {port.to_bytes(2) for port in ports}
-        flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
-        # the tuple alone, by which entries are deleted, names one of the default zone
-        _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
+        with Netlink(NETLINK_NETFILTER) as kernel:
+            flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
+            # the tuple alone, by which entries are deleted, names one of the default zone
+            _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
     except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
         log(f"warning: connection tracking entries were not deleted: {type(error).__name__}: {error}")
 

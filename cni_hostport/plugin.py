@@ -36,8 +36,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
-    for mapping in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
+    for mapping, reason in plan.unmapped:
+        log(f"host port {mapping} is not mapped: {reason}")
     nft, attachment = Nft(), attachment_of(call)
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
@@ -59,17 +59,17 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
-    from cni_hostport import conntrack, host
+    from cni_hostport import conntrack, localnet
 
-    if plan.local_route_to:
-        host.route_localnet(plan.local_route_to, log)
+    localnet.open_for(plan, log)
     if not leave:
-        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_ports, log)
+        conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
         return
-    udp = [forward for forward in plan.forwards if forward.protocol == "udp"]
-    if udp:  # their clients may be sending right now
+    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    if udp.forwards:  # their clients may be sending right now
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
-    leave(lambda: conntrack.forget_the_rest(plan.forwards, log))
+    if plan.forwards:
+        leave(lambda: conntrack.forget_the_rest(plan, log))
 
 
 def delete(call: Call, log: Log) -> None:
@@ -227,7 +227,11 @@ def plan_of(call: Call) -> Plan | None:
             Code.INVALID_CONFIG,
             f"host port {config.mappings[0]} cannot be mapped: {call.ifname} of {call.container_id} has no address",
         )
-    return plan.make(config, addresses)
+    try:
+        ways = host.ways_to(addresses)
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot tell how the node reaches {addresses[0].ip}: {error}") from error
+    return plan.make(config, addresses, ways)
 
 
 def _valid_keys(call: Call) -> set[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 from errno import EBUSY, ENOENT, EPERM
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -47,6 +47,12 @@ class Kernel:
 
     def __call__(self, _protocol: int) -> Kernel:
         return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def ask(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
         return [self._answer(message) for message in messages]

@@ -55,7 +55,12 @@ PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
-ADD = PLAN | CONNTRACK | {"afterwards", "attachment", "installed", "nft", "ownership", "ruleset", "table"}
+ADD = (
+    PLAN
+    | LOOKUP
+    | CONNTRACK
+    | {*("afterwards", "attachment", "installed", "ipvs", "localnet", "nft", "ownership", "ruleset")}
+)
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 
@@ -143,7 +148,7 @@ def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known:
     keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     call("ADD", **keys)
     imported = call("DEL", **keys if known else {})
-    assert (imported.own, imported.others, imported.slow) == (DEL | CONNTRACK, set(), set())
+    assert (imported.own, imported.others, imported.slow) == (DEL | CONNTRACK | {"localnet"}, set(), set())
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 
