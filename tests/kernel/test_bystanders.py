@@ -138,8 +138,7 @@ def test_a_udp_flow_to_a_local_address_that_is_not_the_host_ports_survives(
     node: Node, family: int, bystander: str
 ) -> None:
     host, _, _, service = ADDRESSES[family]
-    interface = "kube-ipvs0" if "IPVS" in bystander else "dummy0"
-    node.ip(f"link add {interface} type dummy", f"addr add {service} dev {interface}")
+    node.bridge("kube-ipvs0" if "IPVS" in bystander else "other", f"{service}/{32 if family == 4 else 128}")
     node.nft_file("table inet foreign { chain c { type filter hook prerouting priority 0; ct state new counter; }; }")
     keys = {} if "IPVS" in bystander else {"hostAddresses": [f"{host}/32" if family == 4 else f"{host}/128"]}
     for address in (service, host):
