@@ -66,13 +66,13 @@ def _lack_of_route(address: IPv4Address) -> str:
 def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     """Take the guard off an interface that no attachment needs any more, and close it if this plugin opened it.
 
-    It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
+    What is open and may have been opened by others stays open and guarded: after a flush of the ruleset it cannot be
+    told, and it may have been this plugin. The interface is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
     or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
     """
-    left = lookup.localnet_left(interface)
-    if left is None:
+    is_opened_here = lookup.localnet_left(interface)
+    if is_opened_here is None or (not is_opened_here and is_open(interface)):
         return
-    is_opened_here = left
     try:
         setting = _setting(interface)
         if is_opened_here:
