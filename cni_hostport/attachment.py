@@ -19,15 +19,18 @@ class Owner:
     """What a map element's comment says of its holder.
 
     ``container_id`` may be shortened; ``netns`` is empty where it did not fit or cannot be written as it is.
+    ``identity`` is that of the network namespace at this path, ``<device>:<inode>``: a path can lead elsewhere later.
+    It is empty in the comments of older versions.
     """
 
-    __slots__ = ("container_id", "ifname", "netns")
+    __slots__ = ("container_id", "identity", "ifname", "netns")
 
-    def __init__(self, container_id: str, ifname: str, netns: str = "") -> None:
+    def __init__(self, container_id: str, ifname: str, netns: str = "", identity: str = "") -> None:
         """Take the comment's parts."""
         self.container_id = container_id
         self.ifname = ifname
         self.netns = netns
+        self.identity = identity
 
     def __eq__(self, other: object) -> bool:
         """Compare all parts."""
@@ -35,19 +38,21 @@ class Owner:
 
     def __hash__(self) -> int:
         """Hash what is compared."""
-        return hash((self.container_id, self.ifname, self.netns))
+        return hash(self.comment())
 
     def comment(self) -> str:
-        """Return ``<containerID> <ifname> <netns path>``, printable ASCII of at most 128 bytes.
+        """Return ``<containerID> <ifname> <identity> <netns path>``, printable ASCII of at most 128 bytes.
 
-        Room is made by shortening the container ID, then by leaving the path out. A path that would have to be changed,
-        or that means something else to another process, is left out as well: its holder would be taken for dead.
+        Room is made by shortening the container ID, then by leaving the path and its identity out. A path that would
+        have to be changed, or that means something else to another process, is left out as well: its holder would be
+        taken for dead.
         """
         ifname = printable(self.ifname)
         if _means_the_same_to_others(self.netns) and printable(self.netns) == self.netns:
-            room = COMMENT_BYTES - len(f" {ifname} {self.netns}")
+            rest = " ".join(filter(None, (ifname, self.identity, self.netns)))
+            room = COMMENT_BYTES - len(f" {rest}")
             if room >= min(SHORT_ID, len(self.container_id)):
-                return f"{self.container_id[:room]} {ifname} {self.netns}"
+                return f"{self.container_id[:room]} {rest}"
         return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
 
     def is_beside(self, attachment: Attachment) -> bool:
@@ -64,16 +69,20 @@ class Owner:
         """Read a comment back; whatever stands there, this never fails."""
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
-        return cls(container_id, ifname, netns)
+        if netns.startswith("/"):  # of a version that did not note the identity
+            return cls(container_id, ifname, netns)
+        identity, _, netns = netns.partition(" ")
+        return cls(container_id, ifname, netns, identity)
 
 
 class Attachment:
     """One container's interface on one network.
 
-    ``netns`` and ``pod`` (``namespace/name``) tell more about it where they are known; they do not identify it.
+    ``netns``, its ``identity`` and ``pod`` (``namespace/name``) tell more about it where they are known; they do not
+    identify it.
     """
 
-    __slots__ = ("container_id", "ifname", "netns", "network", "pod")
+    __slots__ = ("container_id", "identity", "ifname", "netns", "network", "pod")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
         """Take what a runtime calls it by."""
@@ -81,6 +90,7 @@ class Attachment:
         self.container_id = container_id
         self.ifname = ifname
         self.netns = netns
+        self.identity = ""
         self.pod = pod
 
     @property
@@ -96,7 +106,7 @@ class Attachment:
     @property
     def owner(self) -> Owner:
         """What to write on its map elements."""
-        return Owner(self.container_id, self.ifname, self.netns)
+        return Owner(self.container_id, self.ifname, self.netns, self.identity)
 
 
 def _means_the_same_to_others(path: str) -> bool:

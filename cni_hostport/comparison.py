@@ -12,10 +12,10 @@ from cni_hostport.nft import Nft
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.plan import Plan
+    from cni_hostport.plan import Forward, Plan
 
 
 def differences(attachment: Attachment, plan: Plan) -> list[str]:
@@ -24,7 +24,7 @@ def differences(attachment: Attachment, plan: Plan) -> list[str]:
     Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the plan
     or cannot be asked.
     """
-    expected = _alone(ruleset.attach(attachment, plan))[0].snapshot(attachment.key)
+    expected = _alone(_commands(attachment, plan))[0].snapshot(attachment.key)
     if expected is not None and expected == Lookup().snapshot(attachment.key):
         return []
     return _differences_of_listings(attachment, plan)
@@ -56,11 +56,22 @@ def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
     from cni_hostport import installed, ownership
 
     nft, key = Nft(), attachment.key
-    plan = ownership.unshared(nft.installed(), attachment, plan)
-    if not plan.forwards:
-        return []
-    expected = _alone(ruleset.attach(attachment, plan))[1].state(key)
-    return installed.differences(key, expected=expected, actual=nft.state(key))
+    holders = ownership.shared(nft.installed(), attachment, plan)
+    lookup, alone = _alone(_commands(attachment, plan, holders))
+    found = installed.differences(key, expected=alone.state(key), actual=nft.state(key))
+    interface = lookup.guarded_interface(key)
+    if interface and interface != Lookup().guarded_interface(key):
+        found.append(f"set {table.FAMILY} {table.TABLE} {table.LOCALNET} lacks interface {interface} for {key}")
+    return found
+
+
+def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
+    """Return the commands that install an attachment where there is no other."""
+    chains = [table.dnat_chain(key) for key in dict.fromkeys((holders or {}).values())]
+    commands = [f"add chain {table.FAMILY} {table.TABLE} {chain}" for chain in chains]
+    if plan.local_route_to and plan.interface:
+        commands += ruleset.guard(attachment.key, plan.interface, opens=True)
+    return commands + ruleset.attach(attachment, plan, holders)
 
 
 def _alone(commands: Sequence[str]) -> tuple[Lookup, Nft]:

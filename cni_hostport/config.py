@@ -6,7 +6,17 @@ keys are ignored at every level, as the CNI conventions ask.
 
 import sys
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from types import ModuleType
 from typing import Annotated, Any, Literal, Self
 
@@ -72,6 +82,14 @@ def _address(value: object) -> IPv4Interface | IPv6Interface:
         return ip_interface(value if isinstance(value, str) and "/" in value and "%" not in value else "")
     except ValueError:
         msg = "is not an address with a prefix length"
+        raise ValueError(msg) from None
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(value if isinstance(value, str) and "/" in value and "%" not in value else "", strict=False)
+    except ValueError:
+        msg = "is not a CIDR, such as 192.0.2.0/24 or 2001:db8::/64"
         raise ValueError(msg) from None
 
 
@@ -189,6 +207,10 @@ class NetworkConfig(_Model):
     masq_all: Annotated[StrictBool, Field(alias="masqAll")] = False
     conditions_v4: Annotated[_Condition, Field(alias="conditionsV4")] = ()
     conditions_v6: Annotated[_Condition, Field(alias="conditionsV6")] = ()
+    # the node's addresses on which mappings without a host address answer; none given: all
+    host_addresses: Annotated[
+        tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Field(alias="hostAddresses")
+    ] = ()
     runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig()
     prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult()
     # accepted or refused for portmap's sake, and not used

@@ -20,10 +20,15 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
         from cni_hostport.nft import Nft
 
         ownership.release(Nft(), key, log)
-    elif held.udp_ports:
+        return
+    if held.udp_ports:
         from cni_hostport import conntrack
 
         conntrack.forget_to(held.pods, held.udp_ports, log)
+    if held.interface:
+        from cni_hostport import localnet
+
+        localnet.close(lookup, held.interface, log)
 
 
 def note(lookup: Lookup, key: str) -> None:

@@ -54,11 +54,11 @@ class NFTError(Exception):
 
     @property
     def of_other_declarations(self) -> list[tuple[str, str]]:
-        """The refusals of maps and sets that are there as another version of this plugin declared them."""
+        """The refusals of chains, maps and sets that are there as another version of this plugin declared them."""
         return [
             refusal
             for refusal in self.refusals
-            if refusal[0] == "File exists" and refusal[1].startswith(("add map ", "add set "))
+            if refusal[0] == "File exists" and refusal[1].startswith(("add chain ", "add map ", "add set "))
         ]
 
     @property

@@ -6,25 +6,32 @@ import ctypes
 import fcntl
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import ENOENT, ENOTDIR, ENOTTY
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from pathlib import Path
-from socket import AF_INET, if_indextoname
+from socket import AF_INET, AF_INET6
 from sys import byteorder
+from typing import NamedTuple
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.netlink import Netlink, attribute, attributes
+from cni_hostport.plan import Way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from ipaddress import IPv4Address
+    from collections.abc import Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
 
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-NETLINK_ROUTE, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 26, 1, 4  # linux/netlink.h, linux/rtnetlink.h
+NETLINK_ROUTE, RTM_GETLINK, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 18, 26, 1, 4  # linux/netlink.h, linux/rtnetlink.h
+IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1  # linux/if_link.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
+RTN_LOCAL = 2  # linux/rtnetlink.h
+# struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
+# flags
+RTMSG = struct.Struct("=BBBBBBBBL")
+FAMILIES = {4: AF_INET, 6: AF_INET6}
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 
 
@@ -89,11 +96,28 @@ def is_namespace(path: str) -> bool:
         return False
 
 
-def is_gone(path: str) -> bool:
-    """Tell whether there is certainly no network namespace at ``path``, as opposed to one that cannot be looked at."""
+def identity(path: str) -> str:
+    """Return what tells the network namespace at ``path`` from others, ``<device>:<inode>``; empty if there is none."""
     try:
-        with _namespace(path):
-            return False
+        with _namespace(path) as descriptor:
+            return _identity(descriptor)
+    except (OSError, ValueError):
+        return ""
+
+
+def _identity(namespace: int) -> str:
+    status = os.fstat(namespace)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def is_gone(path: str, identity: str = "") -> bool:
+    """Tell whether a network namespace is certainly gone, as opposed to one that cannot be looked at.
+
+    It is gone if there is none at ``path``, or another than the one with this identity, where that is known.
+    """
+    try:
+        with _namespace(path) as descriptor:
+            return bool(identity) and identity != _identity(descriptor)
     except OSError as error:
         return error.errno in {ENOENT, ENOTDIR, ENOTTY}
 
@@ -124,44 +148,55 @@ def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface
     ]
 
 
-def route_localnet(pod_ip: IPv4Address, log: Callable[[str], None]) -> None:
-    """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod.
+class Route(NamedTuple):
+    """How the kernel routes an address: the index of the interface, the prefix length of the route, and its type."""
 
-    Without a route of its own to the pod there is no such interface, which is only logged: the plugin that adds it may
-    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
+    interface: int
+    prefix_length: int
+    type: int
+
+
+class NoRouteError(OSError):
+    """The kernel has no route to an address."""
+
+
+def route_to(address: IPv4Address | IPv6Address) -> Route:
+    """Return the route to an address from this thread's network namespace.
+
+    Raises ``NoRouteError`` where there is none, another ``OSError`` where the kernel cannot be asked. This is asked on
+    every ADD, in less time than pyroute2 takes to import.
     """
-    interface, reason = "", "only the default route leads there"
-    try:
-        interface = _interface_towards(pod_ip)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if not interface:
-        log(f"host ports on 127.0.0.1 may not work: there is no route to the pod's address {pod_ip}: {reason}")
-        return
-    setting = Path("/proc/sys/net/ipv4/conf", interface, "route_localnet")
-    try:
-        if setting.read_text().strip() != "1":
-            setting.write_text("1")
-    except OSError as error:
-        raise CNIError(
-            Code.HOST_SETTING,
-            f"cannot set {setting} to 1, which host ports on 127.0.0.1 need"
-            f' (with "snat": false they are not offered): {error.strerror}',
-        ) from error
+    question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    destination = attribute(RTA_DST, address.packed)
+    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETROUTE, 0, question + destination)])
+    if error:
+        raise NoRouteError(error, os.strerror(error))
+    _, prefix_length, _, _, _, _, _, kind, _ = RTMSG.unpack_from(answers[0])
+    index = dict(attributes(answers[0][RTMSG.size :])).get(RTA_OIF, b"")
+    return Route(int.from_bytes(index, byteorder), prefix_length, kind)
 
 
-def _interface_towards(address: IPv4Address) -> str:
-    """Return the interface to which the kernel routes an address, empty if that is by the default route.
+def ways_to(addresses: Sequence[IPv4Interface | IPv6Interface]) -> dict[IPv4Address | IPv6Address, Way]:
+    """Return how the node reaches the first address of each family, if by another route than the default one.
 
-    Raises ``OSError`` where there is no route. This is asked on every ADD, in less time than pyroute2 takes to import.
+    Raises ``OSError`` if the kernel cannot be asked.
     """
-    # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope,
-    # type, flags
-    rtmsg = struct.Struct("=BBBBBBBBL")
-    question = rtmsg.pack(AF_INET, address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
-    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
+    ways = {}
+    for address in {address.version: address.ip for address in reversed(addresses)}.values():
+        with suppress(NoRouteError):
+            route = route_to(address)
+            if route.prefix_length:
+                is_host_route = route.prefix_length == address.max_prefixlen
+                ways[address] = Way(route.interface, is_host_route and not is_bridge(route.interface))
+    return ways
+
+
+def is_bridge(interface: int) -> bool:
+    """Tell whether an interface, by its index, is a bridge; raises ``OSError`` if there is no such interface."""
+    # struct ifinfomsg (linux/rtnetlink.h): family, type, index, flags, change
+    question = struct.pack("=BxHiII", 0, 0, interface, 0, 0)
+    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETLINK, 0, question)])
     if error:
         raise OSError(error, os.strerror(error))
-    prefix_length = rtmsg.unpack_from(answers[0])[1]
-    index = dict(attributes(answers[0][rtmsg.size :])).get(RTA_OIF)
-    return if_indextoname(int.from_bytes(index, byteorder)) if prefix_length and index else ""
+    link = dict(attributes(answers[0][struct.calcsize("=BxHiII") :]))
+    return dict(attributes(link.get(IFLA_LINKINFO, b""))).get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"bridge"

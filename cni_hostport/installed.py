@@ -2,13 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from cni_hostport import ruleset
 from cni_hostport.attachment import Owner
-from cni_hostport.table import BASE_CHAINS, FAMILY, MAPS, POD_MAPS, PORT_MAPS, TABLE, base, dnat_chain, masq_chain
+from cni_hostport.table import (
+    BASE_CHAINS,
+    FAMILY,
+    LOCALNET_NEEDS,
+    MAPS,
+    POD_MAPS,
+    PORT_MAPS,
+    TABLE,
+    WAITING_MAPS,
+    as_address,
+    base,
+    dnat_chain,
+    masq_chain,
+    waiting_map,
+)
 
 TABLES = f"tables {FAMILY}"
 _MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
@@ -23,7 +38,8 @@ NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "el
 class Element:
     """An installed map element: its map, its key as nft prints it, the chain it leads to, and what it says.
 
-    That of a port says who the owner is and counts the new connections, that of a pod's address names the network.
+    That of a port says who the owner is and counts the new connections, that of a pod's address names the network. One
+    of ``WAITING_MAPS`` is about a ``waiter``, the key of the attachment, which wants the port of the one it leads to.
     """
 
     map: str
@@ -32,6 +48,7 @@ class Element:
     owner: Owner
     connections: int = 0
     network: str = ""
+    waiter: str = ""
 
     @property
     def holder(self) -> str:
@@ -54,7 +71,9 @@ class Element:
 class Installed:
     """What the table holds of all attachments: the elements, and the names of chains with their handles.
 
-    ``outdated`` are the maps that another version of this plugin declared, without a counter, and their handles.
+    ``waiting`` are the elements of attachments that wait for a port, in the order in which these attachments came;
+    ``interfaces`` the chains of those that attachments, by their keys, need ``route_localnet`` on. ``outdated`` are the
+    maps that another version of this plugin declared, without a counter, and their handles.
 
     The chains have to be listed before the elements. A chain that others replaced in between, by one of the same name,
     then no longer has the handle by which it would be deleted; and an element that leads to a chain not listed is newer
@@ -64,6 +83,8 @@ class Installed:
     elements: tuple[Element, ...]
     chains: Mapping[str, int]
     outdated: Mapping[str, int] = field(default_factory=dict)
+    waiting: tuple[Element, ...] = ()
+    interfaces: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def holders(self) -> set[str]:
@@ -86,34 +107,87 @@ class Installed:
 
     def owner_of(self, key: str) -> Owner:
         """Return what the elements say of an attachment's owner; that of a pod's address says nothing."""
-        return next((element.owner for element in self.of(key) if element.owner.container_id), Owner("", ""))
+        waiting = (element for element in self.waiting if element.waiter == key)
+        return next((of.owner for of in (*self.of(key), *waiting) if of.owner.container_id), Owner("", ""))
 
-    def detach(self, key: str) -> list[str]:
-        """Return the commands that remove one attachment, none where nothing is left of it.
+    def heirs(self, element: Element, leaving: Collection[str] = ()) -> list[Element]:
+        """Return who waits for the port of an element: the first of them gets it, those that leave as well do not."""
+        return [
+            waiter
+            for waiter in self.waiting
+            if (waiter.map, waiter.key) == (waiting_map(element.map), element.key)
+            and waiter.holder == element.holder
+            and waiter.waiter not in leaving
+            and dnat_chain(waiter.waiter) in self.chains
+        ]
 
-        They fail, and change nothing, if the attachment is no longer as it is here.
+    def detach(self, *leaving: str, wanted: Collection[tuple[str, str]] = ()) -> list[str]:
+        """Return the commands that remove attachments and hand their ports on, none where nothing is left of them.
+
+        A port goes to who waits for it, unless it is ``wanted``, as (map, key), by an attachment that comes. The
+        commands fail, and change nothing, if the attachments are no longer as they are here.
         """
-        keys: dict[str, list[str]] = {}
-        for element in self.of(key):
-            if element.chain in self.chains:
-                keys.setdefault(element.map, []).append(element.key)
-        commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(mine)} }}" for name, mine in keys.items()]
-        # the handle tells this chain from one of the same name, the name from one that has its handle in another table
-        if masq_chain(key) in self.chains:
-            commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
-        if dnat_chain(key) in self.chains:
-            commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
+        left, handed_on = self._left(leaving), self._handed_on(leaving, wanted)
+        commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(keys)} }}" for name, keys in left.items()]
+        commands += [ruleset.create(name, ", ".join(elements)) for name, elements in handed_on.items()]
+        for key in leaving:
+            # the handle tells this chain from one of the same name, the name from one with its handle in another table
+            if masq_chain(key) in self.chains:
+                commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
+            if dnat_chain(key) in self.chains:
+                commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
         return commands
 
-    def declared_again(self) -> list[str]:
-        """Return the commands that make the maps of another version anew, with all that leads from them to attachments.
+    def _left(self, leaving: Collection[str]) -> dict[str, list[str]]:
+        """Return the keys, by map, of the elements that go with attachments: their own, and who waits for them."""
+        left: dict[str, list[str]] = {}
+        for element in self.elements:
+            if element.holder in leaving and element.chain in self.chains:
+                left.setdefault(element.map, []).append(element.key)
+        for waiter in self.waiting:
+            if waiter.waiter in leaving or (waiter.holder in leaving and waiter.chain in self.chains):
+                left.setdefault(waiter.map, []).append(f"{as_address(waiter.waiter)} . {waiter.key}")
+        needing = [as_address(key) for key in leaving if key in self.interfaces]
+        return left | ({LOCALNET_NEEDS: needing} if needing else {})
 
-        None if there is no such map.
+    def _handed_on(self, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+        """Return the elements, by map, that lead ports to who waited first, and let the others wait for that one."""
+        handed_on: dict[str, list[str]] = {}
+        for element in self.elements:
+            is_left = element.holder in leaving and element.chain in self.chains
+            if not is_left or (element.map, element.key) in wanted:
+                continue
+            heirs = self.heirs(element, leaving)
+            for heir in heirs[:1]:
+                port = ruleset.holder(heir.key, heir.owner.comment(), heir.waiter)
+                handed_on.setdefault(element.map, []).append(port)
+            for heir in heirs[1:]:
+                waiter = ruleset.waiter(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
+                handed_on.setdefault(heir.map, []).append(waiter)
+        return handed_on
+
+    def wait_again(self, key: str, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> list[str]:
+        """Return the commands that let those wait for an attachment that has come, whose ports it has taken over."""
+        elements: dict[str, list[str]] = {}
+        for element in self.elements:
+            if element.holder in leaving and (element.map, element.key) in wanted:
+                for heir in self.heirs(element, leaving):
+                    waiter = ruleset.waiter(heir.waiter, heir.key, heir.owner.comment(), key)
+                    elements.setdefault(heir.map, []).append(waiter)
+        return [ruleset.create(name, ", ".join(waiters)) for name, waiters in elements.items()]
+
+    def declared_again(self) -> list[str]:
+        """Return the commands that make anew what another version declared, with all that leads to attachments.
+
+        None if there is no table.
         """
-        if not self.outdated:
+        if not self.chains:
             return []
-        commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS if name in self.chains]
+        there = [name for name in BASE_CHAINS if name in self.chains]
+        commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in there]
         # by handle: whoever made one anew meanwhile may have put in what is not in this listing
+        hooked = [name for name in there if BASE_CHAINS[name][0]]
+        commands += [f"delete chain {FAMILY} {TABLE} handle {self.chains[name]}" for name in hooked]
         commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in self.outdated.values()]
         commands += base()
         for element in self.elements:
@@ -128,15 +202,20 @@ class Installed:
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
         """Read the objects of ``list map`` and ``list chains`` in JSON."""
         elements: list[Element] = []
-        chains, outdated = {}, {}
+        chains, outdated = dict[str, int](), {}
         for item in listing:
             if "map" in item:
-                if item["map"]["name"] in PORT_MAPS and "stmt" not in item["map"]:
-                    outdated[item["map"]["name"]] = item["map"]["handle"]
-                elements += _elements(item["map"])
+                declared = item["map"]
+                if declared["name"] in PORT_MAPS and "stmt" not in declared:
+                    outdated[declared["name"]] = declared["handle"]
+                elements += _elements(declared)
             elif item.get("chain", {}).get("table") == TABLE:
                 chains[item["chain"]["name"]] = item["chain"]["handle"]
-        return cls(tuple(elements), chains, outdated)
+        interfaces = {element.waiter: element.chain for element in elements if element.map == LOCALNET_NEEDS}
+        waiting = [element for element in elements if element.map in WAITING_MAPS]
+        waiting.sort(key=lambda waiter: chains.get(dnat_chain(waiter.waiter), 0))  # handles grow
+        installed = tuple(element for element in elements if not element.waiter)
+        return cls(installed, chains, outdated, tuple(waiting), interfaces)
 
 
 def _holder(chain: str) -> str:
@@ -146,24 +225,32 @@ def _holder(chain: str) -> str:
 
 
 def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
+    name = declaration["name"]
     for key, verdict in declaration.get("elem", ()):
         value, told = key, dict[str, Any]()
         if isinstance(key, dict) and "elem" in key:
             value, told = key["elem"]["val"], key["elem"]
         comment = told.get("comment", "")
-        is_pod = declaration["name"] in POD_MAPS
         parts = value["concat"] if isinstance(value, dict) else [value]
+        waiter = _key(parts.pop(0)) if name in WAITING_MAPS or name == LOCALNET_NEEDS else ""
         parts[1:2] = [PROTOCOLS.get(part, part) for part in parts[1:2]]
-        if declaration["name"].endswith("_ip6"):
+        if name.endswith("_ip6"):
             parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
         yield Element(
-            declaration["name"],
+            name,
             " . ".join(str(part) for part in parts),
             verdict.get("goto", {}).get("target", ""),
-            Owner("", "") if is_pod else Owner.parse(comment),
+            Owner("", "") if name in POD_MAPS else Owner.parse(comment),
             told.get("counter", {}).get("packets", 0),
-            comment if is_pod else "",
+            comment if name in POD_MAPS else "",
+            waiter,
         )
+
+
+def _key(address: str) -> str:
+    """Return the attachment's key that an element has in the form of an IPv6 address."""
+    digits = ip_address(address).packed.hex()
+    return f"{digits[:16]}-{digits[16:]}"
 
 
 def state_of(key: str) -> list[str]:
@@ -207,7 +294,7 @@ def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
             if kind == "table" and body["name"] == TABLE:
                 lines.append(f"table {TABLE}, dormant" if "flags" in body else f"table {TABLE}")
             if kind == "map":
-                mine = [element for element in _elements(body) if element.holder == key]
+                mine = [element for element in _elements(body) if key == (element.waiter or element.holder)]
                 lines += sorted(f"element {{ {element.key} : goto {element.chain} }}" for element in mine)
             if kind in {"map", "chain", "rule"}:
                 own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}

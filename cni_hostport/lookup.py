@@ -15,7 +15,19 @@ import os
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.netlink import KEPT, Netlink
-from cni_hostport.table import ADDRESS_SETS, BASE_CHAINS, FAMILY, MAPS, POD_MAPS, TABLE, dnat_chain, masq_chain
+from cni_hostport.table import (
+    ADDRESS_SETS,
+    BASE_CHAINS,
+    FAMILY,
+    MAPS,
+    POD_MAPS,
+    PORT_MAPS,
+    SETS,
+    TABLE,
+    dnat_chain,
+    localnet_chain,
+    masq_chain,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +41,19 @@ UDP = 17
 
 
 class Held:
-    """What an attachment holds: its elements, its chains, and the handle of the one that is its ownership token."""
+    """What an attachment holds: its elements, its chains, and the handle of the one that is its ownership token.
 
-    __slots__ = ("chains", "elements", "handle")
+    ``interface`` is the index of the one on which it needs ``route_localnet``, 0 if there is none.
+    """
 
-    def __init__(self, elements: list[Element], chains: list[str], handle: bytes) -> None:
-        """Take what was found; the handle is empty where the token is missing."""
+    __slots__ = ("chains", "elements", "handle", "interface")
+
+    def __init__(self, elements: list[Element], chains: list[str], handle: bytes, interface: int) -> None:
+        """Take what was found; the handle is empty where the token is missing, or not all that it holds was found."""
         self.elements = elements
         self.chains = chains
         self.handle = handle
+        self.interface = interface
 
     @property
     def udp_ports(self) -> list[tuple[bytes | None, int]]:
@@ -45,7 +61,7 @@ class Held:
         return [
             (None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
             for name, key in self.elements
-            if name not in POD_MAPS and key[-8] == UDP
+            if name in PORT_MAPS and key[-8] == UDP
         ]
 
     @property
@@ -77,11 +93,18 @@ class Lookup:
         Elements that none of its rules lets expect are not found; ``remove`` then has nothing done.
         """
         masq, dnat = names = masq_chain(key), dnat_chain(key)
-        found = dict(zip(names, self._ask(*map(nf_tables.get_chain, names)), strict=True))
+        needs = nf_tables.localnet_needs(key)
+        *chains, needing = self._ask(*map(nf_tables.get_chain, names), nf_tables.get_element(needs))
+        found = dict(zip(names, chains, strict=True))
         token = found[dnat]
         if token is None:
-            return None if found[masq] is None else Held([], [masq], b"")
-        return Held(list(self._elements(key)), [name for name in names if found[name]], nf_tables.handle(token))
+            return None if found[masq] is None else Held([], [masq], b"", 0)
+        rules = self._rules(dnat)
+        elements = [*self._elements(key, rules), *([needs] if needing else [])]
+        interface = interface_of(nf_tables.target(needing)) if needing else 0
+        # without a word of a rule's elements, it cannot be told either whether it waits for a port
+        handle = nf_tables.handle(token) if all(map(nf_tables.expected_elements, rules)) else b""
+        return Held(elements, [name for name in names if found[name]], handle, interface)
 
     def remove(self, key: str, held: Held) -> bool:
         """Remove an attachment in one transaction; tell whether all was as it was found, else nothing is done."""
@@ -100,6 +123,21 @@ class Lookup:
     def note_deleted(self, key: str) -> bool:
         """Put an attachment of which nothing was found among the deleted ones; tell whether there is a set of them."""
         return self._commit(*nf_tables.note_deleted(key))
+
+    def localnet_left(self, interface: int) -> bool | None:
+        """Tell whether this plugin opened an interface that is guarded and that no attachment needs any more.
+
+        ``None`` where one does, or it is not guarded.
+        """
+        question = nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
+        chain, guarded = self._ask(*question)
+        if chain is None or guarded is None or nf_tables.uses(chain):
+            return None
+        return nf_tables.has_comment(guarded)
+
+    def unguard(self, interface: int) -> bool:
+        """Take the guard off an interface; tell whether that was done: not if an attachment needs it."""
+        return self._commit(*nf_tables.unguard(interface))
 
     def _commit(self, *changes: Message) -> bool:
         """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""
@@ -120,25 +158,38 @@ class Lookup:
         chains = (*BASE_CHAINS, masq_chain(key), dnat_chain(key))
         asked = [
             nf_tables.get_table(),
-            *map(nf_tables.get_set, MAPS | ADDRESS_SETS),
+            *map(nf_tables.get_set, MAPS | ADDRESS_SETS | SETS),
             *map(nf_tables.get_chain, chains),
         ]
         answers = zip(asked, self._ask(*asked), strict=True)
         objects = [answer and nf_tables.effect(kind, answer) for (kind, _, _), answer in answers]
         rules = [[nf_tables.effect_of_rule(rule) for rule in self._rules(chain)] for chain in chains]
-        return None if any(None in of_chain for of_chain in rules) else (objects, rules, self._elements(key))
+        if any(None in of_chain for of_chain in rules):
+            return None
+        return objects, rules, self._elements(key, self._rules(dnat_chain(key))), self.guarded_interface(key)
 
-    def _elements(self, key: str) -> dict[Element, bytes]:
-        """Return the elements that the rules of an attachment let expect and that do lead into its chains: verdicts."""
-        rules = self._rules(dnat_chain(key))
+    def guarded_interface(self, key: str) -> int:
+        """Return the index of the interface that is guarded since an attachment needs it, 0 where there is none."""
+        [needing] = self._ask(nf_tables.get_element(nf_tables.localnet_needs(key)))
+        interface = interface_of(nf_tables.target(needing)) if needing else 0
+        return interface if self._ask(nf_tables.get_element(nf_tables.localnet(interface))) != [None] else 0
+
+    def _elements(self, key: str, rules: Sequence[bytes]) -> dict[Element, bytes]:
+        """Return the elements that the rules of an attachment let expect and that are its own, with their verdicts.
+
+        They lead into its chains, or say that it waits for a port that leads elsewhere.
+        """
         expected = list(dict.fromkeys(element for rule in rules for element in nf_tables.expected_elements(rule)))
-        answers = zip(expected, self._ask(*map(nf_tables.get_element, expected)), strict=True)
         own = {masq_chain(key), dnat_chain(key)}
-        return {
-            element: nf_tables.verdict(answer)
-            for element, answer in answers
-            if answer and nf_tables.target(answer) in own
-        }
+        found: dict[Element, bytes] = {}
+        elsewhere: list[Element] = []
+        for element, answer in zip(expected, self._ask(*map(nf_tables.get_element, expected)), strict=True):
+            if answer and nf_tables.target(answer) in own:
+                found[element] = nf_tables.verdict(answer)
+            elif answer and element[0] in PORT_MAPS:
+                elsewhere.append(nf_tables.waiting(key, element))
+        answers = zip(elsewhere, self._ask(*map(nf_tables.get_element, elsewhere)), strict=True)
+        return found | {element: nf_tables.verdict(answer) for element, answer in answers if answer}
 
     def _rules(self, chain: str) -> Sequence[bytes]:
         [(error, rules)] = self._exchange([nf_tables.get_rules(chain)])
@@ -159,6 +210,11 @@ class Lookup:
             return self._netlink.ask(messages)
         except OSError as error:
             raise _failure(error.errno or 0) from error
+
+
+def interface_of(chain: str) -> int:
+    """Return the index of the interface to which a chain of ``localnet_chain`` belongs."""
+    return int(chain.rpartition("-")[2])
 
 
 def _failure(number: int) -> NFTError:

@@ -6,9 +6,10 @@ Numbers and layouts are those of linux/netfilter/nf_tables.h, names those of its
 from __future__ import annotations
 
 import struct
+from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import DELETED, FAMILY, TABLE
+from cni_hostport.table import DELETED, FAMILY, LOCALNET, LOCALNET_NEEDS, TABLE, localnet_chain, waiting_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
-SET_ELEM_KEY, SET_ELEM_DATA = 1, 2
+SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
 DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
 META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = (
@@ -105,6 +106,27 @@ def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) ->
     ]
 
 
+def waiting(key: str, element: Element) -> Element:
+    """Return the element by which an attachment waits for the port of another element."""
+    return waiting_map(element[0]), _packed(key) + element[1]
+
+
+def localnet_needs(key: str) -> Element:
+    """Return the element of an attachment that needs ``route_localnet``."""
+    return LOCALNET_NEEDS, _packed(key)
+
+
+def localnet(interface: int) -> Element:
+    """Return the element of an interface that is guarded."""
+    return LOCALNET, interface.to_bytes(4, byteorder)
+
+
+def unguard(interface: int) -> list[Message]:
+    """Take the guard off an interface; fails while an attachment needs it."""
+    chain = _body(_in_table(), attribute(CHAIN_NAME, _text(localnet_chain(interface))))
+    return [(DELSETELEM, 0, _elements([localnet(interface)])), (DELCHAIN, 0, chain)]
+
+
 def get_deleted(key: str) -> Message:
     """Ask for an attachment among the deleted ones."""
     return get_element((DELETED, _packed(key)))
@@ -120,6 +142,16 @@ def note_deleted(key: str) -> list[Message]:
 def handle(chain: bytes) -> bytes:
     """Return the handle of a chain from the answer for it."""
     return dict(attributes(chain[4:]))[CHAIN_HANDLE]
+
+
+def uses(chain: bytes) -> int:
+    """Return how many rules and elements lead to a chain, or are in it, from the answer for it."""
+    return int.from_bytes(dict(attributes(chain[4:]))[CHAIN_USE])
+
+
+def has_comment(element: bytes) -> bool:
+    """Tell whether an element has a comment from the answer for it."""
+    return bool(_inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
 
 
 def verdict(element: bytes) -> bytes:

@@ -4,15 +4,16 @@ Every change is one transaction that fails if what it was built from is no longe
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from cni_hostport import conntrack, host, ruleset
+from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, UnavailableError
+from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, UnavailableError
 from cni_hostport.installed import Element, Installed
+from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
-from cni_hostport.plan import Plan
+from cni_hostport.plan import Forward, Plan
 from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
@@ -25,17 +26,15 @@ Log = Callable[[str], None]
 def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     """Install a plan, in the place of the same attachment's older one and of holders that are gone.
 
-    Returns what of the plan is installed: ports that another attachment of the same container holds stay with that.
+    Returns what of the plan is in force: for ports that another attachment of the same container holds, this one waits.
     Raises ``CNIError``: code 100 if another container that lives holds one of the ports, 11 if too many races were
     lost; and ``NFTError`` if nftables refuses the rules.
     """
-    own, leaving, installed = plan, dict[str, str](), Installed((), {})
+    attachment.identity = host.identity(attachment.netns)
+    holders, leaving, installed = dict[Forward, str](), dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
-        commands = [command for holder in leaving for command in installed.detach(holder)]
-        if own.forwards:
-            commands += install(attachment, own, "add")
         try:
-            nft.run(commands)
+            nft.run(_replace(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
             if error.of_other_declarations:
                 declare_again(nft)
@@ -43,28 +42,67 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
                 raise
             refusal = error
         else:
-            break
+            # the kernel does not let a chain go for which somebody waits; but it may have let go of a port before
+            if not holders or holders == shared(nft.installed(), attachment, plan):
+                break
+            refusal = NotFoundError([("the port has another holder", "")])
         pause(attempt)
         installed = nft.installed()
-        own = unshared(installed, attachment, plan)
-        leaving = _leaving(nft, installed, attachment, own, newest=True)
+        holders = shared(installed, attachment, plan)
+        leaving = _leaving(nft, installed, attachment, plan.without(holders), newest=True)
     else:
         raise lost_races(refusal)
-    for forward in plan.forwards:
-        if forward not in own.forwards:
-            log(f"host port {forward} stays with another attachment of {attachment.container_id}")
+    for forward in holders:
+        log(f"host port {forward} stays with another attachment of {attachment.container_id}")
+    own = plan.without(holders)
     _take_over(attachment, own, leaving, installed, log)
     return own
 
 
-def declare_again(nft: Nft) -> None:
-    """Put the maps that another version of this plugin declared in the form that they have now, in one transaction.
+def _replace(
+    installed: Installed,
+    leaving: Mapping[str, str],
+    attachment: Attachment,
+    plan: Plan,
+    holders: Mapping[Forward, str],
+    *,
+    verb: str,
+) -> list[str]:
+    """Return the commands that install an attachment in the place of those that leave."""
+    wanted = {ruleset.port_key(forward) for forward in plan.forwards if forward not in holders}
+    return [
+        *installed.detach(*leaving, wanted=wanted),
+        *install(attachment, plan, holders, verb),
+        *installed.wait_again(attachment.key, leaving, wanted),
+    ]
 
-    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the maps then finds them
-    either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
+
+def declare_again(nft: Nft) -> None:
+    """Put what another version of this plugin declared in the form that it has now, in one transaction.
+
+    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the declarations then finds
+    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
     """
-    with suppress(NotFoundError):
-        nft.run(nft.installed().declared_again())
+    installed = nft.installed()
+    with suppress(NotFoundError, ExistsError):
+        nft.run([*installed.declared_again(), *_guards(installed)])
+
+
+def _guards(installed: Installed) -> list[str]:
+    """Return the commands that guard the interfaces which an older version opened for its attachments."""
+    commands = []
+    for element in installed.elements:
+        if (
+            element.map == "pods_ip4"
+            and element.address
+            and element.holder
+            and element.holder not in installed.interfaces
+        ):
+            with suppress(host.NoRouteError):
+                route = host.route_to(element.address)
+                if route.prefix_length and localnet.is_open(route.interface):
+                    commands += ruleset.guard(element.holder, route.interface, opens=True)
+    return commands
 
 
 def run_on_base(nft: Nft, commands: list[str]) -> None:
@@ -86,7 +124,7 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
 def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log: Log) -> Plan:
     """Install once more what an attachment had, in the place of what is left of it and of holders that are gone.
 
-    Returns what of the plan is installed, as ``claim`` does, but takes nothing from containers that live, their
+    Returns what of the plan is in force, as ``claim`` does, but takes nothing from containers that live, their
     addresses included, and is one attempt: raises ``NFTError`` if anything is not as it was ``seen``, and if the
     attachment was deleted.
     """
@@ -99,14 +137,15 @@ def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log
 def reinstatement(
     nft: Nft, attachment: Attachment, plan: Plan, seen: Installed
 ) -> tuple[Plan, dict[str, str], list[str]]:
-    """Return what of a plan can be installed once more, who has to make room for it and why, and the commands.
+    """Return what of a plan would be in force once more, who has to make room for it and why, and the commands.
 
     Raises ``CNIError`` with code 100 if a container that lives is in the way.
     """
-    own = unshared(seen, attachment, plan)
+    attachment.identity = host.identity(attachment.netns)
+    holders = shared(seen, attachment, plan)
+    own = plan.without(holders)
     leaving = _leaving(nft, seen, attachment, own, newest=False)
-    commands = [command for holder in leaving for command in seen.detach(holder)]
-    return own, leaving, commands + (install(attachment, own, "create") if own.forwards else [])
+    return own, leaving, _replace(seen, leaving, attachment, plan, holders, verb="create")
 
 
 def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
@@ -116,28 +155,33 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
+    _close_localnet(installed, leaving, log)
 
 
-def install(attachment: Attachment, plan: Plan, verb: str) -> list[str]:
+def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], verb: str) -> list[str]:
     """Return the commands that install an attachment, which is then no longer among the deleted ones.
 
-    With the verb ``create`` they fail if it is among them.
+    With the verb ``create`` they fail if it is among them. ``holders`` are as for ``ruleset.attach``.
     """
     key = attachment.key
-    return [*base(), deleted(verb, key), deleted("delete", key), *ruleset.attach(attachment, plan)]
+    commands = [*base(), *ipvs.fill(), deleted(verb, key), deleted("delete", key)]
+    if plan.local_route_to and plan.interface:
+        commands += ruleset.guard(key, plan.interface, opens=not localnet.is_open(plan.interface))
+    return [*commands, *ruleset.attach(attachment, plan, holders)]
 
 
-def unshared(installed: Installed, attachment: Attachment, plan: Plan) -> Plan:
-    """Return the plan without the ports that another attachment of the same container holds.
+def shared(installed: Installed, attachment: Attachment, plan: Plan) -> dict[Forward, str]:
+    """Return the forwards whose port another attachment of the same container has, with that one's key.
 
     A runtime publishes a container's ports on each of its networks; the first one has them.
     """
-    shared = {
-        (element.map, element.key)
+    holders = {
+        (element.map, element.key): element.holder
         for element in installed.elements
-        if element.holder != attachment.key and element.owner.is_beside(attachment)
+        if element.holder not in {"", attachment.key} and element.owner.is_beside(attachment)
     }
-    return plan.without({forward for forward in plan.forwards if ruleset.port_key(forward) in shared})
+    keys = {forward: ruleset.port_key(forward) for forward in plan.forwards}
+    return {forward: holders[key] for forward, key in keys.items() if key in holders}
 
 
 def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan, *, newest: bool) -> dict[str, str]:
@@ -148,11 +192,10 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
     """
     key = attachment.key
     leaving = {key: ""} if key in installed.holders else {}
-    # a process that does not see the runtime's namespaces, its own container's among them, would find everybody dead
-    may_judge = host.is_namespace(attachment.netns)
 
     def is_gone(owner: Owner) -> bool:
-        return may_judge and bool(owner.netns) and host.is_gone(owner.netns)
+        # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead
+        return bool(attachment.identity and owner.netns) and host.is_gone(owner.netns, owner.identity)
 
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
@@ -164,16 +207,18 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
             leaving[element.holder] = f"pod address {pod_ip} was that of {_who(owner)}"
     for forward in plan.forwards:
         element = by_place.get(ruleset.port_key(forward))
-        if element is None or element.holder in leaving:
+        if element is None:
             continue
-        owner = element.owner
-        if not (element.holder and is_gone(owner)):
-            pod = nft.pod_name(element.holder)
-            whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
-            raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")
-        leaving[element.holder] = (
-            f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
-        )
+        # who waits for it would get it from a holder that leaves
+        heirs = [] if element.holder == key else installed.heirs(element, leaving)
+        for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
+            if holder in leaving:
+                continue
+            if not (holder and is_gone(owner)):
+                pod = nft.pod_name(holder)
+                whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
+                raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")
+            leaving[holder] = f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
     return leaving
 
 
@@ -201,8 +246,16 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
             pause(attempt)
         else:
             _forget_flows(installed.of(key), log)
+            _close_localnet(installed, [key], log)
             return
     raise lost_races(refusal)
+
+
+def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> None:
+    """Close the interfaces towards attachments that have left, where no other needs them."""
+    chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
+    for chain in chains:
+        localnet.close(Lookup(), interface_of(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

@@ -6,13 +6,22 @@ Pure, and the one truth for ADD and CHECK.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    collapse_addresses,
+    ip_network,
+)
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from cni_hostport.config import NetworkConfig, PortMapping
 
@@ -40,26 +49,41 @@ class Forward:
         return f"{self.host_port}/{self.protocol}" + (f" on {self.host_ip}" if self.host_ip else "")
 
 
+IPV6_LOOPBACK = IPv6Address("::1")
+IPV6_LINK_LOCAL = IPv6Network("fe80::/10")
+LOCALHOST = IPv4Network("127.0.0.0/8")
+EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the node reaches a pod's address: the interface, by its index, and whether that leads to this pod alone."""
+
+    interface: int
+    is_own: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that one attachment installs.
+    """What one attachment's rules do.
 
-    ``masquerade`` holds, for each pod address with forwards, the source networks whose forwarded connections are
-    masqueraded; ``conditions`` the nft tokens that each rule of an IP version has to match besides; ``unmapped`` the
-    mappings that lead to no forward, most often because the pod has no address of their family.
+    ``masquerade`` maps each forwarded pod address to the source networks that have to be masqueraded on the way there.
+    ``conditions`` are nft matches, by IP version, which a connection has to meet to be forwarded; ``host_addresses``
+    the networks in which the node's address has to be, where the mapping does not give one, empty for any.
+    ``interface`` is the index of the one towards the pod's IPv4 address, 0 where there is none. ``unmapped`` are
+    mappings that lead to no rule at all, each with the reason.
     """
 
     forwards: tuple[Forward, ...]
     masquerade: dict[IPv4Address | IPv6Address, tuple[IPv4Network | IPv6Network, ...]]
     conditions: dict[int, tuple[str, ...]] = field(default_factory=lambda: {4: (), 6: ()})
-    unmapped: tuple[PortMapping, ...] = ()
+    host_addresses: dict[int, tuple[IPv4Network | IPv6Network, ...]] = field(default_factory=lambda: {4: (), 6: ()})
+    interface: int = 0
+    unmapped: tuple[tuple[PortMapping, str], ...] = ()
 
-    def without(self, forwards: set[Forward]) -> Plan:
-        """Return the plan that is left if these forwards are not to be installed."""
-        left = tuple(forward for forward in self.forwards if forward not in forwards)
-        pods = {forward.pod_ip for forward in left}
-        masquerade = {pod_ip: sources for pod_ip, sources in self.masquerade.items() if pod_ip in pods}
-        return replace(self, forwards=left, masquerade=masquerade)
+    def without(self, forwards: Collection[Forward]) -> Plan:
+        """Return the plan without forwards that somebody else does."""
+        return replace(self, forwards=tuple(forward for forward in self.forwards if forward not in forwards))
 
     @property
     def local_route_to(self) -> IPv4Address | None:
@@ -67,25 +91,32 @@ class Plan:
         return next((ip for ip, sources in self.masquerade.items() if isinstance(ip, IPv4Address) and sources), None)
 
 
-IPV6_LOOPBACK = IPv6Address("::1")
-LOCALHOST = IPv4Network("127.0.0.0/8")
-EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+def make(
+    config: NetworkConfig,
+    addresses: Iterable[IPv4Interface | IPv6Interface],
+    ways: Mapping[IPv4Address | IPv6Address, Way] | None = None,
+) -> Plan:
+    """Combine a configuration's mappings with the pod's addresses, of which the first of each family is forwarded to.
 
-
-def make(config: NetworkConfig, addresses: Iterable[IPv4Interface | IPv6Interface]) -> Plan:
-    """Combine a configuration's mappings with the pod's addresses, of which the first of each family counts.
-
-    Raises ``CNIError`` with code 7 if a host port would lead to two container ports.
+    ``ways`` tell how the node reaches these, where it does. Raises ``CNIError`` with code 7 if a host port would lead
+    to two container ports.
     """
-    pods: dict[int, IPv4Interface | IPv6Interface] = {}
+    ways = ways or {}
+    pods: dict[int, list[IPv4Interface | IPv6Interface]] = {}
     for address in addresses:
-        pods.setdefault(address.version, address)
+        pods.setdefault(address.version, []).append(address)
+    beaten = {
+        (mapping.host_ip.version, mapping.protocol, mapping.host_port)
+        for mapping in config.mappings
+        if mapping.host_ip is not None and mapping.host_ip.is_unspecified
+    }
     forwards: dict[tuple[object, ...], Forward] = {}
     unmapped = []
     for mapping in config.mappings:
-        mapped = [_forward(mapping, pod) for pod in pods.values() if _takes(mapping, pod)]
+        lacks = {version: _lacks(config, mapping, version, beaten) for version in pods}
+        mapped = [_forward(mapping, pods[version][0]) for version, reason in lacks.items() if not reason]
         if not mapped:
-            unmapped.append(mapping)
+            unmapped.append((mapping, next(filter(None, lacks.values()), NO_ADDRESS)))
         for forward in mapped:
             key = (forward.version, forward.host_ip, forward.protocol, forward.host_port)
             other = forwards.setdefault(key, forward)
@@ -96,18 +127,44 @@ def make(config: NetworkConfig, addresses: Iterable[IPv4Interface | IPv6Interfac
                     f" {other.container_port} and {forward.container_port}",
                 )
     versions = {forward.version for forward in forwards.values()}
+    masquerade = {of[0].ip: _masquerade(config, of, ways.get(of[0].ip)) for of in pods.values()}
+    towards = next((ways[of.ip].interface for of in (pods.get(4) or ())[:1] if of.ip in ways), 0)
     return Plan(
         forwards=tuple(forwards.values()),
-        masquerade={pod.ip: _masquerade(config, pod) for pod in pods.values() if pod.version in versions},
+        masquerade={pod_ip: sources for pod_ip, sources in masquerade.items() if pod_ip.version in versions},
         conditions=config.conditions,
+        host_addresses={version: _networks(config, version) for version in (4, 6)},
+        interface=towards,
         unmapped=tuple(unmapped),
     )
 
 
-def _takes(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> bool:
-    if mapping.host_ip == IPV6_LOOPBACK:  # the kernel forwards nothing from it
-        return False
-    return mapping.host_ip is None or mapping.host_ip.version == pod.version
+NO_ADDRESS = "the container has no address to which it could be forwarded"
+
+
+def _lacks(config: NetworkConfig, mapping: PortMapping, version: int, beaten: Collection[tuple[int, str, int]]) -> str:
+    """Return why a mapping is not forwarded in an IP version, empty if it is.
+
+    Kubernetes' API admits the same port without a host address and with 0.0.0.0 or ``::``, which are the more specific.
+    """
+    host_ip = mapping.host_ip
+    if host_ip is not None and host_ip.version != version:
+        return NO_ADDRESS
+    if host_ip is not None and not host_ip.is_unspecified:
+        if host_ip == IPV6_LOOPBACK or host_ip in IPV6_LINK_LOCAL:
+            return f"the kernel forwards nothing from {host_ip}"
+        return ""
+    if config.host_addresses and not any(network.version == version for network in config.host_addresses):
+        return f"hostAddresses has no network of IPv{version}"
+    if host_ip is None and (version, mapping.protocol, mapping.host_port) in beaten:
+        return "another mapping has the same port and 0.0.0.0 or :: as its hostIP"
+    return ""
+
+
+def _networks(config: NetworkConfig, version: int) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks of one IP version that limit where mappings answer, none if there is no limit."""
+    networks = [network for network in config.host_addresses if network.version == version]
+    return () if EVERYWHERE[version] in networks else tuple(collapse_addresses(networks))  # type: ignore[type-var]
 
 
 def _forward(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> Forward:
@@ -115,14 +172,18 @@ def _forward(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> Forwar
     return Forward(mapping.protocol, host_ip, mapping.host_port, pod.ip, mapping.container_port)
 
 
-def _masquerade(config: NetworkConfig, pod: IPv4Interface | IPv6Interface) -> tuple[IPv4Network | IPv6Network, ...]:
+def _masquerade(
+    config: NetworkConfig, pod: list[IPv4Interface | IPv6Interface], way: Way | None
+) -> tuple[IPv4Network | IPv6Network, ...]:
     """Return the sources that would not get an answer, or not from the host's address, were they left as they are.
 
     These are the pod itself and its neighbours on the link, which it answers without passing the node, and the node's
-    own 127.0.0.0/8.
+    own 127.0.0.0/8. A pod has no neighbours where an interface of the node leads to it alone, whatever its prefix.
     """
+    version = pod[0].version
     if not config.snat:
         return ()
     if config.masq_all:
-        return (EVERYWHERE[pod.version],)
-    return (LOCALHOST, pod.network) if pod.version == 4 else (pod.network,)  # noqa: PLR2004 - IP versions
+        return (EVERYWHERE[version],)
+    sources = [ip_network(pod[0].ip)] if way and way.is_own else [address.network for address in pod]
+    return tuple(dict.fromkeys((LOCALHOST, *sources) if version == 4 else sources))  # noqa: PLR2004 - IP versions

@@ -35,8 +35,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     from cni_hostport import ownership
     from cni_hostport.nft import Nft
 
-    for mapping in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {call.container_id} has no address to which it could be forwarded")
+    for mapping, reason in plan.unmapped:
+        log(f"host port {mapping} is not mapped: {reason}")
     nft, attachment = Nft(), attachment_of(call)
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
@@ -58,10 +58,9 @@ def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
-    from cni_hostport import conntrack, host
+    from cni_hostport import conntrack, localnet
 
-    if plan.local_route_to:
-        host.route_localnet(plan.local_route_to, log)
+    localnet.open_for(plan, log)
     if any(forward.protocol == "udp" for forward in plan.forwards):
         conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
 
@@ -221,7 +220,11 @@ def plan_of(call: Call) -> Plan | None:
             Code.INVALID_CONFIG,
             f"host port {config.mappings[0]} cannot be mapped: {call.ifname} of {call.container_id} has no address",
         )
-    return plan.make(config, addresses)
+    try:
+        ways = host.ways_to(addresses)
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot tell how the node reaches {addresses[0].ip}: {error}") from error
+    return plan.make(config, addresses, ways)
 
 
 def _valid_keys(call: Call) -> set[str]:

@@ -13,37 +13,79 @@ Syntax is that of nftables 1.0.6 and later. Listings are read as JSON; commands 
 with a concatenated value as a set.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment
 from cni_hostport.plan import EVERYWHERE, Forward, Plan
-from cni_hostport.table import FAMILY, TABLE, base, dnat_chain, masq_chain
+from cni_hostport.table import (
+    FAMILY,
+    LOCALNET,
+    LOCALNET_NEEDS,
+    OPENED,
+    TABLE,
+    as_address,
+    base,
+    dnat_chain,
+    localnet_chain,
+    masq_chain,
+    waiting_map,
+)
 
 MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
 
 
-def attach(attachment: Attachment, plan: Plan) -> list[str]:
+def attach(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
     """Return the commands that install an attachment's plan, its rules labelled with the pod's name if that is known.
 
-    They fail with ``Exists`` if the attachment is installed already, or any port or pod address has a holder.
+    ``holders`` are the forwards for which the attachment waits, with the key of the one that has the port now. The
+    commands fail with ``Exists`` if the attachment is installed already, or any port or pod address has a holder.
     """
-    dnat, masq = dnat_chain(attachment.key), masq_chain(attachment.key)
+    holders, key = holders or {}, attachment.key
+    dnat, masq = dnat_chain(key), masq_chain(key)
     commands = [f"create chain {FAMILY} {TABLE} {chain}" for chain in (dnat, masq)]
     commands += [f"add rule {FAMILY} {TABLE} {dnat} {rule}" for rule in _dnat_rules(plan, attachment.pod)]
     for pod_ip, sources in plan.masquerade.items():
         commands += [f"add rule {FAMILY} {TABLE} {masq} {_masquerade_rule(source)}" for source in sources]
         network = f'comment "{attachment.network[:COMMENT_BYTES]}"'
-        commands.append(_create(f"pods_ip{pod_ip.version}", f"{pod_ip} {network} : goto {masq}"))
-    comment = f'comment "{attachment.owner.comment()}"'
+        commands.append(create(f"pods_ip{pod_ip.version}", f"{pod_ip} {network} : goto {masq}"))
+    comment = attachment.owner.comment()
     by_map: dict[str, list[str]] = {}
     for forward in plan.forwards:
-        name, element = port_key(forward)
-        by_map.setdefault(name, []).append(f"{element} {comment} : goto {dnat}")
-    return commands + [_create(name, ", ".join(elements)) for name, elements in by_map.items()]
+        name, port = port_key(forward)
+        if forward in holders:
+            by_map.setdefault(waiting_map(name), []).append(waiter(key, port, comment, holders[forward]))
+        else:
+            by_map.setdefault(name, []).append(holder(port, comment, key))
+    return commands + [create(name, ", ".join(elements)) for name, elements in by_map.items()]
 
 
-def _create(name: str, elements: str) -> str:
+def guard(key: str, interface: int, *, opens: bool) -> list[str]:
+    """Return the commands that guard an interface, by its index, on which an attachment needs ``route_localnet``.
+
+    ``opens`` tells whether this plugin is the one that sets it.
+    """
+    opened = f' comment "{OPENED}"' if opens else ""
+    chain = localnet_chain(interface)
+    return [
+        f"add chain {FAMILY} {TABLE} {chain}",
+        f"add element {FAMILY} {TABLE} {LOCALNET} {{ {interface}{opened} }}",
+        create(LOCALNET_NEEDS, f"{as_address(key)} : goto {chain}"),
+    ]
+
+
+def holder(port: str, comment: str, key: str) -> str:
+    """Return the element that leads a port to an attachment; ``comment`` is the owner's."""
+    return f'{port} comment "{comment}" : goto {dnat_chain(key)}'
+
+
+def waiter(key: str, port: str, comment: str, holder: str) -> str:
+    """Return the element of an attachment that waits for a port; ``holder`` is the key of the one that has it."""
+    return f'{as_address(key)} . {port} comment "{comment}" : goto {dnat_chain(holder)}'
+
+
+def create(name: str, elements: str) -> str:
+    """Return the command that creates elements, which must not be there, of a map."""
     return f"create element {FAMILY} {TABLE} {name} {{ {elements} }}"
 
 
@@ -58,14 +100,16 @@ def _dnat_rules(plan: Plan, pod: str) -> list[str]:
     label = f' comment "{pod}"' if pod else ""
     rules = []
     for version, family in ((4, "ip"), (6, "ip6")):
-        # a given host address first: in a pod's own chain too it beats any address
-        forwards = sorted(
-            (forward for forward in plan.forwards if forward.version == version),
-            key=lambda forward: forward.host_ip is None,
-        )
+        forwards = [forward for forward in plan.forwards if forward.version == version]
         matches = " ".join((f"meta nfproto ipv{version}", *plan.conditions[version]))
+        networks = ", ".join(map(str, plan.host_addresses[version]))
+        limit = f" {family} daddr {{ {networks} }}" if networks else ""
         translate = _by_map if len(forwards) > MANY else _one_by_one
-        rules += [f"{matches} {translation}{label}" for translation in translate(family, forwards)]
+        # a given host address first: in a pod's own chain too it beats any address
+        for is_any in (False, True):
+            group = [forward for forward in forwards if (forward.host_ip is None) == is_any]
+            match = f"{matches}{limit}" if is_any else matches
+            rules += [f"{match} {translation}{label}" for translation in translate(family, group)]
     return rules
 
 
@@ -80,15 +124,14 @@ def _one_by_one(family: str, forwards: list[Forward]) -> Iterable[str]:
 
 
 def _by_map(family: str, forwards: list[Forward]) -> Iterable[str]:
-    given = [forward for forward in forwards if forward.host_ip is not None]
-    for address, group in ((f"{family} daddr . ", given), ("", forwards[len(given) :])):
-        elements = ", ".join(
-            f"{f'{forward.host_ip} . ' if address else ''}{forward.protocol} . {forward.host_port}"
-            f" : {forward.pod_ip} . {forward.container_port}"
-            for forward in group
-        )
-        if elements:
-            yield f"dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
+    address = f"{family} daddr . " if forwards and forwards[0].host_ip else ""
+    elements = ", ".join(
+        f"{f'{forward.host_ip} . ' if address else ''}{forward.protocol} . {forward.host_port}"
+        f" : {forward.pod_ip} . {forward.container_port}"
+        for forward in forwards
+    )
+    if elements:
+        yield f"dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
 
 
 def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:
@@ -108,9 +151,11 @@ def probe(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
         forwards=(Forward("tcp", None, 0, nowhere4, 1), Forward("udp", nowhere6, 0, nowhere6, 1)),
         masquerade={nowhere4: (EVERYWHERE[4],), nowhere6: (EVERYWHERE[6],)},
         conditions=conditions or {4: (), 6: ()},
+        host_addresses={4: (IPv4Network("192.0.2.0/24"),), 6: ()},
     )
     return [
         *base(),
         *attach(Attachment("probe", "probe", ".."), plan),
+        *guard(Attachment("probe", "probe", "..").key, 0, opens=True),
         f"delete chain {FAMILY} {TABLE} {dnat_chain('cannot-exist')}",
     ]

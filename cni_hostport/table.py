@@ -11,7 +11,6 @@ PORT_MAPS = {
     "hostports_ip6": "ipv6_addr . inet_proto . inet_service",
 }
 POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
-MAPS = PORT_MAPS | POD_MAPS
 # The keys of attachments that were deleted, for longer than a runtime takes to forget about one: what was read from a
 # runtime's cache before must not bring it back. An address has as many bytes as a key.
 DELETED = "deleted"
@@ -19,27 +18,49 @@ _DELETED_SET = f"add set {FAMILY} {TABLE} {DELETED} {{ type ipv6_addr; flags tim
 RESTORING = f"{0:016x}-{0:016x}"  # what is in it, instead of a key, while attachments are being restored
 # the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
 ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
+# A container's attachments on further networks, which wait for a port that the first of them has. An element begins
+# with the key of the one that waits, and leads to the chain of the one that has the port: while somebody waits for it,
+# the kernel does not let that chain be deleted.
+WAITING_MAPS = {f"waiting_{name}": f"ipv6_addr . {key}" for name, key in PORT_MAPS.items()}
+# The interfaces on which this plugin needs route_localnet, and who needs it: the key of an attachment, leading to a
+# chain of the interface, which cannot be deleted while there is one. The comment is on what this plugin itself opened.
+LOCALNET, LOCALNET_NEEDS, OPENED = "localnet", "localnet_needs", "opened"
+# the addresses that kube-proxy puts on an interface of its own: those of all Services, not the node's
+IPVS_SETS = {"ipvs_ip4": "ipv4_addr", "ipvs_ip6": "ipv6_addr"}
+SETS = IPVS_SETS | {LOCALNET: "iface_index"}
+MAPS = PORT_MAPS | POD_MAPS | WAITING_MAPS | {LOCALNET_NEEDS: "ipv6_addr"}
+
+# Behind the nat hooks of all others: what they translate, a Service or a published port, is more specific than a port
+# of every address (CVE-2019-9946), and what one hook has translated the next ones leave alone.
+NAT_PRIORITY = -99
 
 # name: (hook, rules); the order of rules matters, that of chains does not
 BASE_CHAINS = {
     "dispatch": (
         "",
         (
-            "ip6 daddr ::1 return",  # cannot leave the host: let the connection be refused instead of hanging
+            # cannot leave the host, or the link: let the connection be refused instead of hanging
+            "ip6 daddr ::1 return",
+            "ip6 daddr fe80::/10 return",
             "ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }",  # so many that they would fill the set
             "update @local_ip6 { ip6 daddr }",
             "ip daddr . meta l4proto . th dport vmap @hostports_ip4",  # a given host address beats any address
             "ip6 daddr . meta l4proto . th dport vmap @hostports_ip6",
+            "ip daddr @ipvs_ip4 return",
+            "ip6 daddr @ipvs_ip6 return",
             "meta nfproto . meta l4proto . th dport vmap @hostports",
         ),
     ),
-    # before others' nat hooks of the usual priority: among equals the kernel would call the one that came last first
     "prerouting": (
-        "type nat hook prerouting priority dstnat - 1; policy accept;",
-        ("fib daddr type local goto dispatch",),
+        "type nat hook prerouting priority dstnat + 1; policy accept;",
+        # a port published on 127.0.0.1 is for the node itself
+        ('iif != "lo" ip daddr 127.0.0.0/8 return', "fib daddr type local goto dispatch"),
     ),
     # nftables 1.0.6 knows the name dstnat for prerouting only
-    "output": ("type nat hook output priority -101; policy accept;", ("fib daddr type local goto dispatch",)),
+    "output": (
+        f"type nat hook output priority {NAT_PRIORITY}; policy accept;",
+        ("fib daddr type local goto dispatch",),
+    ),
     "postrouting": (
         "type nat hook postrouting priority srcnat; policy accept;",
         # what others redirect to the pod, such as a Service's connections, is theirs to masquerade
@@ -52,7 +73,7 @@ BASE_CHAINS = {
     # route_localnet lets 127.0.0.0/8 through on the pods' interface; only the node itself may use it (CVE-2020-8558)
     "loopback": (
         "type filter hook prerouting priority raw; policy accept;",
-        ('iifname != "lo" ip daddr 127.0.0.0/8 drop', 'iifname != "lo" ip saddr 127.0.0.0/8 drop'),
+        ("iif @localnet ip daddr 127.0.0.0/8 drop", "iif @localnet ip saddr 127.0.0.0/8 drop"),
     ),
 }
 
@@ -69,7 +90,12 @@ def base() -> list[str]:
     commands += [
         f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; counter; }}" for name, key in PORT_MAPS.items()
     ]
-    commands += [f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}" for name, key in POD_MAPS.items()]
+    commands += [
+        f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}"
+        for name, key in MAPS.items()
+        if name not in PORT_MAPS
+    ]
+    commands += [f"add set {FAMILY} {TABLE} {name} {{ type {key}; }}" for name, key in SETS.items()]
     commands += [
         f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
         for name, key in ADDRESS_SETS.items()
@@ -92,14 +118,28 @@ def note_deleted(key: str) -> list[str]:
 
 def deleted(verb: str, key: str) -> str:
     """Return the command that adds an attachment to the deleted ones, or does what else the verb says."""
+    return f"{verb} element {FAMILY} {TABLE} {DELETED} {{ {as_address(key)} }}"
+
+
+def as_address(key: str) -> str:
+    """Return an attachment's key as an element has it: in the form of an IPv6 address, which has as many bytes."""
     digits = key.replace("-", "")
-    address = ":".join(digits[start : start + 4] for start in range(0, len(digits), 4))
-    return f"{verb} element {FAMILY} {TABLE} {DELETED} {{ {address} }}"
+    return ":".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
 def dnat_chain(key: str) -> str:
     """Return the name of the chain that translates an attachment's connections: its ownership token."""
     return f"dnat-{key}"
+
+
+def waiting_map(name: str) -> str:
+    """Return the name of the map of those that wait for a port of another map."""
+    return f"waiting_{name}"
+
+
+def localnet_chain(interface: int) -> str:
+    """Return the name of the chain of an interface, by its index, on which attachments need ``route_localnet``."""
+    return f"localnet-{interface}"
 
 
 def masq_chain(key: str) -> str:

@@ -112,7 +112,7 @@ def read(nft: Nft) -> list[PortMapping]:
                 ifname=element.owner.ifname,
                 network=_network(element.holder, networks.get(element.holder, "")),
                 netns=netns,
-                holder=holder_of(netns),
+                holder=holder_of(netns, element.owner.identity),
                 connections=element.connections,
                 key=element.holder,
             )
@@ -152,12 +152,12 @@ def _socket(address: IPv4Address | IPv6Address, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IP version
 
 
-def _holder(netns: str) -> Holder:
+def _holder(netns: str, identity: str) -> Holder:
     if not netns:
         return Holder.UNKNOWN
-    if host.is_namespace(netns):
-        return Holder.ALIVE
-    return Holder.GONE if host.is_gone(netns) else Holder.UNKNOWN
+    if host.is_gone(netns, identity):
+        return Holder.GONE
+    return Holder.ALIVE if host.is_namespace(netns) else Holder.UNKNOWN
 
 
 def _network(key: str, name: str) -> str:

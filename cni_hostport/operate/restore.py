@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, deletion, host, ownership, plugin
+from cni_hostport import comparison, deletion, localnet, ownership, plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
@@ -160,8 +160,8 @@ class _Restoration:
         attachment = plugin.attachment_of(call)
         mappings = tuple(dict.fromkeys(map(str, plan.forwards)))  # those of both families are one to a person
         if self._is_there(attachment, plan, seen):
-            if plan.local_route_to and not self._dry_run:  # which others may have reset
-                host.route_localnet(plan.local_route_to, self._log)
+            if not self._dry_run:  # which others may have reset
+                localnet.open_for(plan, self._log)
             return Outcome(Status.PRESENT, name, mappings)
         if self._dry_run:
             _, _, commands = ownership.reinstatement(self._nft, attachment, plan, seen)
@@ -174,8 +174,6 @@ class _Restoration:
         """Tell whether there are no rules to install: they are as they should be, or were added since this began."""
         token = dnat_chain(attachment.key)
         if seen.chains.get(token) != self._before.chains.get(token):
-            return True
-        if not ownership.unshared(seen, attachment, plan).forwards:
             return True
         return attachment.key in seen.holders and not comparison.is_changed(attachment, plan)
 

@@ -132,7 +132,7 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) 
     plan, _ = cache.plan(call)
     if plan is None:
         return []
-    plan = ownership.unshared(installed, attachment, plan)
+    plan = plan.without(ownership.shared(installed, attachment, plan))
     present = {(element.map, element.key) for element in installed.of(attachment.key)}
     lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]

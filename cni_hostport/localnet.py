@@ -1,0 +1,105 @@
+"""The node's 127.0.0.0/8 as clients of host ports, which the kernel lets leave on interfaces with ``route_localnet``.
+
+Such an interface also lets its neighbours reach what listens on the node's 127.0.0.1 (CVE-2020-8558): the ruleset
+guards each that an attachment needs, and only those. With the last attachment the guard goes, and what this plugin
+opened it closes before.
+"""
+
+from __future__ import annotations
+
+from _socket import if_indextoname  # the module socket itself takes 2 ms to import
+
+from cni_hostport.errors import CNIError, Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipaddress import IPv4Address
+
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.plan import Plan
+
+
+def is_open(interface: int) -> bool:
+    """Tell whether 127.0.0.0/8 is routed on an interface, by its index; not where that cannot be read."""
+    try:
+        return _read(_setting(interface))
+    except OSError:
+        return False
+
+
+def open_for(plan: Plan, log: Callable[[str], None]) -> None:
+    """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod, if the plan needs that.
+
+    Without a route of its own to the pod there is no such interface, which is only logged: the plugin that adds it may
+    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
+    """
+    if plan.local_route_to and not plan.interface:
+        log(
+            "host ports on 127.0.0.1 may not work: there is no route to the pod's address"
+            f" {plan.local_route_to}: {_lack_of_route(plan.local_route_to)}"
+        )
+    elif plan.local_route_to:
+        setting = f"route_localnet of interface {plan.interface}"
+        try:
+            setting = _setting(plan.interface)
+            if not _read(setting):
+                _write(setting, "1")
+        except OSError as error:
+            raise CNIError(
+                Code.HOST_SETTING,
+                f"cannot set {setting} to 1, which host ports on 127.0.0.1 need"
+                f' (with "snat": false they are not offered): {error.strerror}',
+            ) from error
+
+
+def _lack_of_route(address: IPv4Address) -> str:
+    from cni_hostport import host
+
+    try:
+        host.route_to(address)
+    except host.NoRouteError as error:
+        return error.strerror or str(error)
+    return "only the default route leads there"
+
+
+def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
+    """Take the guard off an interface that no attachment needs any more, and close it if this plugin opened it.
+
+    It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
+    or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
+    """
+    left = lookup.localnet_left(interface)
+    if left is None:
+        return
+    is_opened_here = left
+    try:
+        setting = _setting(interface)
+        if is_opened_here:
+            _write(setting, "0")
+    except FileNotFoundError:
+        is_opened_here = False  # the interface is gone
+    except OSError as error:
+        log(f"warning: {setting} stays 1, and the interface guarded: {error.strerror}")
+        return
+    if not lookup.unguard(interface) and is_opened_here:
+        _write(setting, "1")
+
+
+def _setting(interface: int) -> str:
+    """Return the path of the sysctl; raises ``FileNotFoundError`` where there is no such interface."""
+    try:
+        name = if_indextoname(interface)
+    except OSError as error:
+        raise FileNotFoundError(error.errno, error.strerror) from error
+    return f"/proc/sys/net/ipv4/conf/{name}/route_localnet"
+
+
+def _read(setting: str) -> bool:
+    with open(setting) as file:
+        return file.read().strip() == "1"
+
+
+def _write(setting: str, value: str) -> None:
+    with open(setting, "w") as file:
+        file.write(value)
