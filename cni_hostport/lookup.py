@@ -87,6 +87,11 @@ class Lookup:
         """Tell whether there is such a chain."""
         return self._ask(nf_tables.get_chain(name, table, family)) != [None]
 
+    def owner(self, table: str, family: str) -> int | None:
+        """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return nf_tables.owner(answer) if answer else None
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` where there is nothing of it.
 

@@ -25,7 +25,8 @@ GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELE
 FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
-TABLE_NAME, TABLE_FLAGS = 1, 2
+TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
+TABLE_F_OWNER = 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
@@ -65,9 +66,19 @@ COMPARED = {
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
-def get_table() -> Message:
-    """Ask for the table."""
-    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(TABLE)))
+def get_table(name: str = TABLE, family: str = FAMILY) -> Message:
+    """Ask for a table."""
+    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(name)), family=family)
+
+
+def owner(table: bytes) -> int | None:
+    """Return the netlink port of the program that alone may change a table, 0 if it has ended, from the answer for it.
+
+    ``None`` if everybody may. The port is most often the number of the program's process.
+    """
+    values = dict(attributes(table[4:]))
+    owned = int.from_bytes(values[TABLE_FLAGS]) & TABLE_F_OWNER
+    return int.from_bytes(values.get(TABLE_OWNER, b"")) if owned else None
 
 
 def get_set(name: str) -> Message:

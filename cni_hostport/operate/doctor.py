@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import plugin
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.nft import Nft
-from cni_hostport.operate import conflists, leftovers, mappings, node, runtimes
+from cni_hostport.operate import conflists, firewalls, leftovers, mappings, node, runtimes
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
 
@@ -119,8 +119,8 @@ CHECKS = (
     ),
     Check(
         "the forward policy",
-        "no other table drops by policy what is forwarded",
-        lambda it: node.forward_policy(it.nft, it.mappings),
+        "no other table drops connections to host ports by default",
+        lambda it: firewalls.forward_policy(it.nft, it.mappings),
     ),
     Check(
         "the base rules",

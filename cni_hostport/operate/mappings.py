@@ -43,6 +43,7 @@ class PortMapping:
 
     ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address; ``pod_ip`` and ``pod_port`` are ``None`` where the
     rule that translates to them is missing; ``network`` is a name, or the hash of one that the ruleset does not hold.
+    ``conditional`` is whether that rule compares more than the host address and port: the network's conditions.
     """
 
     protocol: str
@@ -57,6 +58,7 @@ class PortMapping:
     netns: str
     holder: Holder
     connections: int
+    conditional: bool
     key: str
 
     @property
@@ -102,11 +104,13 @@ def read(nft: Nft) -> list[PortMapping]:
         if host_ip is None:
             continue
         protocol, port = element.port
-        pod_ip, pod_port = _target(translations.get(element.chain, ()), host_ip, protocol, port)
+        rule = _translation(translations.get(element.chain, ()), host_ip, protocol, port)
         netns = element.owner.netns
         mappings.append(
             PortMapping(
-                protocol, host_ip, port, pod_ip, pod_port,
+                protocol, host_ip, port,
+                pod_ip=rule.pod_ip if rule else None,
+                pod_port=rule.pod_port if rule else None,
                 pod=pods.get(dnat_chain(element.holder), ""),
                 container_id=element.owner.container_id,
                 ifname=element.owner.ifname,
@@ -114,6 +118,7 @@ def read(nft: Nft) -> list[PortMapping]:
                 netns=netns,
                 holder=holder_of(netns, element.owner.identity),
                 connections=element.connections,
+                conditional=rule is not None and rule.compared > (not host_ip.is_unspecified),
                 key=element.holder,
             )
         )  # fmt: skip
@@ -169,19 +174,23 @@ def _network(key: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Translation:
-    """What a rule of an attachment translates; ``host_ip`` is ``None`` where it does not compare the host address."""
+    """What a rule of an attachment translates; ``host_ip`` is ``None`` where it does not compare the host address.
+
+    ``compared`` is how many things it compares besides IP version, protocol and port.
+    """
 
     protocol: str
     host_ip: Address | None
     host_port: int
     pod_ip: Address
     pod_port: int
+    compared: int
 
 
-def _target(
+def _translation(
     translations: Sequence[_Translation], host_ip: Address, protocol: str, port: int
-) -> tuple[Address, int] | tuple[None, None]:
-    """Return where the first rule that a connection meets leads."""
+) -> _Translation | None:
+    """Return the first rule that a connection meets."""
     met = [
         rule
         for rule in translations
@@ -190,9 +199,9 @@ def _target(
     anywhere = host_ip in ANY.values()
     for rule in met:
         if rule.host_ip is None or (rule.host_ip == host_ip and not anywhere):
-            return rule.pod_ip, rule.pod_port
+            return rule
     # an address that a condition compares looks like the mapping's own; the rules of any address come last
-    return (met[-1].pod_ip, met[-1].pod_port) if met and anywhere else (None, None)
+    return met[-1] if met and anywhere else None
 
 
 def _translations(expressions: Expressions) -> Iterator[_Translation]:
@@ -204,29 +213,35 @@ def _translations(expressions: Expressions) -> Iterator[_Translation]:
 
 def _read_translations(expressions: Expressions) -> Iterator[_Translation]:
     compared: dict[str, Any] = {}
+    number = 0
     for expression in expressions:
         if "match" in expression:
-            compared |= _compared(expression["match"])  # conditions come first, the mapping's own comparisons last
+            compared |= (own := _compared(expression["match"]))  # the mapping's own comparisons come after conditions
+            number += not own.keys() & {"nfproto", "l4proto", "dport"}
         if "dnat" not in expression:
             continue
         dnat = expression["dnat"]
         if isinstance(dnat["addr"], str):
             host_ip = ip_address(compared["daddr"]) if "daddr" in compared else None
             pod_ip = ip_address(dnat["addr"])
-            yield _Translation(compared["l4proto"], host_ip, int(compared["dport"]), pod_ip, int(dnat["port"]))
+            yield _Translation(compared["l4proto"], host_ip, int(compared["dport"]), pod_ip, int(dnat["port"]), number)
         else:
             for key, value in dnat["addr"]["map"]["data"]["set"]:
                 *address, protocol, port = key["concat"]
                 host_ip = ip_address(address[0]) if address else None
                 pod_ip, pod_port = value["concat"]
-                yield _Translation(PROTOCOLS.get(protocol, protocol), host_ip, port, ip_address(pod_ip), pod_port)
+                number_of_all = number + len(address)
+                protocol = PROTOCOLS.get(protocol, protocol)
+                yield _Translation(protocol, host_ip, port, ip_address(pod_ip), pod_port, number_of_all)
 
 
 def _compared(match: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what has to be equal to one value: ``l4proto``, ``dport`` and ``daddr``."""
+    """Return what has to be equal to one value: ``nfproto``, ``l4proto``, ``dport`` and ``daddr``."""
     right = match["right"]
     if match["op"] != "==" or not isinstance(right, str | int) or not isinstance(match["left"], dict):
         return {}
+    if match["left"].get("meta", {}).get("key") == "nfproto":
+        return {"nfproto": right}
     if match["left"].get("meta", {}).get("key") == "l4proto":
         return {"l4proto": PROTOCOLS.get(right, right) if isinstance(right, int) else right}
     payload = match["left"].get("payload", {})

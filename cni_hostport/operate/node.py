@@ -1,11 +1,11 @@
-"""The node around the ruleset: settings of the kernel, and the rules of others, that host ports depend on."""
+"""The node around the ruleset: the settings of the kernel that host ports depend on, and the rules below them all."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 from socket import if_indextoname
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cni_hostport import comparison
 from cni_hostport.operate.namespaces import addresses
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 NET = Path("/proc/sys/net")
 CONF4 = NET / "ipv4/conf"
-LEGACY = Path("/proc/thread-self/net")  # ip_tables_names and ip6_tables_names
 NOT_INTERFACES = {"all", "default"}
 STRICT = 1  # of rp_filter (ip-sysctl.rst)
-VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
 GUARD = "loopback"
 WAY = [name for name in BASE_CHAINS if name != GUARD]
 
@@ -79,56 +77,6 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
             "If there are such clients: sysctl -w net.ipv4.conf.IF.rp_filter=2 (loose) for these interfaces, and"
             " net.ipv4.conf.all.rp_filter below that, of which the kernel takes the greater.",
         )
-
-
-def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
-    """Say which rules of others can drop what is forwarded; raises ``NFTError`` and ``OSError``."""
-    for item in nft.listing("chains"):
-        chain = item.get("chain", {})
-        if (
-            chain.get("hook") != "forward"
-            or chain.get("type") != "filter"
-            or chain["family"] not in VERSIONS
-            or (chain["family"], chain["table"]) == (FAMILY, TABLE)
-        ):
-            continue
-        place = f"{chain['family']} {chain['table']} {chain['name']}"
-        rules = [of["rule"]["expr"] for of in nft.listing(f"chain {place}") if "rule" in of]
-        ends = bool(rules) and _drops_the_rest(rules[-1])
-        if chain.get("policy") != "drop" and not ends:
-            continue
-        text = f"chain {place} drops what is forwarded and not accepted by its rules"
-        accept = f"nft insert rule {place} ct status dnat accept (and the same where your firewall is configured)."
-        if len(rules) > ends:
-            yield note(
-                text,
-                "Whether its rules accept connections to host ports depends on the packet.",
-                f"hostport explain PORT shows the way of one. If it ends there: {accept}",
-            )
-        else:
-            versions = VERSIONS[chain["family"]]
-            say = problem if any(mapping.version in versions for mapping in mappings) else note
-            ip = " or ".join(f"IPv{version}" for version in sorted(versions))
-            yield say(f"{text}, and it has none", f"No connection over {ip} reaches a pod.", accept)
-    tables = {
-        program: (LEGACY / name).read_text().split()
-        for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))
-        if (LEGACY / name).exists()
-    }
-    used = [f"{program} -t {table} -S" for program, names in tables.items() for table in names]
-    if used:
-        yield note(
-            "legacy iptables has tables beside those of nftables",
-            "They see every packet too, and nft does not show their rules.",
-            "If connections get lost, see what they do:",
-            tuple(used),
-        )
-
-
-def _drops_the_rest(rule: Sequence[Any]) -> bool:
-    """Tell whether a rule drops or rejects everything that comes to it."""
-    verdicts = [next(iter(part)) for part in rule if not part.keys() & {"counter", "log"}]
-    return verdicts in (["drop"], ["reject"])
 
 
 def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
