@@ -22,13 +22,14 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
     NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
 )
-FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
+FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
 TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
 TABLE_F_OWNER = 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
-RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
+RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS = 2, 3, 4
+MATCH_NAME, MATCH_INFO = 1, 3  # linux/netfilter/nf_tables_compat.h
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
@@ -91,9 +92,9 @@ def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     return GETCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)
 
 
-def get_rules(chain: str) -> Message:
+def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
-    return GETRULE, NLM_F_DUMP, _body(_in_table(), attribute(RULE_CHAIN, _text(chain)))
+    return GETRULE, NLM_F_DUMP, _body(_in_table(table), attribute(RULE_CHAIN, _text(chain)), family=family)
 
 
 def get_element(element: Element) -> Message:
@@ -206,6 +207,18 @@ def expected_elements(rule: bytes) -> list[Element]:
     if daddr in compared:
         expected.append((f"hostports_ip{number}", compared[daddr] + port))
     return expected
+
+
+def number(rule: bytes) -> int:
+    """Return the handle of a rule as a number, from the answer for it."""
+    return int.from_bytes(dict(attributes(rule[4:]))[RULE_HANDLE])
+
+
+def comment_of_iptables(rule: bytes) -> str:
+    """Return the comment that iptables gave a rule, from the answer for it; empty if it gave none."""
+    matches = (dict(attributes(data)) for name, data in _expressions(rule) if name == "match")
+    texts = (of[MATCH_INFO] for of in matches if of[MATCH_NAME].rstrip(b"\0") == b"comment")
+    return next(texts, b"").partition(b"\0")[0].decode(errors="replace")
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:

@@ -149,7 +149,9 @@ def test_firewalld_as_it_is_installed_accepts_host_ports(practice: Practice) -> 
     assert practice.finds() == []
 
 
-@pytest.mark.parametrize(("ports", "status"), [("", "problem"), ("meta l4proto tcp ct original proto-dst 9090 accept;", "note")])
+@pytest.mark.parametrize(
+    ("ports", "status"), [("", "problem"), ("meta l4proto tcp ct original proto-dst 9090 accept;", "note")]
+)
 def test_firewalld_that_accepts_only_its_own_forwards_gets_advice_for_its_configuration(
     practice: Practice, ports: str, status: str
 ) -> None:

@@ -66,11 +66,11 @@ def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
         "ok: SERVER listens there on 80/tcp",
         "ok: the node forwards IPv4: net.ipv4.ip_forward is 1",
         "ok: no chain of others comes before this plugin's at prerouting",
-        f"ok: pod shop/web has a route back to {CLIENT4}; what rules do to its answers is not traced",
         (
             f"ok: a TCP connection from a client such as {CLIENT4} to {NODE4} (in on uplink)"
             " leaves for 10.88.0.2:80 by cni0"
         ),
+        f"ok: the pod's answer (in on cni0) leaves for {CLIENT4} by uplink",
     ]
     assert said.rules == OUTSIDE
 
@@ -186,8 +186,28 @@ def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitSt
     said = explain(node, "8080")
     assert said.status == 0
     [text] = said.notes
-    assert text.endswith("on this node listens on 8080/tcp too")
-    assert said.said("listens on 8080/tcp too")["meaning"].startswith("It is hidden")
+    assert text.endswith("on this node listens on 8080/tcp too, at 0.0.0.0")
+    assert said.said("listens on 8080/tcp too")["meaning"].startswith("It is hidden: the mapping comes first")
+
+
+def test_a_process_of_the_node_is_hidden_at_one_address(node: Node, pod: Pod, listening: ExitStack) -> None:
+    node.add(pod, mapping(9090, hostIP=NODE4))
+    listening.enter_context(listen(node, 9090, "0.0.0.0"))
+    assert explain(node, "9090").said("listens on 9090")["meaning"].startswith(f"It is hidden at {NODE4}: ")
+
+
+def test_a_process_of_the_node_is_hidden_for_connections_that_meet_the_conditions(
+    node: Node, pod: Pod, listening: ExitStack
+) -> None:
+    node.delete(pod)
+    node.add(pod, mapping(8080), conditionsV4=["ip", "saddr", "!=", "192.0.2.3"])
+    listening.enter_context(listen(node, 8080, NODE4))
+    said = explain(node, "8080", "--from", CLIENT4)
+    [text] = said.notes
+    assert text.endswith(f"on this node listens on 8080/tcp too, at {NODE4}")
+    meaning = "It gets only the connections that do not meet the conditions of the mapping."
+    assert said.said("listens on 8080")["meaning"] == meaning
+    assert explain(node, "8080", "--from", "192.0.2.3").last["meaning"].endswith("on this node gets it.")
 
 
 def test_for_people_it_is_plain_lines_and_json_is_a_list(node: Node, pod: Pod) -> None:
