@@ -31,7 +31,10 @@ STACKED = {"macvlan", "macvtap", "ipvlan", "ipvtap"}
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where what a pod sends comes in: the device that takes it, the interface that rules see, and the frame's ends."""
+    """Where what a pod sends comes in: the device that takes it, and the interface that rules see.
+
+    ``macs`` are what its frames go to and come from, where the device is a port of a bridge.
+    """
 
     device: str
     interface: str
@@ -86,7 +89,7 @@ def _from_peer(link: Any, peer: Any, master: Any, holder: Any, version: int) -> 
     ``None`` where the bridge then passes it on.
     """
     if master is None or _kind(master) == "vrf":
-        return Arrival(_name(peer), _name(peer), (_mac(peer), _mac(link)))
+        return Arrival(_name(peer), _name(peer))
     if _kind(master) != "bridge":
         return Passing(kind=_kind(master), parent=_name(master))
     if holder is None:

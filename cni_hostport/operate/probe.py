@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 TABLE = "hostport-probe"  # begins the names of these tables
 DEVICE = b"hostport%d"  # the kernel counts
 TUN = "/dev/net/tun"
-# before all that others do, and after it, but before connection tracking remembers the connection
-CHAINS = {"prerouting": -2000, "output": -2000, "input": 2000, "postrouting": 2000}
+# Hooks and priorities: before all that others do, and after it but before connection tracking remembers the connection.
+# What a bridge passes to the node is another packet to the kernel's trace when it comes to forward or input.
+CHAINS = {
+    "prerouting": ("prerouting", -2000),
+    "output": ("output", -2000),
+    "forward": ("forward", -2000),
+    "delivery": ("input", -2000),
+    "input": ("input", 2000),
+    "postrouting": ("postrouting", 2000),
+}
 ENDS = {"input", "postrouting"}
 TRACKED = "tracked"
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
@@ -45,10 +53,10 @@ FIRST_EPHEMERAL, EPHEMERAL = 32768, 28232  # net.ipv4.ip_local_port_range, as th
 class Way:
     """The way of a probe: the hops it was traced at, and where it ended.
 
-    ``end`` is the last hook at which it was seen: ``postrouting`` if it would have left the node, to ``destination`` on
-    ``interface``, as from ``source``; ``input`` if a process of the node would have got it; ``ingress``,
-    ``prerouting`` or ``output`` if it did not come to either; and empty if it was not seen at all. ``tracked`` are mark
-    and zone of the connection, ``None`` if connection tracking does not have it.
+    ``end`` is the last chain of the probe's at which it was seen: ``postrouting`` if it would have left the node, to
+    ``destination`` on ``interface``, as from ``source``; ``input`` if a process of the node would have got it; another
+    one if it did not come to either; and empty if it was not seen at all. ``tracked`` are mark and zone of the
+    connection, ``None`` if connection tracking does not have it.
     """
 
     hops: tuple[Hop, ...]
@@ -85,7 +93,7 @@ def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None
 def _commands(table: str, packet: Packet, interface: str) -> Iterator[str]:
     yield f"add table inet {table} {{ flags owner; }}"
     yield f"add set inet {table} {TRACKED} {{ typeof ct mark . ct zone; flags dynamic; }}"
-    hooks = {name: f"{name} priority {priority}" for name, priority in CHAINS.items()}
+    hooks = {name: f"{hook} priority {priority}" for name, (hook, priority) in CHAINS.items()}
     if interface:
         hooks["ingress"] = f'ingress device "{interface}" priority -2000'
     for name, hook in hooks.items():

@@ -99,7 +99,7 @@ def obstacles_back(interface: str, of: PortMapping, client: Client) -> Iterator[
     called = CALLS[of.version]
     if client.source == of.pod_ip and setting(f"net/bridge/{called}"):
         yield (
-            f"A bridge sends nothing back to the port on which it came while net.bridge.{called} is 1, unless the port is"
+            f"While net.bridge.{called} is 1, a bridge sends nothing back to the port on which it came, unless that is"
             ' in hairpin mode ("hairpinMode": true for the bridge plugin).'
         )
 

@@ -44,13 +44,16 @@ def iptables(node: Node, *rules: str) -> None:
         node.run("iptables-nft", "-t", "nat", *rule.split())
 
 
-def test_a_service_of_kube_proxy_takes_the_port(node: Node, pod: Pod, other: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_a_service_of_kube_proxy_takes_the_port(node: Node, other: Pod) -> None:
     node.nft_file(KUBE_PROXY.format(other.ip4))
     assert node.client.ask("tcp", NODE4, 8080) == f"other {CLIENT4}"
     said = explain(node, "8080", "--from", CLIENT4)
     assert said.problems == [
-        f"{FROM_CLIENT} leaves for {other.ip4} port 80 instead: kube-proxy, for Service shop/api:http, takes it first,"
-        f" by a rule in ip kube-proxy endpoint-AAAA2222-shop/api/tcp/http__{other.ip4}/80"
+        (
+            f"{FROM_CLIENT} leaves for {other.ip4} port 80 instead: kube-proxy, for Service shop/api:http, takes it"
+            f" first, by a rule in ip kube-proxy endpoint-AAAA2222-shop/api/tcp/http__{other.ip4}/80"
+        )
     ]
     assert said.last["meaning"] == THEIRS
     assert said.last["remedy"] == "give the mapping another host port, or a hostIP that the rule does not take"
@@ -60,9 +63,10 @@ def test_a_service_of_kube_proxy_takes_the_port(node: Node, pod: Pod, other: Pod
     assert not said.notes
 
 
+@pytest.mark.usefixtures("pod")
 @pytest.mark.parametrize(("comment", "service"), [("shop/api:http", "shop/api:http"), ("shop/api", "shop/api")])
 def test_a_service_of_kube_proxy_in_iptables_mode_takes_the_port(
-    node: Node, pod: Pod, other: Pod, comment: str, service: str
+    node: Node, other: Pod, comment: str, service: str
 ) -> None:
     chains = ["KUBE-NODEPORTS", "KUBE-EXT-AAAA", "KUBE-SVC-AAAA", "KUBE-SEP-BBBB"]
     iptables(
@@ -79,6 +83,7 @@ def test_a_service_of_kube_proxy_in_iptables_mode_takes_the_port(
     assert f"kube-proxy, for Service {service}, takes it first, by a rule in ip nat KUBE-SEP-BBBB" in problem
 
 
+@pytest.mark.usefixtures("pod")
 @pytest.mark.parametrize(
     ("chain", "whose"),
     [
@@ -88,7 +93,7 @@ def test_a_service_of_kube_proxy_in_iptables_mode_takes_the_port(
         ("KUBE-SEP-BBBB", "kube-proxy"),
     ],
 )
-def test_a_published_port_takes_it(node: Node, pod: Pod, other: Pod, chain: str, whose: str) -> None:
+def test_a_published_port_takes_it(node: Node, other: Pod, chain: str, whose: str) -> None:
     iptables(
         node,
         f"-N {chain}",
@@ -99,15 +104,19 @@ def test_a_published_port_takes_it(node: Node, pod: Pod, other: Pod, chain: str,
     assert problem.endswith(f" instead: {whose} takes it first, by a rule in ip nat {chain}")
 
 
-def test_a_rule_of_others_takes_it(node: Node, pod: Pod, other: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_a_rule_of_others_takes_it(node: Node, other: Pod) -> None:
     node.nft_file(NAT.format(f"fib daddr type local tcp dport 8080 dnat ip to {other.ip4}:80"))
     assert explain(node, "8080", "--from", CLIENT4).problems == [
-        f"{FROM_CLIENT} leaves for {other.ip4} port 80 instead: a rule of others takes it first, in"
-        " inet others prerouting"
+        (
+            f"{FROM_CLIENT} leaves for {other.ip4} port 80 instead: a rule of others takes it first, in"
+            " inet others prerouting"
+        )
     ]
 
 
-def test_a_rule_of_others_takes_it_for_a_process_of_the_node(node: Node, pod: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_a_rule_of_others_takes_it_for_a_process_of_the_node(node: Node) -> None:
     node.nft_file(NAT.format("tcp dport 8080 redirect to 9090"))
     said = explain(node, "8080", "--from", CLIENT4)
     assert said.problems == [
@@ -118,21 +127,24 @@ def test_a_rule_of_others_takes_it_for_a_process_of_the_node(node: Node, pod: Po
     assert explain(node, "8080", "--from", CLIENT4).last["meaning"].endswith(" on this node gets it.")
 
 
-def test_what_a_rule_of_others_takes_is_not_said_to_be_another_mappings(node: Node, pod: Pod, other: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_what_a_rule_of_others_takes_is_not_said_to_be_another_mappings(node: Node, other: Pod) -> None:
     node.add(other, mapping(8080, hostIP=NODE4))
     node.nft_file(NAT.format(f"tcp dport 8080 dnat ip to {other.ip4}:80"))
     said = explain(node, "8080", "--from", CLIENT4, "--to", "10.88.0.1")
     assert said.problems[0].endswith("a rule of others takes it first, in inet others prerouting")
 
 
-def test_what_others_take_does_not_keep_an_address_of_its_own_from_a_mapping(node: Node, pod: Pod, other: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_what_others_take_does_not_keep_an_address_of_its_own_from_a_mapping(node: Node, other: Pod) -> None:
     node.nft_file(NAT.format(f"ip daddr 10.88.0.1 tcp dport 8080 dnat ip to {other.ip4}:80"))
     assert explain(node, "8080", "--from", CLIENT4).status == 0
     assert explain(node, "8080", "--from", CLIENT4, "--to", "10.88.0.1").status == 1
 
 
+@pytest.mark.usefixtures("pod")
 @pytest.mark.parametrize("rule", ["tcp dport 8080 notrack", "iifname uplink notrack"])
-def test_a_rule_takes_it_from_connection_tracking(node: Node, pod: Pod, rule: str) -> None:
+def test_a_rule_takes_it_from_connection_tracking(node: Node, rule: str) -> None:
     node.nft_file(f"table inet fast {{ chain early {{ type filter hook prerouting priority raw; {rule}; }}; }}")
     said = explain(node, "8080", "--from", CLIENT4)
     assert said.problems == [
@@ -145,8 +157,11 @@ def test_a_rule_takes_it_from_connection_tracking(node: Node, pod: Pod, rule: st
         node.client.ask("tcp", NODE4, 8080)
 
 
-def test_iptables_takes_it_from_connection_tracking(node: Node, pod: Pod) -> None:
+@pytest.mark.usefixtures("pod")
+def test_iptables_takes_it_from_connection_tracking(node: Node) -> None:
     require(shutil.which("iptables-nft"), "needs the program iptables-nft")
-    node.run("iptables-nft", "-t", "raw", *"-A PREROUTING -p tcp --dport 8080 -j CT --notrack".split())
+    node.run(
+        "iptables-nft", "-t", "raw", *["-A", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "CT", "--notrack"]
+    )
     [problem] = explain(node, "8080", "--from", CLIENT4).problems
     assert problem.endswith("a rule in ip raw PREROUTING takes it from connection tracking (notrack)")
