@@ -37,6 +37,10 @@ class Netlink:
         """Open it; raises ``OSError`` where the kernel does not have the protocol."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
 
+    def close(self) -> None:
+        """Close it, where waiting for it does not matter."""
+        self._socket.close()
+
     def ask(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
         """Send messages at once, and return for each its error number, 0 for success, and the bodies of the answers.
 

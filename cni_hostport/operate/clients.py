@@ -97,7 +97,7 @@ def _on_link(source: Address | None, given: Address) -> Client:
     """Return a client on the link of one of the node's link-local addresses."""
     for address in namespaces.addresses():
         if address.ip.ip == given:
-            neighbour = source or type(given)(int(given) ^ 1)
+            neighbour = source or type(given)(int(given) ^ 2)
             return Client(neighbour, given, if_indextoname(address.interface), made_up=source is None)
     raise OSError(EADDRNOTAVAIL, f"{given} is not an address of this node")
 

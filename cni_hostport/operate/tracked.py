@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from cni_hostport.lookup import NETLINK_NETFILTER
@@ -48,13 +48,13 @@ def connection(packet: Packet, way: Way) -> Iterator[None]:
 
     Raises ``OSError`` if the kernel refuses that.
     """
-    netlink = Netlink(NETLINK_NETFILTER)
     body = _named(packet, way)
-    _ask(netlink, NEW, NLM_F_CREATE | NLM_F_EXCL, body + _begun(packet, way))
-    try:
-        yield
-    finally:
-        _ask(netlink, DELETE, 0, body, errno.ENOENT)
+    with closing(Netlink(NETLINK_NETFILTER)) as netlink:
+        _ask(netlink, NEW, NLM_F_CREATE | NLM_F_EXCL, body + _begun(packet, way))
+        try:
+            yield
+        finally:
+            _ask(netlink, DELETE, 0, body, errno.ENOENT)
 
 
 def _ask(netlink: Netlink, kind: int, flags: int, body: bytes, *harmless: int) -> None:
