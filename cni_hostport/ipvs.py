@@ -25,7 +25,8 @@ def addresses() -> set[IPv4Address | IPv6Address]:
         index = if_nametoindex(INTERFACE)
     except OSError:
         return set()
-    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
+    with Netlink(NETLINK_ROUTE) as netlink:
+        [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
     if error:
         raise OSError(error, "cannot list the addresses of " + INTERFACE)
     found = set()

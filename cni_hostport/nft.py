@@ -60,7 +60,12 @@ class Nft:
         command = f"list {what}"
         status, output, error = self._ask(command)
         if not status:
-            return _objects(output)
+            try:
+                return _objects(output)
+            except NFTError:
+                if not what.startswith("tables"):
+                    raise
+                return self._tables(command)
         failure = _failure(error, [command])
         if isinstance(failure, NotFoundError):
             return []
@@ -68,16 +73,34 @@ class Nft:
 
     def rules(self, chain: str) -> dict[int, str]:
         """Return the rules of a chain, ``FAMILY TABLE NAME``, as nft prints them, by handle; none if it is gone."""
-        self._context.set_json_output(False)
         self._context.set_handle_output(True)
         self._context.set_stateless_output(True)
         try:
-            _, output, _ = self._ask(f"list chain {chain}")
+            output = self._text(f"list chain {chain}")
         finally:
             self._context.set_stateless_output(False)
             self._context.set_handle_output(False)
-            self._context.set_json_output(True)
         return {int(handle): rule for rule, handle in re.findall(r"^\t\t(.*) # handle (\d+)$", output, re.MULTILINE)}
+
+    def _tables(self, command: str) -> list[dict[str, Any]]:
+        """Return the tables of a listing whose JSON ends at one with flags that libnftables does not know."""
+        from cni_hostport.lookup import Lookup
+
+        tables = [line.split() for line in self._text(command).splitlines() if line.startswith("table ")]
+        lookup = Lookup()
+        return [
+            {"table": {"family": family, "name": name} | ({"flags": "dormant"} if dormant else {})}
+            for _, family, name, *_ in tables
+            for dormant in [lookup.is_dormant(name, family)]
+        ]
+
+    def _text(self, command: str) -> str:
+        self._context.set_json_output(False)
+        try:
+            _, output, _ = self._ask(command)
+        finally:
+            self._context.set_json_output(True)
+        return output
 
     def _ask(self, command: str) -> tuple[int, str, str]:
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text

@@ -1,62 +1,73 @@
-"""Others' rules that translate what comes to a host port: whose they are."""
+"""Host ports that an ADD wants and portmap's rules claim: whose they are, and whether that container exists."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport import nf_tables
-from cni_hostport.lookup import NETLINK_NETFILTER
-from cni_hostport.netlink import Netlink
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.attachment import SHORT_ID
+from cni_hostport.errors import CNIError, Code
+from cni_hostport.nft import Nft
+from cni_hostport.operate import cache, leftovers_iptables, leftovers_nftables
+from cni_hostport.operate.census import Census, Fate, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from cni_hostport.operate.rules import Rules
-    from cni_hostport.operate.trace import Hop
-
-TRANSLATION = re.compile(r"\b(dnat|redirect|tproxy)\b", re.IGNORECASE)
-# a Service's chains, as in service-NWBZK7IH-shop/web/tcp/http (kubernetes/kubernetes, pkg/proxy/nftables/proxier.go)
-SERVICE = re.compile(r"^[a-z]+-[0-9A-Z]+-(?P<service>[^/]+/[^/]+)/(?:tcp|udp|sctp)/(?P<port>[^_]*)")
-# the comment of a Service's rules in iptables mode, as in shop/web:http (pkg/proxy/iptables/proxier.go)
-COMMENT = re.compile(r"^(?P<service>[a-z0-9-]+/[a-z0-9-]+)(?::(?P<port>[a-z0-9-]+))?$")
-WHOSE = {
-    "kube-proxy": re.compile(r"^\w+ kube-proxy | KUBE-"),
-    "docker": re.compile(r"^\w+ docker-| DOCKER"),
-    "podman (netavark)": re.compile(r"netavark", re.IGNORECASE),
-    "portmap": re.compile(r"^\w+ cni_hostport | CNI-(?:DN-|HOSTPORT-)"),
-    "firewalld": re.compile(r"^\w+ firewalld "),
-}
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.operate.leftovers_nftables import Leftover
+    from cni_hostport.plan import Forward, Plan
+    from cni_hostport.portmap import Rules
 
 
-def translation(hops: Iterable[Hop], rules: Rules) -> Hop | None:
-    """Return the rule of others that translated a packet's destination, ``None`` if none did."""
-    for hop in hops:
-        own = (hop.family, hop.table) == (FAMILY, TABLE)
-        if not own and hop.verdict == "accept" and TRANSLATION.search(rules.text(hop)):
-            return hop
-    return None
+@dataclass(frozen=True)
+class Claim:
+    """A host port that is another container's by portmap's rules, and the networks on which that has rules."""
+
+    forward: Forward
+    container_id: str
+    networks: frozenset[str]
+
+    def __str__(self) -> str:
+        """Say whose it was."""
+        return f"host port {self.forward} was held by {self.whose}, which no longer exists"
+
+    @property
+    def whose(self) -> str:
+        """Name the container."""
+        return f"container {self.container_id[:SHORT_ID]} (portmap)"
 
 
-def whose(translated: Hop, hops: Sequence[Hop]) -> str:
-    """Name who translated a packet and for what, as a sentence does; empty if that cannot be told.
+def of_gone_containers(rules: Rules, attachment: Attachment, plan: Plan) -> list[Claim]:
+    """Return what claims ports of a plan for containers that no longer exist.
 
-    ``hops`` are all that the packet met.
+    The attachment's own container claims nothing. Raises ``CNIError`` with code 100 if a container that lives, or of
+    which that cannot be told, has a port, and with code 102 if rules cannot be read; and ``NFTError``.
     """
-    before = hops[: hops.index(translated) + 1]
-    program = next((name for name, of in WHOSE.items() if any(of.search(hop.place) for hop in before)), "")
-    if program != "kube-proxy":
-        return program
-    names = [SERVICE.match(hop.chain) for hop in reversed(before)] + [COMMENT.match(_comment(translated))]
-    found = next((match for match in names if match), None)
-    if not found:
-        return program
-    port = f":{found['port']}" if found["port"] else ""
-    return f"{program}, for Service {found['service']}{port},"
+    found = [*leftovers_nftables.find(Nft()), *leftovers_iptables.of(rules)]
+    of_others: dict[str, list[Leftover]] = {}
+    for leftover in found:
+        if leftover.container_id != attachment.container_id:
+            of_others.setdefault(leftover.container_id, []).append(leftover)
+    claims = {
+        container_id: Claim(forward, container_id, frozenset(one.network for one in of))
+        for container_id, of in of_others.items()
+        for forward in reversed(plan.forwards)
+        if any(one.takes(forward) for one in of)
+    }
+    for container_id, verdict in _verdicts(attachment, {name: of_others[name] for name in claims}).items():
+        if verdict.fate is not Fate.GONE:
+            claim = claims[container_id]
+            raise CNIError(Code.PORT_TAKEN, f"host port {claim.forward} is taken by {claim.whose}", verdict.reason)
+    return list(claims.values())
 
 
-def _comment(hop: Hop) -> str:
-    """Return the comment that iptables gave a rule, of which nft 1.0.6 prints nothing."""
-    [(_, answers)] = Netlink(NETLINK_NETFILTER).ask([nf_tables.get_rules(hop.chain, hop.table, hop.family)])
-    return next((nf_tables.comment_of_iptables(rule) for rule in answers if nf_tables.number(rule) == hop.handle), "")
+def _verdicts(attachment: Attachment, claimants: dict[str, list[Leftover]]) -> dict[str, Verdict]:
+    if not claimants:
+        return {}
+    try:
+        census = Census.take([cache.DEFAULT_DIR], attachment.netns)
+    except (CNIError, OSError) as error:
+        return dict.fromkeys(claimants, Verdict(Fate.UNKNOWN, f"whether it exists cannot be told: {error}"))
+    return {
+        container_id: census.verdict(container_id, frozenset(ip for one in of for ip in one.addresses))
+        for container_id, of in claimants.items()
+    }

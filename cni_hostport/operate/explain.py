@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import NFTError
-from cni_hostport.operate import clients, earlier, pod, probe, routing, unmapped
+from cni_hostport.operate import clients, earlier, hidden, pod, probe, routing, unmapped
 from cni_hostport.operate.answer import Answer
 from cni_hostport.operate.mappings import Holder, read
 from cni_hostport.operate.packet import PROTOCOLS
-from cni_hostport.operate.path import LOOPBACK6, RESTORE, Traced
+from cni_hostport.operate.path import RESTORE, Traced
 from cni_hostport.operate.rules import Rules
-from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import Status, note, ok, problem
 
 if TYPE_CHECKING:
@@ -80,15 +79,19 @@ def _steps(
             f"give the node the address, or the mapping another hostIP than {of.host_ip}",
         )
         return
-    taken = set() if not of.host_ip.is_unspecified else {other.host_ip for other in others}
+    taken = {other.host_ip for other in others}
+
+    def fits(address: Address) -> bool:
+        return address not in taken and (of.rule is None or of.rule.takes(address))
+
     try:
-        client = clients.choose(of, source, to, taken)
+        client = clients.choose(of, source, to, fits)
     except OSError as error:
         yield problem(error.strerror or str(error), "Whatever the mapping, the node could not answer.")
         return
     rules = Rules(nft)
     yield from _path(rules, of, others, client, seen)
-    for further in clients.beside(of, client, taken) if to is None else ():
+    for further in clients.beside(of, client, fits) if to is None else ():
         yield from _path(rules, of, others, further, seen)
 
 
@@ -108,7 +111,7 @@ def _path(
     try:
         way = probe.send(packet, client.interface)
     except (OSError, NFTError) as error:
-        yield from _hidden(of)
+        yield from hidden.listeners([of])
         reason = getattr(error, "strerror", None) or error
         yield note(
             f"the path of a connection could not be traced: {reason}", "What the rules of others do to it is not known."
@@ -116,7 +119,7 @@ def _path(
         return
     traced = Traced(rules, of, others, client, way)
     if not traced.stays:
-        yield from _hidden(of)
+        yield from hidden.listeners([of])
     yield traced.statement()
     if seen and traced.arrives:
         yield from Answer(rules, of, client, packet, way).statements(hidden=seen.hidden)
@@ -146,20 +149,3 @@ def _holder(of: PortMapping) -> Statement:
         "Nobody answers, or whoever has the pod's address now.",
         "nothing, if another pod is to have the port: it takes it over. The runtime's DEL or GC removes the mapping",
     )
-
-
-def _hidden(of: PortMapping) -> Iterator[Statement]:
-    hidden = dict.fromkeys(
-        listener
-        for listener in (listeners(of.protocol, of.host_port, of.version) if of.protocol in PROTOCOLS else ())
-        if listener.address != LOOPBACK6 and (of.host_ip.is_unspecified or listener.serves(of.host_ip))
-    )
-    for listener in hidden:
-        text = f"{listener.process} on this node listens on {of.host_port}/{of.protocol} too, at {listener.address}"
-        if of.conditional:
-            meaning = "It gets only the connections that do not meet the conditions of the mapping."
-        elif of.host_ip.is_unspecified:
-            meaning = "It is hidden: the mapping comes first, and it gets no new connections."
-        else:
-            meaning = f"It is hidden at {of.host_ip}: the mapping comes first there, and it gets no new connections."
-        yield note(text, meaning)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from socket import if_indextoname
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison
+from cni_hostport import comparison, host
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE
+from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from cni_hostport.installed import Installed
     from cni_hostport.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
@@ -94,18 +96,49 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
         )
 
 
-def route_localnet(nft: Nft) -> Iterator[Statement]:
+def route_localnet(nft: Nft, installed: Installed) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
-    routed = [name for name, value in _settings("route_localnet").items() if value]
-    if routed and comparison.of_base(nft, [GUARD]):
-        names = ", ".join(routed)
+    routed = {name for name, value in _settings("route_localnet").items() if value}
+    if not routed:
+        return
+    needed = _towards_pods(nft, installed)
+    guarded = set() if comparison.of_base(nft, [GUARD]) else _guarded(nft)
+    is_open = (needed if "all" in routed else needed & routed) - guarded
+    if is_open:
         yield problem(
-            f"route_localnet is 1 for {names}, and chain {FAMILY} {TABLE} {GUARD} does not guard 127.0.0.0/8",
+            f"route_localnet is 1 for {', '.join(sorted(is_open))}, and chain {FAMILY} {TABLE} {GUARD} does not guard"
+            " 127.0.0.0/8 there",
             "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
-            "hostport restore brings the guard back. Without containers that have host ports: sysctl -w"
-            " net.ipv4.conf.IF.route_localnet=0 for these.",
+            "hostport restore puts the guard right. Without it: sysctl -w net.ipv4.conf.IF.route_localnet=0 for these,"
+            " and host ports do not answer on 127.0.0.1.",
         )
+    others = routed - needed - guarded
+    if others:
+        yield note(
+            f"route_localnet is 1 for {', '.join(sorted(others))}, and no host port of the ruleset needs that",
+            "Neighbours there reach what listens on this node's 127.0.0.1 (CVE-2020-8558), unless whoever set it keeps"
+            " them from that, as kube-proxy does, which sets that of all.",
+            "If nobody needs it: sysctl -w net.ipv4.conf.IF.route_localnet=0.",
+        )
+
+
+def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
+    """Return the names of the interfaces to pods whose host ports answer on 127.0.0.1: they are masqueraded."""
+    masquerading = {item["rule"]["chain"] for item in nft.listing(f"table {FAMILY} {TABLE}") if "rule" in item}
+    found = set()
+    for element in installed.elements:
+        if element.map == "pods_ip4" and element.chain in masquerading:
+            with suppress(host.NoRouteError):
+                route = host.route_to(ip_address(element.key))
+                found |= {if_indextoname(route.interface)} if route.prefix_length else set()
+    return found
+
+
+def _guarded(nft: Nft) -> set[str]:
+    listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}") if "set" in item)
+    elements = (element for of in listed for element in of.get("elem", ()))
+    return {element if isinstance(element, str) else element["elem"]["val"] for element in elements}
 
 
 def _value(path: Path) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from cni_hostport.operate import claims, routing
+from cni_hostport.operate import redirection, routing
 from cni_hostport.operate.firewalls import TRANSLATED, untranslated
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
@@ -59,9 +59,9 @@ class Traced:
             return ok(f"{self._what} leaves for {of.target} by {way.interface}", *self._lines())
         if way.end not in {"postrouting", "input"}:
             return self._lost()
-        translated = claims.translation(way.hops, self.rules)
-        if translated:
-            return self._claimed(translated)
+        redirected = redirection.of(way.hops, self.rules)
+        if redirected:
+            return self._redirected(redirected)
         beside = next((other for other in self.others if way.destination == (other.pod_ip, other.pod_port)), None)
         if beside:
             text = f"{self._what} goes to {beside.target}, {beside.who}"
@@ -89,7 +89,7 @@ class Traced:
         return f"a {protocol} from {self.client} to {self.client.destination}{where}"
 
     def _lost(self) -> Statement:
-        is_translated = self._met or claims.translation(self.way.hops, self.rules)
+        is_translated = self._met or redirection.of(self.way.hops, self.rules)
         acceptable = TRANSLATED if is_translated else untranslated(self.of.protocol, self.of.host_port)
         stop = self.rules.stop(self._what, self.way.hops, acceptable)
         if stop:
@@ -113,15 +113,15 @@ class Traced:
         address, port = self.way.destination or (self.client.destination, self.of.host_port)
         return f"{self._what} {'stays on the node' if self.stays else f'leaves for {address} port {port} instead'}"
 
-    def _claimed(self, translated: Hop) -> Statement:
+    def _redirected(self, redirected: Hop) -> Statement:
         """Say which rule of others translated it."""
-        whose = claims.whose(translated, self.way.hops)
+        whose = redirection.whose(redirected, self.way.hops)
         taker = f"{whose} takes it first, by a rule in" if whose else "a rule of others takes it first, in"
         meaning = (
             "What others of this node translate is theirs: it is more specific than a host port, which gets the rest."
         )
         return problem(
-            f"{self._goes}: {taker} {translated.place}",
+            f"{self._goes}: {taker} {redirected.place}",
             f"{meaning} {self._whoever}" if self.stays else meaning,
             "give the mapping another host port, or a hostIP that the rule does not take",
             self._lines(),
@@ -144,11 +144,12 @@ class Traced:
             return (problem if remedy else note)(f"{self._goes}: {why}", meaning, remedy, details)
         if of.pod_ip is None or not self._met:
             return problem(f"{self._goes}: the rules of this plugin do not translate it", meaning, RESTORE, details)
+        if of.rule is not None and not of.rule.takes(self.client.destination):
+            text = f"{self._goes}: {self.client.destination} is not in the hostAddresses of the mapping's network"
+            return problem(text, meaning, "connect to one that is, or change the network configuration", details)
         token = f"{FAMILY} {TABLE} {dnat_chain(of.key)}"
         unmet = tuple(f"{token}: {rule}  <- not met" for rule in self.rules.of(token).values())
-        text = (
-            f"{self._goes}: it does not meet the conditions of the mapping (hostAddresses, conditionsV4, conditionsV6)"
-        )
+        text = f"{self._goes}: it does not meet the conditions of the mapping (conditionsV4, conditionsV6)"
         if self.client.made_up:
             return note(text, meaning, "see whether a client meets them with --from ADDRESS", details + unmet)
         return problem(text, meaning, "", details + unmet)

@@ -26,6 +26,10 @@ class Listener:
     address: IPv4Address | IPv6Address
     process: str
 
+    def __lt__(self, other: Listener) -> bool:
+        """Put them in the order of addresses, those of IPv4 first."""
+        return (self.address.version, int(self.address)) < (other.address.version, int(other.address))
+
     def serves(self, address: IPv4Address | IPv6Address) -> bool:
         """Tell whether connections to an address come to this socket."""
         return self.address.is_unspecified or self.address == address

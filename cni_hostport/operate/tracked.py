@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cni_hostport.lookup import NETLINK_NETFILTER
@@ -49,7 +49,7 @@ def connection(packet: Packet, way: Way) -> Iterator[None]:
     Raises ``OSError`` if the kernel refuses that.
     """
     body = _named(packet, way)
-    with closing(Netlink(NETLINK_NETFILTER)) as netlink:
+    with Netlink(NETLINK_NETFILTER) as netlink:
         _ask(netlink, NEW, NLM_F_CREATE | NLM_F_EXCL, body + _begun(packet, way))
         try:
             yield

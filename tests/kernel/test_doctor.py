@@ -127,20 +127,3 @@ def test_base_rules_that_were_flushed_are_a_problem(practice: Practice) -> None:
     assert any("dispatch" in detail for detail in found.details)
     practice.node.run(*LAUNCHER, "restore", f"--cache-dir={practice.cache.directory}")
     assert practice.finds() == []
-
-
-def test_route_localnet_without_a_guard_is_a_problem(practice: Practice) -> None:
-    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 1)
-    found = practice.finding()
-    assert (found.status, "route_localnet is 1 for cni0" in found.text) == ("problem", True)
-    practice.running(mapping(8080))
-    assert practice.finds() == []
-    practice.node.nft("flush chain inet hostport loopback")
-    assert [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
-    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
-    assert not [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
-
-
-def test_route_localnet_of_all_interfaces_counts(practice: Practice) -> None:
-    practice.node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
-    assert "route_localnet is 1 for all" in practice.finding().text

@@ -131,7 +131,7 @@ def test_a_native_chain_in_a_table_with_a_name_of_iptables_gets_native_advice(pr
 def test_a_table_that_its_owner_alone_can_change_gets_advice_for_the_owner(practice: Practice) -> None:
     pod = practice.running(mapping(8080))
     with owning(practice.node, f"add chain inet owned forward {{ {FORWARD} policy drop; }}") as owner:
-        refused = practice.node.run(*"nft insert rule inet owned forward accept".split(), check=False)
+        refused = practice.node.run("nft", "insert rule inet owned forward accept", check=False)
         assert "Operation not permitted" in refused.stderr
         found = practice.finding()
         assert found.status == "problem"
@@ -140,6 +140,35 @@ def test_a_table_that_its_owner_alone_can_change_gets_advice_for_the_owner(pract
         )
         checked = practice.node.cni("CHECK", pod, config(pod, mapping(8080)))
         assert checked.status == 0, checked
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_damage_is_told_in_the_presence_of_a_table_that_its_owner_alone_can_change(
+    practice: Practice, *, first: bool
+) -> None:
+    owned = f"add chain inet owned forward {{ {FORWARD} }}"
+    if first:
+        with owning(practice.node, owned):
+            tell_damage(practice)
+    else:
+        pod = practice.running(mapping(9090))
+        with owning(practice.node, owned):
+            tell_damage(practice)
+        practice.node.delete(pod)
+
+
+def tell_damage(practice: Practice) -> None:
+    """Have rules damaged, and see that exactly this is told, by doctor and CHECK."""
+    pod = practice.running(*(mapping(port) for port in range(8000, 8020)))
+    assert practice.finds() == []
+    practice.node.nft("flush chain inet hostport dispatch")
+    found = practice.finding()
+    assert found.details == ("chain inet hostport dispatch",)
+    checked = practice.node.cni("CHECK", pod, config(pod, *(mapping(port) for port in range(8000, 8020))))
+    assert checked.code == 103
+    practice.node.nft("add table inet hostport { flags dormant; }")
+    checked = practice.node.cni("CHECK", pod, config(pod, *(mapping(port) for port in range(8000, 8020))))
+    assert "dormant" in checked.json["details"]
 
 
 def test_firewalld_as_it_is_installed_accepts_host_ports(practice: Practice) -> None:

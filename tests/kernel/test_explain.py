@@ -186,27 +186,21 @@ def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitSt
     said = explain(node, "8080")
     assert said.status == 0
     [text] = said.notes
-    assert text.endswith("on this node listens on 8080/tcp too, at 0.0.0.0")
-    assert said.said("listens on 8080/tcp too")["meaning"].startswith("It is hidden: the mapping comes first")
-
-
-def test_a_process_of_the_node_is_hidden_at_one_address(node: Node, pod: Pod, listening: ExitStack) -> None:
-    node.add(pod, mapping(9090, hostIP=NODE4))
-    listening.enter_context(listen(node, 9090, "0.0.0.0"))
-    assert explain(node, "9090").said("listens on 9090")["meaning"].startswith(f"It is hidden at {NODE4}: ")
+    assert text.endswith("listens on 0.0.0.0:8080/tcp, where pod shop/web has a host port")
+    assert said.said("listens on 0.0.0.0")["meaning"].startswith("New connections over IPv4 go to the pod.")
 
 
 def test_a_process_of_the_node_is_hidden_for_connections_that_meet_the_conditions(
     node: Node, pod: Pod, listening: ExitStack
 ) -> None:
     node.delete(pod)
+    pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080), conditionsV4=["ip", "saddr", "!=", "192.0.2.3"])
     listening.enter_context(listen(node, 8080, NODE4))
     said = explain(node, "8080", "--from", CLIENT4)
     [text] = said.notes
-    assert text.endswith(f"on this node listens on 8080/tcp too, at {NODE4}")
-    meaning = "It gets only the connections that do not meet the conditions of the mapping."
-    assert said.said("listens on 8080")["meaning"] == meaning
+    assert text.endswith(f"listens on {NODE4}:8080/tcp, where container {pod.id} has a host port")
+    assert "that meet the conditions of its network" in said.said("where container")["meaning"]
     assert explain(node, "8080", "--from", "192.0.2.3").last["meaning"].endswith("on this node gets it.")
 
 

@@ -83,6 +83,17 @@ def test_what_listens_at_that_address_gets_it_where_there_is_no_mapping(node: No
     assert explain(node, "9090", "--to", "10.88.0.1").notes == []
 
 
+def test_an_address_on_which_the_network_does_not_answer(node: Node) -> None:
+    pod = node.pod(4)
+    pod.serve("tcp", 80, "web")
+    node.add(pod, mapping(8080), hostAddresses=["10.88.0.0/24"])
+    assert " to 10.88.0.1 (in on uplink) leaves for " in explain(node, "8080").last["text"]
+    said = explain(node, "8080", "--to", NODE4, "--from", CLIENT4)
+    assert said.problems[0].endswith(
+        f" stays on the node: {NODE4} is not in the hostAddresses of the mapping's network"
+    )
+
+
 @pytest.mark.usefixtures("pod")
 def test_an_address_of_kube_ipvs0_is_a_services(node: Node) -> None:
     node.ip("link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0")

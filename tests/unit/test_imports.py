@@ -52,8 +52,14 @@ START = {"handover", "__main__", "skel", "errors"}
 NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
-DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
-ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
+PORTMAP = {"foreign_rules", "portmap"}
+DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
+ADD = (
+    PLAN
+    | LOOKUP
+    | PORTMAP
+    | {*("attachment", "conntrack", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
+)
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 
@@ -135,7 +141,7 @@ def test_a_tcp_mapping_needs_pydantic_and_libnftables_only(call: Caller, command
 def test_a_del_of_an_installed_tcp_mapping_imports_nothing_slow(call: Caller, known: Mapping[str, Any]) -> None:
     call("ADD", **TCP)
     imported = call("DEL", **known)
-    assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
+    assert (imported.own, imported.others, imported.slow) == (DEL | {"localnet"}, set(), set())
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 
@@ -144,16 +150,9 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
 
 
-def test_a_del_of_nothing_that_may_be_portmaps_needs_a_hash_besides(call: Caller) -> None:
-    call("ADD", **TCP)
-    call("DEL", **TCP)
-    imported = call("DEL", **TCP)
-    assert (imported.own, imported.others, imported.slow) == (DEL | {"portmap"}, set(), {"hashlib"})
-
-
 def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
     imported = call("DEL", **TCP)
-    assert (imported.own, imported.others) == (DEL | {"nft", "portmap"}, {"nftables"})
+    assert (imported.own, imported.others) == (DEL | {"nft"}, {"nftables"})
     assert "ctypes" in imported.slow
     assert not imported.slow & NEVER
 
