@@ -14,7 +14,7 @@ import os
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.netlink import KEPT, Netlink
+from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
 from cni_hostport.table import (
     ADDRESS_SETS,
     BASE_CHAINS,
@@ -22,6 +22,7 @@ from cni_hostport.table import (
     MAPS,
     POD_MAPS,
     PORT_MAPS,
+    PROTOCOLS,
     SETS,
     TABLE,
     dnat_chain,
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from cni_hostport.foreign_rules import Chain
     from cni_hostport.netlink import Message
     from cni_hostport.nf_tables import Element
-
-NETLINK_NETFILTER = 12
-UDP = 17
 
 
 class Held:
@@ -57,12 +55,12 @@ class Held:
         self.interface = interface
 
     @property
-    def udp_ports(self) -> list[tuple[bytes | None, int]]:
-        """The (packed host address or ``None`` for any, host port) of its UDP mappings."""
+    def ports(self) -> list[tuple[str, bytes | None, int]]:
+        """The (protocol, packed host address or ``None`` for any, host port) of its mappings."""
         return [
-            (None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
+            (PROTOCOLS[key[-8]], None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
             for name, key in self.elements
-            if name in PORT_MAPS and key[-8] == UDP
+            if name in PORT_MAPS
         ]
 
     @property

@@ -34,6 +34,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     from cni_hostport import ownership, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
+    from cni_hostport.skel import AFTERWARDS
 
     for mapping, reason in plan.unmapped:
         log(f"host port {mapping} is not mapped: {reason}")
@@ -55,7 +56,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
         installed = departure.claim(attempt, refusal, call, log)
     try:
-        follow_up(nft, installed, log)
+        follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
         from contextlib import suppress
 
@@ -68,16 +69,22 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     return result
 
 
-def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
-    """Do what an installed plan needs besides its rules.
+def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
+    """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
     from cni_hostport import conntrack, localnet
 
     localnet.open_for(plan, log)
-    if any(forward.protocol == "udp" for forward in plan.forwards):
-        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
+    if not leave:
+        conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
+        return
+    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    if udp.forwards:  # their clients may be sending right now
+        conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
+    if plan.forwards:
+        leave(lambda: conntrack.forget_the_rest(plan, log))
 
 
 def delete(call: Call, log: Log) -> None:

@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cni_hostport import foreign_rules, nf_tables
-from cni_hostport.lookup import NETLINK_NETFILTER
-from cni_hostport.netlink import Netlink
+from cni_hostport.netlink import NETLINK_NETFILTER, Netlink
 from cni_hostport.table import FAMILY, TABLE
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A connection that connection tracking knows though it never was: the one that a probe would have begun.
 
 The probe is dropped before connection tracking remembers it, so that its answer would be one to nothing. Numbers and
-layouts are those of linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h and nf_conntrack_tcp.h.
+layouts as in ``nf_conntrack``, and those of linux/netfilter/nf_conntrack_common.h and nf_conntrack_tcp.h.
 """
 
 from __future__ import annotations
@@ -12,10 +12,26 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cni_hostport.lookup import NETLINK_NETFILTER
-from cni_hostport.netlink import NLM_F_CREATE, Netlink, attribute, nested
-from cni_hostport.nf_tables import FAMILIES
-from cni_hostport.operate.packet import PROTOCOLS
+from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
+from cni_hostport.nf_conntrack import (
+    DELETE,
+    FAMILIES,
+    IP_DST,
+    IP_SRC,
+    NFNL_SUBSYS_CTNETLINK,
+    NUMBERS,
+    PROTO_DST_PORT,
+    PROTO_NUM,
+    PROTO_SRC_PORT,
+    PROTOINFO,
+    PROTOINFO_STATE,
+    STATUS,
+    TUPLE_IP,
+    TUPLE_ORIG,
+    TUPLE_PROTO,
+    TUPLE_REPLY,
+    ZONE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +43,11 @@ if TYPE_CHECKING:
     End = tuple[IPv4Address | IPv6Address, int]
 
 NLM_F_EXCL = 0x200
-NEW, DELETE = 1 << 8 | 0, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
-ORIGINAL, REPLY, STATUS, PROTOINFO, NAT_SOURCE, TIMEOUT, MARK, NAT_DESTINATION, ZONE = 1, 2, 3, 4, 6, 7, 8, 13, 18
-TUPLE_IP, TUPLE_PROTO = 1, 2
-IP = {4: (1, 2), 6: (3, 4)}  # source, destination
-NUMBER, SOURCE_PORT, DESTINATION_PORT = 1, 2, 3
+NEW = NFNL_SUBSYS_CTNETLINK << 8 | 0
+NAT_SRC, TIMEOUT, MARK, NAT_DST = 6, 7, 8, 13
 NAT_IP = {4: (1, 2), 6: (4, 5)}  # lowest, highest
 NAT_PROTO, LOWEST_PORT, HIGHEST_PORT = 3, 1, 2
-PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 1, 1, 4, 5
+TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 4, 5
 SYN_SENT = 1
 ANY_WINDOW = b"\x08\x08"  # IP_CT_TCP_FLAG_BE_LIBERAL, and the same as the mask: no window is known
 # a packet that belongs to it does not make it last longer
@@ -65,44 +78,36 @@ def _ask(netlink: Netlink, kind: int, flags: int, body: bytes, *harmless: int) -
 
 def _named(packet: Packet, way: Way) -> bytes:
     """Return what tells the connection from all others."""
-    family = FAMILIES["ip" if packet.source.version == 4 else "ip6"]  # noqa: PLR2004 - IP version
+    header = bytes([FAMILIES[len(packet.source.packed)], 0, 0, 0])
     zone = way.tracked[1] if way.tracked else 0
-    return (
-        struct.pack(">BBH", family, 0, 0)
-        + _tuple(ORIGINAL, packet.protocol, packet.client, packet.server)
-        + (attribute(ZONE, struct.pack(">H", zone)) if zone else b"")
-    )
+    in_zone = attribute(ZONE, struct.pack(">H", zone)) if zone else b""
+    return header + _tuple(TUPLE_ORIG, packet.protocol, packet.client, packet.server) + in_zone
 
 
 def _begun(packet: Packet, way: Way) -> bytes:
     parts = [
-        _tuple(REPLY, packet.protocol, packet.server, packet.client),
+        _tuple(TUPLE_REPLY, packet.protocol, packet.server, packet.client),
         attribute(STATUS, struct.pack(">I", CONFIRMED | FIXED_TIMEOUT)),
         attribute(TIMEOUT, struct.pack(">I", SECONDS)),
         attribute(MARK, struct.pack(">I", way.tracked[0] if way.tracked else 0)),
     ]
     if way.destination and way.destination != packet.server:
-        parts.append(_translation(NAT_DESTINATION, way.destination))
+        parts.append(_translation(NAT_DST, way.destination))
     if way.source and way.source != packet.client:
-        parts.append(_translation(NAT_SOURCE, way.source))
+        parts.append(_translation(NAT_SRC, way.source))
     if packet.protocol == "tcp":
+        of_tcp, state = PROTOINFO_STATE["tcp"]
         windows = [attribute(kind, ANY_WINDOW) for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY)]
-        parts.append(nested(PROTOINFO, nested(PROTOINFO_TCP, attribute(TCP_STATE, bytes([SYN_SENT])), *windows)))
+        parts.append(nested(PROTOINFO, nested(of_tcp, attribute(state, bytes([SYN_SENT])), *windows)))
     return b"".join(parts)
 
 
-def _tuple(kind: int, protocol: str, source: End, destination: End) -> bytes:
-    ends = zip(IP[source[0].version], (source, destination), strict=True)
-    ports = ((SOURCE_PORT, source), (DESTINATION_PORT, destination))
-    return nested(
-        kind,
-        nested(TUPLE_IP, *(attribute(number, end[0].packed) for number, end in ends)),
-        nested(
-            TUPLE_PROTO,
-            attribute(NUMBER, bytes([PROTOCOLS[protocol]])),
-            *(attribute(number, struct.pack(">H", end[1])) for number, end in ports),
-        ),
-    )
+def _tuple(direction: int, protocol: str, source: End, destination: End) -> bytes:
+    ends = ((IP_SRC, PROTO_SRC_PORT, source), (IP_DST, PROTO_DST_PORT, destination))
+    addresses = [attribute(kinds[len(of[0].packed)], of[0].packed) for kinds, _, of in ends]
+    ports = [attribute(kind, struct.pack(">H", of[1])) for _, kind, of in ends]
+    number = attribute(PROTO_NUM, bytes([NUMBERS[protocol]]))
+    return nested(direction, nested(TUPLE_IP, *addresses), nested(TUPLE_PROTO, number, *ports))
 
 
 def _translation(kind: int, to: End) -> bytes:
