@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
@@ -32,7 +31,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     plan = plan_of(call)
     if plan is None:
         return result
-    from cni_hostport import ownership
+    from cni_hostport import ownership, portmap
+    from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
@@ -42,15 +42,30 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
         return result
-    plan = ownership.claim(nft, attachment, plan, log)
+
+    def attempt() -> Plan:
+        portmap.make_room(Lookup(), attachment, plan, log)
+        return ownership.claim(nft, attachment, plan, log)
+
     try:
-        follow_up(nft, plan, log, AFTERWARDS.append)
+        installed = attempt()
+    except CNIError as refusal:
+        if refusal.code != Code.PORT_TAKEN:
+            raise
+        from cni_hostport import departure
+
+        installed = departure.claim(attempt, refusal, call, log)
+    try:
+        follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
         from contextlib import suppress
 
         with suppress(CNIError, NFTError):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
+    from cni_hostport import listeners
+
+    listeners.tell(attachment, installed, log)
     return result
 
 
@@ -74,7 +89,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
-    from cni_hostport import deletion
+    from cni_hostport import deletion, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.table import RESTORING
 
@@ -85,21 +100,7 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log)
-    elif _may_map(call):
-        _tell_leftovers_of_portmap(lookup, call, log)
-
-
-def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
-    from cni_hostport import portmap
-
-    try:
-        backends = portmap.backends_with_leftovers(lookup, call)
-    except NFTError:
-        return  # an advice, not the operation
-    if backends:
-        from cni_hostport import ownership
-
-        ownership.announce(log, portmap.advice(call, backends))
+    portmap.delete(lookup, call, log)
 
 
 def check(call: Call, _log: Log) -> None:

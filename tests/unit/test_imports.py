@@ -53,13 +53,15 @@ START = {"handover", "__main__", "skel", "errors"}
 NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
-DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
+PORTMAP = {"foreign_rules", "portmap"}
+DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
 ADD = (
     PLAN
     | LOOKUP
+    | PORTMAP
     | CONNTRACK
-    | {*("afterwards", "attachment", "installed", "ipvs", "localnet", "nft", "ownership", "ruleset")}
+    | {*("afterwards", "attachment", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
 )
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
@@ -157,16 +159,9 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
 
 
-def test_a_del_of_nothing_that_may_be_portmaps_needs_a_hash_besides(call: Caller) -> None:
-    call("ADD", **TCP)
-    call("DEL", **TCP)
-    imported = call("DEL", **TCP)
-    assert (imported.own, imported.others, imported.slow) == (DEL | {"portmap"}, set(), {"hashlib"})
-
-
 def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
     imported = call("DEL", **TCP)
-    assert (imported.own, imported.others) == (DEL | {"nft", "portmap"}, {"nftables"})
+    assert (imported.own, imported.others) == (DEL | {"nft"}, {"nftables"})
     assert "ctypes" in imported.slow
     assert not imported.slow & NEVER
 

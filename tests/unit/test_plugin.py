@@ -53,8 +53,11 @@ class Kernel:
     def remove(self, _key: str, _held: Attachment) -> bool:
         return False  # so that it is left to a listing
 
-    def has_chain(self, *_: str) -> bool:
-        return False
+    def existing(self, _: object) -> list[object]:
+        return []
+
+    def keep(self) -> None:
+        pass
 
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered
@@ -73,6 +76,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr("cni_hostport.nft.Nft", made)
     monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
+    monkeypatch.setattr("cni_hostport.listeners.tell", lambda *_: None)
     return made
 
 
