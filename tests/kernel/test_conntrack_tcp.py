@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import select
 from typing import TYPE_CHECKING, Self
 
 import pytest
