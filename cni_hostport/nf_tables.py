@@ -90,6 +90,11 @@ def get_element(element: Element) -> Message:
     return GETSETELEM, 0, _elements([element])
 
 
+def get_elements(name: str) -> Message:
+    """Ask for all elements of a set."""
+    return GETSETELEM, NLM_F_DUMP, _body(_in_table(), attribute(SET_ELEM_LIST_SET, _text(name)))
+
+
 def transaction(*messages: Message) -> list[Message]:
     """Return the messages as a transaction."""
     edge = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
@@ -147,6 +152,12 @@ def handle(chain: bytes) -> bytes:
 def uses(chain: bytes) -> int:
     """Return how many rules and elements lead to a chain, or are in it, from the answer for it."""
     return int.from_bytes(dict(attributes(chain[4:]))[CHAIN_USE])
+
+
+def members(elements: bytes) -> Iterator[bytes]:
+    """Return the keys of a set from an answer for its elements."""
+    for _, element in attributes(_inside(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+        yield _first(_first(element))  # the key comes first (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
 
 
 def has_comment(element: bytes) -> bool:
@@ -233,6 +244,10 @@ def _elements(elements: Sequence[Element]) -> bytes:
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
     in_map = attribute(SET_ELEM_LIST_SET, _text(elements[0][0]))
     return _body(_in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+
+
+def _first(data: bytes) -> bytes:
+    return next(attributes(data))[1]
 
 
 def _inside(data: bytes, *path: int) -> bytes:
