@@ -69,10 +69,10 @@ class Owner:
         """Read a comment back; whatever stands there, this never fails."""
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
-        if netns.startswith("/"):  # of a version that did not note the identity
-            return cls(container_id, ifname, netns)
-        identity, _, netns = netns.partition(" ")
-        return cls(container_id, ifname, netns, identity)
+        identity, _, path = netns.partition(" ")
+        if path.startswith("/") and identity.replace(":", "").isdigit():
+            return cls(container_id, ifname, path, identity)
+        return cls(container_id, ifname, netns)  # of a version that did not note the identity
 
 
 class Attachment:

@@ -167,8 +167,8 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
     every ADD, in less time than pyroute2 takes to import.
     """
     question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
-    destination = attribute(RTA_DST, address.packed)
-    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETROUTE, 0, question + destination)])
+    with Netlink(NETLINK_ROUTE) as netlink:
+        [(error, answers)] = netlink.ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
     if error:
         raise NoRouteError(error, os.strerror(error))
     _, prefix_length, _, _, _, _, _, kind, _ = RTMSG.unpack_from(answers[0])
@@ -195,7 +195,8 @@ def is_bridge(interface: int) -> bool:
     """Tell whether an interface, by its index, is a bridge; raises ``OSError`` if there is no such interface."""
     # struct ifinfomsg (linux/rtnetlink.h): family, type, index, flags, change
     question = struct.pack("=BxHiII", 0, 0, interface, 0, 0)
-    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETLINK, 0, question)])
+    with Netlink(NETLINK_ROUTE) as netlink:
+        [(error, answers)] = netlink.ask([(RTM_GETLINK, 0, question)])
     if error:
         raise OSError(error, os.strerror(error))
     link = dict(attributes(answers[0][struct.calcsize("=BxHiII") :]))

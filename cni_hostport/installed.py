@@ -295,7 +295,9 @@ def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
                 lines.append(f"table {TABLE}, dormant" if "flags" in body else f"table {TABLE}")
             if kind == "map":
                 mine = [element for element in _elements(body) if key == (element.waiter or element.holder)]
-                lines += sorted(f"element {{ {element.key} : goto {element.chain} }}" for element in mine)
+                lines += sorted(
+                    f"element {{ {' . '.join(filter(None, (of.waiter, of.key)))} : goto {of.chain} }}" for of in mine
+                )
             if kind in {"map", "chain", "rule"}:
                 own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}
                 lines.append(f"{kind} {json.dumps(_essence(own), sort_keys=True)}")

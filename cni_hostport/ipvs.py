@@ -45,11 +45,11 @@ def addresses() -> set[bytes]:
         index = if_nametoindex(INTERFACE)
     except OSError:
         return set()
-    route = Netlink(NETLINK_ROUTE)
-    for _ in range(ATTEMPTS):
-        [(error, answers)] = route.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
-        if error != EINTR:  # else some address of the node came or went meanwhile
-            break
+    with Netlink(NETLINK_ROUTE) as netlink:
+        for _ in range(ATTEMPTS):
+            [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
+            if error != EINTR:  # else some address of the node came or went meanwhile
+                break
     if error:
         raise OSError(error, os.strerror(error))
     found = set()

@@ -12,6 +12,7 @@ from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket  # the module soc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Self
 
 SOCK_CLOEXEC = 0o2000000
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x10, 0x300, 0x400
@@ -36,6 +37,14 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         """Open it; raises ``OSError`` where the kernel does not have the protocol."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+
+    def __enter__(self) -> Self:
+        """Use it for a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self._socket.close()
 
     def ask(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
         """Send messages at once, and return for each its error number, 0 for success, and the bodies of the answers.

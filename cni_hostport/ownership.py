@@ -164,7 +164,7 @@ def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], 
     With the verb ``create`` they fail if it is among them. ``holders`` are as for ``ruleset.attach``.
     """
     key = attachment.key
-    commands = [*base(), *ipvs.fill(), deleted(verb, key), deleted("delete", key)]
+    commands = [*base(), deleted(verb, key), deleted("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
         commands += ruleset.guard(key, plan.interface, opens=not localnet.is_open(plan.interface))
     return [*commands, *ruleset.attach(attachment, plan, holders)]

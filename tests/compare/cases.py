@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compare.plugins import Bench
 
 MODULES = (
-    *("parsing", "mappings", "packets", "sources", "addresses"),
+    *("parsing", "mappings", "packets", "sources", "addresses", "networks"),
     *("ownership", "delete", "parallel", "check", "conntrack", "security"),
 )
 

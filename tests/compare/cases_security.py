@@ -38,6 +38,7 @@ def port_on_localhost_from_the_bridge(node: Bench) -> None:
 def port_on_localhost_from_outside(node: Bench) -> None:
     """A host outside, on a node with route_localnet, cannot reach a port that is published on 127.0.0.1."""
     neighbour = attacker(node, "outside")
+    node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)  # as kube-proxy does
     node.add(node.web(), mapping(8080, hostIP="127.0.0.1"))
     for address in (NODE4, "127.0.0.1"):
         silent(neighbour, address)

@@ -46,8 +46,11 @@ REORDER_DISPATCH = """
     add rule inet hostport dispatch ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }
     add rule inet hostport dispatch update @local_ip6 { ip6 daddr }
     add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports
+    add rule inet hostport dispatch ip6 daddr @ipvs_ip6 return
+    add rule inet hostport dispatch ip daddr @ipvs_ip4 return
     add rule inet hostport dispatch ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
     add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4
+    add rule inet hostport dispatch ip6 daddr fe80::/10 return
     add rule inet hostport dispatch ip6 daddr ::1 return
 """
 DROP_8080 = """

@@ -12,20 +12,21 @@ FOREIGN = 'table inet foreign {\n\tchain kept {\n\t\tcomment "not hostport\'s"\n
 
 
 def attacker(node: Node, position: str) -> Namespace:
-    """Add a neighbour that sends 127.0.0.0/8 to a node whose kernel would let that through."""
+    """Add a neighbour that sends 127.0.0.0/8 to a node, on whose bridge the kernel would let that through."""
     neighbour, gateway = (node.client, NODE4) if position == "outside" else (node.pod(4), BRIDGE4)
     neighbour.ip("addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.0/8 via {gateway}")
     neighbour.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
     for interface in ("all", "uplink", "cni0"):
         node.set_sysctl(f"net/ipv4/conf/{interface}/rp_filter", 0)
-    if position == "outside":
-        node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)  # as kube-proxy does
     return neighbour
 
 
 def without_guard(node: Node) -> None:
-    """Show that the attack is one: let the test repeat it on a node whose kernel alone has to stop it."""
+    """Show that the attack is one: let the test repeat it on a node that is open to it."""
     node.nft("flush chain inet hostport loopback")
+    node.nft("flush chain inet hostport prerouting")
+    node.nft("add rule inet hostport prerouting fib daddr type local goto dispatch")
+    node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
 
 
 @FROM
@@ -44,6 +45,8 @@ def test_a_neighbour_cannot_reach_a_service_on_the_nodes_localhost(node: Node, p
 def test_a_port_published_on_localhost_is_the_nodes_alone(node: Node, position: str, protocol: str) -> None:
     neighbour, pod = attacker(node, position), node.pod()
     pod.serve(protocol, 80, "private")
+    if position == "outside":
+        node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)  # as kube-proxy does
     node.add(pod, mapping(8080, 80, protocol, hostIP="127.0.0.1"))
     assert node.ask(protocol, "127.0.0.1", 8080).startswith("private ")
     for address in (NODE4, BRIDGE4, "127.0.0.1"):

@@ -48,6 +48,7 @@ def test_keys_stay_what_they_are_from_one_release_to_the_next() -> None:
     [
         (Owner("c1", "eth0", NAMESPACE), f"c1 eth0 {NAMESPACE}"),
         (Owner("c1", "eth0"), "c1 eth0"),
+        (Owner("c1", "eth0", NAMESPACE, "4:4026532281"), f"c1 eth0 4:4026532281 {NAMESPACE}"),
         (Owner("c1", "eth0", "/run/my pods/c1 "), "c1 eth0 /run/my pods/c1 "),
         (Owner(LONG[:64], "eth0", NAMESPACE), f"{LONG[:64]} eth0 {NAMESPACE}"),
     ],
@@ -90,6 +91,9 @@ def test_a_path_that_would_have_to_be_changed_is_left_out(netns: str) -> None:
         (" ", Owner("", "")),
         ("  x", Owner("", "", "x")),
         ("a b c d", Owner("a", "b", "c d")),
+        ("a b 4:5 c", Owner("a", "b", "4:5 c")),
+        ("a b 4:5 /c d", Owner("a", "b", "/c d", "4:5")),
+        ("a b /4:5 /c d", Owner("a", "b", "/4:5 /c d")),
     ],
 )
 def test_a_comment_of_somebody_else_is_read_without_failing(comment: str, owner: Owner) -> None:

@@ -53,7 +53,7 @@ NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
-ADD = PLAN | {"attachment", "conntrack", "installed", "nft", "ownership", "ruleset", "table"}
+ADD = PLAN | LOOKUP | {*("attachment", "conntrack", "installed", "ipvs", "localnet", "nft", "ownership", "ruleset")}
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 
@@ -135,7 +135,7 @@ def test_a_tcp_mapping_needs_pydantic_and_libnftables_only(call: Caller, command
 def test_a_del_of_an_installed_tcp_mapping_imports_nothing_slow(call: Caller, known: Mapping[str, Any]) -> None:
     call("ADD", **TCP)
     imported = call("DEL", **known)
-    assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
+    assert (imported.own, imported.others, imported.slow) == (DEL | {"localnet"}, set(), set())
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 

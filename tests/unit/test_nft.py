@@ -133,6 +133,10 @@ def test_chains_are_listed_first_and_each_map_by_a_call_of_its_own(library: Libr
         "list map inet hostport hostports_ip6",
         "list map inet hostport pods_ip4",
         "list map inet hostport pods_ip6",
+        "list map inet hostport waiting_hostports",
+        "list map inet hostport waiting_hostports_ip4",
+        "list map inet hostport waiting_hostports_ip6",
+        "list map inet hostport localnet_needs",
     ]
 
 

@@ -54,7 +54,7 @@ def test_a_host_address_chooses_the_family(host_ip: str, planned: list[str]) -> 
 def test_a_host_address_of_a_family_the_pod_lacks_maps_nothing_and_is_told(host_ip: str, pod: str) -> None:
     planned = make(mapping(8080, hostIP=host_ip), mapping(8081), pod=(pod,))
     assert [forward.host_port for forward in planned.forwards] == [8081]
-    assert [str(unmapped) for unmapped in planned.unmapped] == [f"8080/tcp on {host_ip}"]
+    assert [str(mapping) for mapping, _ in planned.unmapped] == [f"8080/tcp on {host_ip}"]
 
 
 def test_the_first_address_of_each_family_counts() -> None:
@@ -87,7 +87,7 @@ def test_host_ports_that_differ_in_port_protocol_or_address_are_separate() -> No
     [
         ({}, {}, "8080/tcp"),
         ({"protocol": "UDP"}, {"protocol": "udp"}, "8080/udp"),
-        ({}, {"hostIP": ANY4}, "8080/tcp"),
+        ({"hostIP": ANY4}, {"hostIP": ANY4}, "8080/tcp"),
         ({"hostIP": "192.0.2.1"}, {"hostIP": "::ffff:192.0.2.1"}, "8080/tcp on 192.0.2.1"),
     ],
 )

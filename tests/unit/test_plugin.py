@@ -201,7 +201,7 @@ def test_a_mapping_of_a_family_the_pod_lacks_is_logged_and_passed_over() -> None
     outcome, lines = run("ADD", runtimeConfig={"portMappings": [mapping(8080, hostIP="2001:db8::1")]})
     assert outcome == CONFIG["prevResult"]
     assert lines == [
-        "host port 8080/tcp on 2001:db8::1 is not mapped: c1 has no address to which it could be forwarded"
+        "host port 8080/tcp on 2001:db8::1 is not mapped: the container has no address to which it could be forwarded"
     ]
 
 

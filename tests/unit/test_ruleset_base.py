@@ -11,32 +11,43 @@ add map inet hostport hostports_ip4 { type ipv4_addr . inet_proto . inet_service
 add map inet hostport hostports_ip6 { type ipv6_addr . inet_proto . inet_service : verdict; counter; }
 add map inet hostport pods_ip4 { type ipv4_addr : verdict; }
 add map inet hostport pods_ip6 { type ipv6_addr : verdict; }
+add map inet hostport waiting_hostports { type ipv6_addr . nf_proto . inet_proto . inet_service : verdict; }
+add map inet hostport waiting_hostports_ip4 { type ipv6_addr . ipv4_addr . inet_proto . inet_service : verdict; }
+add map inet hostport waiting_hostports_ip6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service : verdict; }
+add map inet hostport localnet_needs { type ipv6_addr : verdict; }
+add set inet hostport ipvs_ip4 { type ipv4_addr; }
+add set inet hostport ipvs_ip6 { type ipv6_addr; }
+add set inet hostport localnet { type iface_index; }
 add set inet hostport local_ip4 { type ipv4_addr; flags dynamic,timeout; timeout 1m; }
 add set inet hostport local_ip6 { type ipv6_addr; flags dynamic,timeout; timeout 1m; }
 add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }
 add chain inet hostport dispatch
 flush chain inet hostport dispatch
-add chain inet hostport prerouting { type nat hook prerouting priority dstnat - 1; policy accept; }
+add chain inet hostport prerouting { type nat hook prerouting priority dstnat + 1; policy accept; }
 flush chain inet hostport prerouting
-add chain inet hostport output { type nat hook output priority -101; policy accept; }
+add chain inet hostport output { type nat hook output priority -99; policy accept; }
 flush chain inet hostport output
 add chain inet hostport postrouting { type nat hook postrouting priority srcnat; policy accept; }
 flush chain inet hostport postrouting
 add chain inet hostport loopback { type filter hook prerouting priority raw; policy accept; }
 flush chain inet hostport loopback
 add rule inet hostport dispatch ip6 daddr ::1 return
+add rule inet hostport dispatch ip6 daddr fe80::/10 return
 add rule inet hostport dispatch ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }
 add rule inet hostport dispatch update @local_ip6 { ip6 daddr }
 add rule inet hostport dispatch ip daddr . meta l4proto . th dport vmap @hostports_ip4
 add rule inet hostport dispatch ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
+add rule inet hostport dispatch ip daddr @ipvs_ip4 return
+add rule inet hostport dispatch ip6 daddr @ipvs_ip6 return
 add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports
+add rule inet hostport prerouting iif != "lo" ip daddr 127.0.0.0/8 return
 add rule inet hostport prerouting fib daddr type local goto dispatch
 add rule inet hostport output fib daddr type local goto dispatch
 add rule inet hostport postrouting ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4
 add rule inet hostport postrouting ct status dnat ct original ip daddr @local_ip4 ip daddr vmap @pods_ip4
 add rule inet hostport postrouting ct status dnat ct original ip6 daddr @local_ip6 ip6 daddr vmap @pods_ip6
-add rule inet hostport loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
-add rule inet hostport loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
+add rule inet hostport loopback iif @localnet ip daddr 127.0.0.0/8 drop
+add rule inet hostport loopback iif @localnet ip saddr 127.0.0.0/8 drop
 """
     assert "\n".join(table.base()) == expected.strip()
 
