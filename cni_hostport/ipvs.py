@@ -16,7 +16,6 @@ from errno import EINTR
 from struct import Struct
 
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.lookup import Lookup
 from cni_hostport.netlink import KEPT, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
 
@@ -85,6 +84,8 @@ def sync() -> None:
 
 def _held() -> dict[str, set[bytes] | None]:
     """Return what the sets hold, by name; ``None`` for one that is not there."""
+    from cni_hostport.lookup import Lookup
+
     lookup = Lookup()
     KEPT.append(lookup)
     return {name: lookup.members(name) for name in FAMILIES}

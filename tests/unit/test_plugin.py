@@ -56,6 +56,9 @@ class Kernel:
     def has_chain(self, *_: str) -> bool:
         return False
 
+    def members(self, _name: str) -> None:
+        return None
+
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered
 
