@@ -43,6 +43,8 @@ sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
 MAX_PORT = 65535
 MAX_MARK_BIT = 31
+# seconds; a call that is not done in the 30 of ``handover.UNTIL_DONE`` is begun again
+MAX_WAIT = 20
 MAPPING_KEYS = {key.lower(): key for key in ("hostPort", "containerPort", "protocol", "hostIP")}
 JSON_TYPES = {"model_type": "is not a JSON object", "tuple_type": "is not a list"}
 FORBIDDEN_IN_CONDITION = frozenset(";#\\$")
@@ -207,6 +209,7 @@ class NetworkConfig(_Model):
     masq_all: Annotated[StrictBool, Field(alias="masqAll")] = False
     conditions_v4: Annotated[_Condition, Field(alias="conditionsV4")] = ()
     conditions_v6: Annotated[_Condition, Field(alias="conditionsV6")] = ()
+    wait_for_holder: Annotated[int, Field(alias="waitForHolder", ge=0, le=MAX_WAIT, strict=True)] = 5
     # the node's addresses on which mappings without a host address answer; none given: all
     host_addresses: Annotated[
         tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Field(alias="hostAddresses")

@@ -3,7 +3,15 @@
 Codes 1 to 99 are the CNI specification's (SPEC.md, section 5 "Error"); 100 and above belong to this plugin.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_hostport.installed import Element
 
 
 class Code(IntEnum):
@@ -39,6 +47,19 @@ class CNIError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+
+class PortTakenError(CNIError):
+    """A container that lives holds a host port.
+
+    ``element`` is the port's, as it was found, and ``is_gone`` tells whether the holder no longer lives.
+    """
+
+    def __init__(self, msg: str, element: Element, is_gone: Callable[[], bool]) -> None:
+        """Keep what tells later whether the port is still taken."""
+        super().__init__(Code.PORT_TAKEN, msg)
+        self.element = element
+        self.is_gone = is_gone
 
 
 class NFTError(Exception):

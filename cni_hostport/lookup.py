@@ -87,6 +87,21 @@ class Lookup:
         """Tell whether there is such a chain."""
         return self._ask(nf_tables.get_chain(name, table, family)) != [None]
 
+    def owner(self, table: str, family: str) -> int | None:
+        """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return nf_tables.owner(answer) if answer else None
+
+    def is_dormant(self, table: str, family: str) -> bool:
+        """Tell whether the rules of a table are switched off."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return answer is not None and nf_tables.is_dormant(answer)
+
+    def chain_of(self, name: str, key: str) -> str:
+        """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
+        [element] = self._ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
+        return nf_tables.target(element) if element else ""
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` where there is nothing of it.
 

@@ -6,6 +6,7 @@ Numbers and layouts are those of linux/netfilter/nf_tables.h, names those of its
 from __future__ import annotations
 
 import struct
+from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
@@ -22,10 +23,11 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
     NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
 )
-FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
+FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
-TABLE_NAME, TABLE_FLAGS = 1, 2
+TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
+TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
@@ -44,6 +46,7 @@ META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE
     1,
 )
 CMP_EQ = 0
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
@@ -65,9 +68,24 @@ COMPARED = {
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
-def get_table() -> Message:
-    """Ask for the table."""
-    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(TABLE)))
+def get_table(name: str = TABLE, family: str = FAMILY) -> Message:
+    """Ask for a table."""
+    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(name)), family=family)
+
+
+def is_dormant(table: bytes) -> bool:
+    """Tell whether the rules of a table are switched off, from the answer for it."""
+    return bool(int.from_bytes(dict(attributes(table[4:]))[TABLE_FLAGS]) & TABLE_F_DORMANT)
+
+
+def owner(table: bytes) -> int | None:
+    """Return the netlink port of the program that alone may change a table, 0 if it has ended, from the answer for it.
+
+    ``None`` if everybody may. The port is most often the number of the program's process.
+    """
+    values = dict(attributes(table[4:]))
+    owned = int.from_bytes(values[TABLE_FLAGS]) & TABLE_F_OWNER
+    return int.from_bytes(values.get(TABLE_OWNER, b"")) if owned else None
 
 
 def get_set(name: str) -> Message:
@@ -93,6 +111,17 @@ def get_element(element: Element) -> Message:
 def get_elements(name: str) -> Message:
     """Ask for all elements of a set."""
     return GETSETELEM, NLM_F_DUMP, _body(_in_table(), attribute(SET_ELEM_LIST_SET, _text(name)))
+
+
+def packed_port(key: str) -> bytes:
+    """Return the key of a host port as the kernel has it, from how nft prints it: ``ipv4 . tcp . 8080``."""
+    where, protocol, port = key.split(" . ")
+    if where in {"ipv4", "ipv6"}:
+        address = bytes([FAMILIES[where.replace("v4", "").replace("v6", "6")]])
+    else:
+        address = inet_pton(AF_INET6 if ":" in where else AF_INET, where)
+    parts = address, bytes([PROTOCOLS[protocol]]), int(port).to_bytes(2)
+    return b"".join(part.ljust(4, b"\0") for part in parts)
 
 
 def transaction(*messages: Message) -> list[Message]:

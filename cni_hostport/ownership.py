@@ -7,10 +7,11 @@ import time
 from _socket import if_nameindex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
@@ -227,7 +228,8 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
             if not (holder and is_gone(owner)):
                 pod = nft.pod_name(holder)
                 whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
-                raise CNIError(Code.PORT_TAKEN, f"host port {forward} is taken by {whose}")
+                msg = f"host port {forward} is taken by {whose}"
+                raise PortTakenError(msg, element, partial(is_gone, owner))
             leaving[holder] = f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
     return leaving
 

@@ -41,15 +41,29 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     if not plan.forwards:
         ownership.release(nft, attachment.key, log)
         return result
-    plan = ownership.claim(nft, attachment, plan, log)
+
+    def attempt() -> Plan:
+        return ownership.claim(nft, attachment, plan, log)
+
     try:
-        follow_up(nft, plan, log)
+        installed = attempt()
+    except CNIError as refusal:
+        if refusal.code != Code.PORT_TAKEN:
+            raise
+        from cni_hostport import departure
+
+        installed = departure.claim(attempt, refusal, call, log)
+    try:
+        follow_up(nft, installed, log)
     except BaseException:
         from contextlib import suppress
 
         with suppress(CNIError, NFTError):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
+    from cni_hostport import listeners
+
+    listeners.tell(attachment, installed, log)
     return result
 
 

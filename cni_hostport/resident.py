@@ -21,13 +21,19 @@ from errno import EAGAIN
 from importlib import import_module
 from typing import NoReturn
 
+<<<<<<< HEAD
 from cni_hostport import host, ipvs, netlink, skel
+=======
+from cni_hostport import departure, host, netlink, skel
+>>>>>>> main
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 
 SPARES = 2  # children that wait for a call
 WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
-MOST = 32  # children, those that are at work included; callers beyond them wait, and help themselves in the end
+# children, those that are at work included; callers beyond them wait, and help themselves in the end. One that waits
+# for a container to go is not among them: it sleeps, and ends with its caller
+MOST = 32
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
@@ -35,7 +41,17 @@ FIRST_INHERITED = 3  # sd_listen_fds(3)
 OPERATIONS_IMPORT = (
     *(
         f"cni_hostport.{module}"
-        for module in ("comparison", "config", "conntrack", "deletion", "lookup", "ownership", "plugin", "portmap")
+        for module in (
+            "comparison",
+            "config",
+            "conntrack",
+            "deletion",
+            "listeners",
+            "lookup",
+            "ownership",
+            "plugin",
+            "portmap",
+        )
     ),
     "nftables",
     "pyroute2.netlink.nfnetlink.nfctsocket",
@@ -127,6 +143,7 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: 
             with suppress(BlockingIOError):
                 connection, _ = listener.accept()
                 os.write(tells, TAKEN[:1])
+                departure.PLACES.append(tells)
                 _answer(connection)
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed

@@ -29,7 +29,7 @@ add_pod() { # NAMESPACE ADDRESS
 }
 
 cni() { # COMMAND NAMESPACE ADDRESS, as a container runtime calls a plugin
-    printf '%s' "{\"cniVersion\": \"1.0.0\", \"name\": \"demo\", \"type\": \"hostport\",
+    printf '%s' "{\"cniVersion\": \"1.0.0\", \"name\": \"demo\", \"type\": \"hostport\", \"waitForHolder\": 0,
         \"runtimeConfig\": {\"portMappings\": [
             {\"hostPort\": 8080, \"containerPort\": 80, \"protocol\": \"tcp\"},
             {\"hostPort\": 0, \"containerPort\": 9090, \"protocol\": \"tcp\"}]},

@@ -351,12 +351,16 @@ def result(*addresses: str, sandbox: str = "/run/netns/pod", version: str = "1.1
 
 
 def config(pod: Pod, *mappings: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
-    """A network configuration as libcni sends it to ADD, for network ``pods`` unless ``name`` says otherwise."""
+    """A network configuration as libcni sends it to ADD, for network ``pods`` unless ``name`` says otherwise.
+
+    A port that is taken is refused at once, so that no test waits for what does not come.
+    """
     return {
         "cniVersion": "1.1.0",
         "name": "pods",
         "type": "hostport",
         "capabilities": {"portMappings": True},
+        "waitForHolder": 0,
         "runtimeConfig": {"portMappings": list(mappings)},
         "prevResult": result(*pod.addresses, sandbox=pod.path),
         **keys,

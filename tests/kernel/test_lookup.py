@@ -11,6 +11,7 @@ from scratch import KEY, nft, ruleset, run
 
 from cni_hostport.lookup import Held, Lookup
 from cni_hostport.nft import Nft
+from cni_hostport.table import PORT_MAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -193,3 +194,15 @@ def test_del_of_nothing_asks_for_single_objects_only() -> None:
     before = ruleset()
     run("DEL")
     assert ruleset() == before
+
+
+def test_each_port_leads_to_the_chain_that_a_listing_tells() -> None:
+    protocols = [mapping(8080), mapping(8081, 80, "udp"), mapping(8082, 80, "sctp")]
+    given = [mapping(8080, hostIP="192.0.2.1"), mapping(8443, hostIP="2001:db8::1"), mapping(53, 53, hostIP="::ffff:1")]
+    run("ADD", runtimeConfig={"portMappings": protocols + given})
+    ports = [element for element in Nft().installed().elements if element.map in PORT_MAPS]
+    assert len(ports) == 9
+    assert {Lookup().chain_of(port.map, port.key) for port in ports} == {f"dnat-{KEY}"}
+    assert not Lookup().chain_of("hostports", "ipv4 . tcp . 8443")
+    run("DEL")
+    assert {Lookup().chain_of(port.map, port.key) for port in ports} == {""}

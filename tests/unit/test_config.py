@@ -58,6 +58,8 @@ def test_every_key_is_read() -> None:
     [
         ("snat", "yes"), ("snat", 1), ("masqAll", "true"), ("masqAll", []),
         ("backend", "iptables"), ("backend", ""), ("backend", 5),
+        ("waitForHolder", 21), ("waitForHolder", -1), ("waitForHolder", "5"), ("waitForHolder", True),
+        ("waitForHolder", 2.0),
         ("markMasqBit", 32), ("markMasqBit", -1), ("markMasqBit", "5"), ("markMasqBit", True), ("markMasqBit", 2.0),
         ("externalSetMarkChain", "KUBE-MARK-MASQ"), ("externalSetMarkChain", ""),
         ("runtimeConfig", "x"), ("runtimeConfig", 5), ("prevResult", "x"),

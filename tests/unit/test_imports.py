@@ -53,7 +53,11 @@ NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
-ADD = PLAN | LOOKUP | {*("attachment", "conntrack", "installed", "ipvs", "localnet", "nft", "ownership", "ruleset")}
+ADD = (
+    PLAN
+    | LOOKUP
+    | {*("attachment", "conntrack", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
+)
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
 

@@ -14,7 +14,7 @@ EXISTS, MISSING, BUSY = "File exists", "No such file or directory", "Device or r
 
 class Library:
     def __init__(self) -> None:
-        self.answers: list[tuple[int, str, str]] = []
+        self.answers: list[tuple[int, str | bytes, str]] = []
         self.calls: list[str] = []
         self.json = False
 
@@ -24,9 +24,10 @@ class Library:
     def set_json_output(self, value: object) -> None:
         self.json = bool(value)
 
-    def cmd(self, command: str) -> tuple[int, str, str]:
-        self.calls.append(command)
-        return self.answers.pop(0) if self.answers else (0, "", "")
+    def cmd(self, command: bytes) -> tuple[int, bytes, bytes]:
+        self.calls.append(command.decode())
+        status, output, error = self.answers.pop(0) if self.answers else (0, "", "")
+        return status, output if isinstance(output, bytes) else output.encode(), error.encode()
 
 
 @pytest.fixture
@@ -125,6 +126,20 @@ def test_a_listing_is_read_as_json(library: Library) -> None:
     assert Nft().listing("map inet hostport hostports") == [{"map": {"name": "hostports"}}]
     assert library.json
     assert library.calls == ["list map inet hostport hostports"]
+
+
+@pytest.mark.parametrize("flags", [b'"\xff\x8f"', b"\xfe\x01 3", b'["dormant", \x00]', b'"a\x01b"', b"12e", b""])
+def test_garbage_in_place_of_a_tables_flags_breaks_no_listing(library: Library, flags: bytes) -> None:
+    table = b'{"table": {"family": "inet", "name": "%s", "handle": 1%s}}'
+    flagged = table % (b"firewalld", b', "flags": %s' % flags)
+    library.answers = [(0, b'{"nftables": [' + flagged + b", " + table % (b"hostport", b"") + b"]}\n", "")]
+    assert [item["table"]["name"] for item in Nft().listing("tables")] == ["firewalld", "hostport"]
+
+
+def test_a_listing_that_is_no_json_is_an_error(library: Library) -> None:
+    library.answers = [(0, "{", "")]
+    with pytest.raises(NFTError, match="libnftables' listing cannot be read"):
+        Nft().listing("chains inet")
 
 
 def test_a_listing_of_what_does_not_exist_is_empty(library: Library) -> None:

@@ -76,6 +76,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr("cni_hostport.nft.Nft", made)
     monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
+    monkeypatch.setattr("cni_hostport.listeners.tell", lambda *_: None)
     return made
 
 

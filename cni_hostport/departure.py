@@ -1,0 +1,85 @@
+"""Waiting for the holder of a host port that is on its way out.
+
+A container that is deleted holds its ports until its DEL, which a runtime calls when its processes have ended: seconds
+after its successor was started, when that was done at once (``kubectl delete --force``). A kubelet whose ADD is refused
+tries again after 10 to 15 seconds; an ADD that waits has the port as soon as it is free. Nothing is installed or held
+meanwhile, and each attempt is a whole claim from its beginning: of several that wait for one port, one gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cni_hostport.errors import CNIError, Code, PortTakenError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.ownership import Log
+    from cni_hostport.plan import Plan
+    from cni_hostport.skel import Call
+
+BETWEEN_LOOKS = 0.2  # seconds; a look asks the kernel for one element, however many there are
+BETWEEN_ATTEMPTS = 0.5  # seconds, where only an attempt, which lists everything, tells whether the port is free
+
+# Descriptors by which another process counts this one among those at work: they are closed before it waits.
+PLACES: list[int] = []
+
+
+def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) -> Plan:
+    """Repeat an attempt that was refused until it is not, for as long as the configuration says; return its result.
+
+    Raises the last refusal when the time is over, or when the container that waits has itself gone; and whatever else
+    an attempt raises.
+    """
+    from cni_hostport import host
+    from cni_hostport.config import NetworkConfig
+
+    seconds = NetworkConfig.parse(call.config).wait_for_holder
+    if not seconds:
+        raise refusal
+    while PLACES:
+        os.close(PLACES.pop())
+    reason, begun = refusal.msg, time.monotonic()
+    identity = host.identity(call.netns)
+    while time.monotonic() < begun + seconds:
+        _wait(refusal, begun + seconds)
+        if identity and host.is_gone(call.netns, identity):
+            break
+        try:
+            plan = attempt()
+        except CNIError as error:
+            if error.code != Code.PORT_TAKEN:
+                raise
+            refusal = error
+        else:
+            log(f"waited {time.monotonic() - begun:.1f} s for an end of this: {reason}")
+            return plan
+    raise refusal
+
+
+def _wait(refusal: CNIError, until: float) -> None:
+    """Wait until another attempt may succeed, at the longest until a time of the monotonic clock."""
+    if not isinstance(refusal, PortTakenError):
+        return _sleep(BETWEEN_ATTEMPTS, until)
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.netlink import KEPT
+
+    lookup = Lookup()
+    KEPT.append(lookup)
+    while time.monotonic() < until:
+        _sleep(BETWEEN_LOOKS, until)
+        if refusal.is_gone() or not _is_held(lookup, refusal):
+            return None
+    return None
+
+
+def _is_held(lookup: Lookup, refusal: PortTakenError) -> bool:
+    return lookup.chain_of(refusal.element.map, refusal.element.key) == refusal.element.chain
+
+
+def _sleep(seconds: float, until: float) -> None:
+    time.sleep(max(0, min(seconds, until - time.monotonic())))

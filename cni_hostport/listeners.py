@@ -1,0 +1,113 @@
+"""Programs of the node that listen on a host port which now leads to a container.
+
+A kernel socket is no obstacle to a translation: the program keeps its connections and gets no new ones. Sockets are
+asked of the kernel by protocol and family, not one by one. Numbers and layouts are those of linux/sock_diag.h,
+linux/inet_diag.h and include/net/tcp_states.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6
+
+from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.ownership import Log
+    from cni_hostport.plan import Forward, Plan
+
+    Address = IPv4Address | IPv6Address
+
+NETLINK_SOCK_DIAG = 4  # linux/netlink.h
+SOCK_DIAG_BY_FAMILY = 20
+INET_DIAG_SKV6ONLY = 11
+TCP_CLOSE, TCP_LISTEN = 7, 10
+# protocol number, and the state of a socket that takes whoever comes; to ask for SCTP would load a module of the kernel
+STATES = {"tcp": (6, TCP_LISTEN), "udp": (17, TCP_CLOSE)}
+# of the sockets that can take connections of an IP version
+FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
+# struct inet_diag_req_v2: family, protocol, extensions, states, then the socket's own port in network byte order
+_REQUEST = struct.Struct("=BBBxL2s46x")
+_ATTRIBUTES_AT = 72  # the size of struct inet_diag_msg
+_OWN_PORT, _PEERS_PORT, _OWN_ADDRESS = slice(4, 6), slice(6, 8), slice(8, 24)
+
+
+def tell(attachment: Attachment, plan: Plan, log: Log) -> None:
+    """Say of each host port of an installed plan that a program of this node listens on it, if one does.
+
+    Where the kernel does not tell, nothing is said.
+    """
+    hidden: dict[str, dict[str, None]] = {}
+    try:
+        for forward, address in shadowed(plan):
+            hidden.setdefault(str(forward), {})[str(address)] = None
+    except OSError:
+        return
+    for port, addresses in hidden.items():
+        from cni_hostport import ownership
+
+        ownership.announce(
+            log,
+            f"host port {port}: a program of this node listens on it at {', '.join(addresses)};"
+            f" its new connections go to container {attachment.container_id} ({attachment.ifname})",
+        )
+
+
+def shadowed(plan: Plan) -> Iterator[tuple[Forward, Address]]:
+    """Return each forward that takes connections of a program in this network namespace, and where that listens.
+
+    Raises ``OSError`` where the kernel does not tell.
+    """
+    wanted: dict[tuple[str, int], list[Forward]] = {}
+    for forward in plan.forwards:
+        if forward.protocol in STATES:
+            for family in FAMILIES[forward.version]:
+                wanted.setdefault((forward.protocol, family), []).append(forward)
+    with Netlink(NETLINK_SOCK_DIAG) as netlink:
+        for (protocol, family), of_family in wanted.items():
+            by_port: dict[bytes, list[Forward]] = {}
+            for forward in of_family:
+                by_port.setdefault(forward.host_port.to_bytes(2), []).append(forward)
+            for port, address, is_for_both in _listening(netlink, protocol, family, set(by_port)):
+                for forward in by_port[port]:
+                    if (address.is_unspecified and is_for_both) or _covers(plan, forward, address):
+                        yield forward, address
+
+
+def _listening(
+    netlink: Netlink, protocol: str, family: int, ports: set[bytes]
+) -> Iterator[tuple[bytes, Address, bool]]:
+    """Return port, address and whether it is for IPv4 as well of each socket of a family that listens on a port."""
+    number, state = STATES[protocol]
+    one = next(iter(ports)) if len(ports) == 1 else bytes(2)  # the kernel then answers with its sockets alone
+    request = _REQUEST.pack(family, number, 0, 1 << state, one)
+    [(error, answers)] = netlink.ask([(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)])
+    if error:
+        raise OSError(error, "the kernel does not tell its sockets")
+    for answer in answers:
+        if answer[_OWN_PORT] in ports and answer[_PEERS_PORT] == bytes(2):
+            address = answer[_OWN_ADDRESS]
+            if family == AF_INET:
+                yield answer[_OWN_PORT], IPv4Address(address[:4]), False
+            else:
+                only6 = dict(attributes(answer[_ATTRIBUTES_AT:])).get(INET_DIAG_SKV6ONLY) == b"\1"
+                yield answer[_OWN_PORT], IPv6Address(address).ipv4_mapped or IPv6Address(address), not only6
+
+
+def _covers(plan: Plan, forward: Forward, address: Address) -> bool:
+    """Tell whether a plan's forward takes connections to an address on which a socket listens."""
+    if address.version != forward.version:
+        return False
+    if address.is_unspecified:
+        return True
+    if forward.host_ip is not None:
+        return address == forward.host_ip
+    networks = plan.host_addresses[forward.version]
+    if networks and not any(address in network for network in networks):
+        return False
+    return address.version == 4 or not (address.is_loopback or address.is_link_local)  # noqa: PLR2004 - IP version
