@@ -13,6 +13,7 @@ import sys
 from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, if_nametoindex, inet_ntop, socket
 from contextlib import suppress
 from errno import EINTR
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 
 from cni_hostport.errors import CNIError, Code, NFTError
@@ -38,8 +39,13 @@ POLLIN = 1  # select.POLLIN
 NONE = -1  # instead of a descriptor
 
 
-def addresses() -> set[bytes]:
-    """Return the addresses of kube-proxy's interface, packed; raises ``OSError`` if the kernel cannot be asked."""
+def addresses() -> set[IPv4Address | IPv6Address]:
+    """Return the addresses of kube-proxy's interface; raises ``OSError`` if the kernel cannot be asked."""
+    return {ip_address(packed) for packed in _present()}
+
+
+def _present() -> set[bytes]:
+    """Return the addresses as bytes: there can be thousands, and each ADD looks at them."""
     try:
         index = if_nametoindex(INTERFACE)
     except OSError:
@@ -94,7 +100,7 @@ def _held() -> dict[str, set[bytes] | None]:
 def _changes(held: dict[str, set[bytes]]) -> list[str]:
     # asked after the sets: what comes in between, and was put into them by others, is not taken out
     try:
-        present = addresses() if held else set()
+        present = _present() if held else set()
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot list the addresses of {INTERFACE}: {error.strerror}") from error
     commands = []

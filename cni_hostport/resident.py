@@ -21,11 +21,7 @@ from errno import EAGAIN
 from importlib import import_module
 from typing import NoReturn
 
-<<<<<<< HEAD
-from cni_hostport import host, ipvs, netlink, skel
-=======
-from cni_hostport import departure, host, netlink, skel
->>>>>>> main
+from cni_hostport import departure, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 
