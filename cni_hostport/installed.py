@@ -16,6 +16,7 @@ from cni_hostport.table import (
     MAPS,
     POD_MAPS,
     PORT_MAPS,
+    PROTOCOLS,
     TABLE,
     WAITING_MAPS,
     as_address,
@@ -30,7 +31,6 @@ _MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
 EVERYBODYS = (f"chains {FAMILY}", *_MAPS)  # what to list, and in which order, for ``Installed.read``
 State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
-PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
 NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "elem"})  # of an object in a listing
 
 
@@ -60,6 +60,12 @@ class Element:
         """Protocol and host port of an element of ``PORT_MAPS``."""
         _, protocol, port = self.key.split(" . ")
         return protocol, int(port)
+
+    @property
+    def place(self) -> tuple[str, bytes | None, int]:
+        """Protocol, packed host address if one is given, and host port of an element of ``PORT_MAPS``."""
+        protocol, port = self.port
+        return protocol, self.address.packed if self.address else None, port
 
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
@@ -93,13 +99,10 @@ class Installed:
         return holders - {""}
 
     @property
-    def given_udp_ports(self) -> set[tuple[IPv4Address | IPv6Address, int]]:
-        """The (host address, port) of the UDP mappings of a given host address."""
-        return {
-            (element.address, element.port[1])
-            for element in self.elements
-            if element.map in PORT_MAPS and element.address and element.port[0] == "udp"
-        }
+    def given_ports(self) -> set[tuple[str, bytes, int]]:
+        """The (protocol, packed host address, port) of the mappings of a given host address."""
+        places = (element.place for element in self.elements if element.map in PORT_MAPS)
+        return {(protocol, address, port) for protocol, address, port in places if address}
 
     def of(self, key: str) -> tuple[Element, ...]:
         """Return the elements that lead to one attachment's chains."""

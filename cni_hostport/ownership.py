@@ -165,7 +165,8 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
     for holder, reason in leaving.items():
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
-        _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
+        gone = [element for element in installed.of(holder) if reason or (element.map, element.key) not in wanted]
+        _forget_flows(gone, log)
     _close_localnet(installed, leaving, log)
 
 
@@ -271,15 +272,9 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:
-    ports = [
-        (element.address, number)
-        for element in elements
-        if element.map in PORT_MAPS
-        for protocol, number in [element.port]
-        if protocol == "udp"
-    ]
-    if ports:
-        pods = [element.address for element in elements if element.map in POD_MAPS and element.address]
+    ports = [element.place for element in elements if element.map in PORT_MAPS]
+    pods = [element.address.packed for element in elements if element.map in POD_MAPS and element.address]
+    if ports and pods:
         conntrack.forget_to(pods, ports, log)
 
 

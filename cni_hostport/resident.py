@@ -21,7 +21,7 @@ from errno import EAGAIN
 from importlib import import_module
 from typing import NoReturn
 
-from cni_hostport import departure, host, ipvs, netlink, skel
+from cni_hostport import afterwards, departure, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 
@@ -50,7 +50,7 @@ OPERATIONS_IMPORT = (
         )
     ),
     "nftables",
-    "pyroute2.netlink.nfnetlink.nfctsocket",
+    "pyroute2",
     "random",
     "syslog",
     "traceback",
@@ -158,6 +158,7 @@ def _rehearse(stage: int) -> None:
     for command in ("ADD", "DEL"):
         skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())
     netlink.KEPT.clear()
+    skel.AFTERWARDS.clear()
 
 
 def _answer(connection: socket.socket) -> None:
@@ -185,4 +186,8 @@ def _answer(connection: socket.socket) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
+        if skel.AFTERWARDS:
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         connection.send(bytes([status]))
+    if skel.AFTERWARDS:
+        afterwards.run(skel.AFTERWARDS)

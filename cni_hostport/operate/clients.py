@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport.conntrack import FAMILIES
 from cni_hostport.operate import routing
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _somebody(own: Addresses, mapping: PortMapping, given: Address | None, taken
 
 def _addresses(route: IPRoute, version: int) -> Addresses:
     found: Addresses = {}
-    for message in route.get_addr(family=FAMILIES[version]):
+    for message in route.get_addr(family=routing.FAMILIES[version]):
         if message["scope"] == RT_SCOPE_UNIVERSE:
             address = ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
             found.setdefault(message["index"], []).append(address)

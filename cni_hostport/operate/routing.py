@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from socket import if_indextoname
+from socket import AF_INET, AF_INET6, if_indextoname
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cni_hostport.conntrack import FAMILIES
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 STRICT = 1
 RTN_LOCAL = 2  # linux/rtnetlink.h
+FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
 def forwarding(of: PortMapping, client: Client) -> Statement:
