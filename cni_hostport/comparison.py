@@ -70,7 +70,7 @@ def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str]
     chains = [table.dnat_chain(key) for key in dict.fromkeys((holders or {}).values())]
     commands = [f"add chain {table.FAMILY} {table.TABLE} {chain}" for chain in chains]
     if plan.local_route_to and plan.interface:
-        commands += ruleset.guard(attachment.key, plan.interface, opens=True)
+        commands += ruleset.guard(plan.interface, opens=True, needed_by=attachment.key)
     return commands + ruleset.attach(attachment, plan, holders)
 
 

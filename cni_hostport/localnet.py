@@ -66,18 +66,20 @@ def _lack_of_route(address: IPv4Address) -> str:
 def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     """Take the guard off an interface that no attachment needs any more, and close it if this plugin opened it.
 
-    What is open and may have been opened by others stays open and guarded: after a flush of the ruleset it cannot be
-    told, and it may have been this plugin. The interface is closed first. If an ADD comes meanwhile, the kernel does
-    not let the guard go, and it is opened again: here, or by the ADD, which looks after its own transaction. Whatever
-    goes wrong leaves the guard there.
+    One that stays open stays guarded.
+
+    It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
+    or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
     """
     is_opened_here = lookup.localnet_left(interface)
-    if is_opened_here is None or (not is_opened_here and is_open(interface)):
+    if is_opened_here is None:
         return
     try:
         setting = _setting(interface)
         if is_opened_here:
             _write(setting, "0")
+        elif _read(setting):
+            return  # by somebody else, or by this plugin before the ruleset was flushed
     except FileNotFoundError:
         is_opened_here = False  # the interface is gone
     except OSError as error:

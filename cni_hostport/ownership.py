@@ -4,6 +4,7 @@ Every change is one transaction that fails if what it was built from is no longe
 """
 
 import time
+from _socket import if_nameindex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -15,7 +16,7 @@ from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Forward, Plan
-from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
+from cni_hostport.table import FAMILY, LOCALNET, POD_MAPS, PORT_MAPS, TABLE, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -86,12 +87,21 @@ def declare_again(nft: Nft) -> None:
     """
     installed = nft.installed()
     with suppress(NotFoundError, ExistsError):
-        nft.run([*installed.declared_again(), *_guards(installed)])
+        nft.run([*installed.declared_again(), *_guards(nft, installed)])
 
 
-def _guards(installed: Installed) -> list[str]:
-    """Return the commands that guard the interfaces which an older version opened for its attachments."""
+def _guards(nft: Nft, installed: Installed) -> list[str]:
+    """Return the commands that guard the interfaces which an older version opened for its attachments.
+
+    It guarded all there are, and closed none with the last attachment: a bridge that is open stays guarded, until the
+    next last one goes.
+    """
     commands = []
+    if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
+        for interface, _ in if_nameindex():
+            with suppress(OSError):
+                if localnet.is_open(interface) and host.is_bridge(interface):
+                    commands += ruleset.guard(interface, opens=True)
     for element in installed.elements:
         if (
             element.map == "pods_ip4"
@@ -102,7 +112,7 @@ def _guards(installed: Installed) -> list[str]:
             with suppress(host.NoRouteError):
                 route = host.route_to(element.address)
                 if route.prefix_length and localnet.is_open(route.interface):
-                    commands += ruleset.guard(element.holder, route.interface, opens=True)
+                    commands += ruleset.guard(route.interface, opens=True, needed_by=element.holder)
     return commands
 
 
@@ -168,7 +178,7 @@ def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], 
     key = attachment.key
     commands = [*base(), deleted(verb, key), deleted("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
-        commands += ruleset.guard(key, plan.interface, opens=not localnet.is_open(plan.interface))
+        commands += ruleset.guard(plan.interface, opens=not localnet.is_open(plan.interface), needed_by=key)
     return [*commands, *ruleset.attach(attachment, plan, holders)]
 
 

@@ -106,6 +106,18 @@ def test_after_a_flush_it_is_not_left_open_without_its_guard(node: Node) -> None
     assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
 
 
+def test_a_neighbour_does_not_get_in_after_a_flush_either(node: Node) -> None:
+    pod, neighbour = node.pod(), routed(node.pod(4), BRIDGE4)
+    node.serve("tcp", 9000, "private", "127.0.0.1")
+    node.add(pod, mapping(8080))
+    node.nft("flush ruleset")
+    for _ in range(2):
+        node.add(pod, mapping(8080))
+        assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
+        node.delete(pod)
+        assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
+
+
 @pytest.mark.parametrize("way", ["GC", "take-over", "many mappings"])
 def test_however_the_last_one_goes_the_guard_goes(node: Node, way: str) -> None:
     node.bridge("cni1", "10.89.0.1/24")
