@@ -135,6 +135,16 @@ class Lookup:
         deletions = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
         return self.commit(*deletions, *nf_tables.note_deleted(key))
 
+    def members(self, name: str) -> set[bytes] | None:
+        """Return the keys that a set of one-part keys holds, ``None`` where there is no such set.
+
+        If the ruleset is changed meanwhile, some may be missing.
+        """
+        [(error, answers)] = self._exchange([nf_tables.get_elements(name)])
+        if error not in {0, errno.ENOENT, errno.EINTR}:
+            raise _failure(error)
+        return None if error == errno.ENOENT else {key for answer in answers for key in nf_tables.members(answer)}
+
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
         return self._ask(nf_tables.get_deleted(key)) != [None]

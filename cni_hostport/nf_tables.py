@@ -108,6 +108,11 @@ def get_element(element: Element) -> Message:
     return GETSETELEM, 0, _elements([element])
 
 
+def get_elements(name: str) -> Message:
+    """Ask for all elements of a set."""
+    return GETSETELEM, NLM_F_DUMP, body(in_table(), attribute(SET_ELEM_LIST_SET, c_string(name)))
+
+
 def packed_port(key: str) -> bytes:
     """Return the key of a host port as the kernel has it, from how nft prints it: ``ipv4 . tcp . 8080``."""
     where, protocol, port = key.split(" . ")
@@ -176,6 +181,12 @@ def handle(chain: bytes) -> bytes:
 def uses(chain: bytes) -> int:
     """Return how many rules and elements lead to a chain, or are in it, from the answer for it."""
     return int.from_bytes(dict(attributes(chain[4:]))[CHAIN_USE])
+
+
+def members(elements: bytes) -> Iterator[bytes]:
+    """Return the keys of a set from an answer for its elements."""
+    for _, element in attributes(inside(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+        yield _first(_first(element))  # the key comes first (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
 
 
 def has_comment(element: bytes) -> bool:
@@ -265,6 +276,10 @@ def _elements(elements: Sequence[Element]) -> bytes:
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
     in_map = attribute(SET_ELEM_LIST_SET, c_string(elements[0][0]))
     return body(in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+
+
+def _first(data: bytes) -> bytes:
+    return next(attributes(data))[1]
 
 
 def inside(data: bytes, *path: int) -> bytes:

@@ -104,6 +104,23 @@ def test_another_error_is_passed_on_in_nftables_words(library: Library, error: s
     assert raised.refusals == [refusal]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "is_of_another_version"),
+    [
+        ((EXISTS, "add chain inet hostport output { type nat hook output priority -99; }"), True),
+        (("Operation not supported", "add chain inet hostport output { type nat hook output priority -99; }"), True),
+        ((EXISTS, "add map inet hostport hostports { type ipv4_addr : verdict; }"), True),
+        (("Operation not supported", "add map inet hostport hostports { type ipv4_addr : verdict; }"), False),
+        (("Operation not permitted", "add chain inet hostport output { type nat hook output priority -99; }"), False),
+        ((EXISTS, "create chain inet hostport dnat-1"), False),
+    ],
+)
+def test_what_another_version_declared_is_told_from_other_refusals(
+    refusal: tuple[str, str], is_of_another_version: bool
+) -> None:
+    assert NFTError([refusal]).of_other_declarations == ([refusal] if is_of_another_version else [])
+
+
 def test_a_listing_is_read_as_json(library: Library) -> None:
     library.answers = [(0, json.dumps({"nftables": [{"map": {"name": "hostports"}}]}), "")]
     assert Nft().listing("map inet hostport hostports") == [{"map": {"name": "hostports"}}]

@@ -59,6 +59,9 @@ class Kernel:
     def keep(self) -> None:
         pass
 
+    def members(self, _name: str) -> None:
+        return None
+
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered
 
