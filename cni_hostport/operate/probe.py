@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cni_hostport.errors import NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate.packet import Packet
 from cni_hostport.operate.trace import Hop, Tracer
@@ -43,7 +44,7 @@ CHAINS = {
     "postrouting": ("postrouting", 2000),
 }
 ENDS = {"input", "postrouting"}
-TRACKED = "tracked"
+TRACKED, CONNECTION = "tracked", "ct mark . ct zone"
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
 INGRESS, CLASS, EVERYTHING, ETH_P_ALL = 0xFFFF0000, 0x10000, "0x0/0x0+0", 0x0003
 FIRST_EPHEMERAL, EPHEMERAL = 32768, 28232  # net.ipv4.ip_local_port_range, as the kernel has it by default
@@ -76,7 +77,10 @@ def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None
     if interface and interface not in (name for _, name in socket.if_nameindex()):
         raise OSError(ENODEV, f"there is no interface {interface}")
     nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
-    nft.run(list(_commands(table, packet, interface)))
+    try:
+        nft.run(list(_commands(table, packet, interface, CONNECTION)))
+    except NFTError:  # a kernel without marks or zones of connections, if it is not something else
+        nft.run(list(_commands(table, packet, interface)))
     try:
         hops = _come_in(packet, interface, macs, table) if interface else _go_out(packet, table)
         tracked = _tracked(nft, table)
@@ -90,16 +94,18 @@ def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None
     return Way(others, last.chain, _destination(last), _name(last.oif), _source(last), tracked)
 
 
-def _commands(table: str, packet: Packet, interface: str) -> Iterator[str]:
+def _commands(table: str, packet: Packet, interface: str, connection: str = "") -> Iterator[str]:
     yield f"add table inet {table} {{ flags owner; }}"
-    yield f"add set inet {table} {TRACKED} {{ typeof ct mark . ct zone; flags dynamic; }}"
+    if connection:
+        yield f"add set inet {table} {TRACKED} {{ typeof {connection}; flags dynamic; }}"
     hooks = {name: f"{hook} priority {priority}" for name, (hook, priority) in CHAINS.items()}
     if interface:
         hooks["ingress"] = f'ingress device "{interface}" priority -2000'
     for name, hook in hooks.items():
         yield f"add chain inet {table} {name} {{ type filter hook {hook}; }}"
-        # where connection tracking does not have it, a rule that asks for that is not met
-        actions = (f"add @{TRACKED} {{ ct mark . ct zone }}", "drop") if name in ENDS else ("meta nftrace set 1",)
+        actions = ["drop" if name in ENDS else "meta nftrace set 1"]
+        if connection and name in ENDS:  # a rule that is not met where connection tracking does not have it
+            actions.insert(0, f"add @{TRACKED} {{ {connection} }}")
         for action in actions:
             yield f"add rule inet {table} {name} {packet.match} {action}"
     # a rule that rejects it must not be heard by anybody

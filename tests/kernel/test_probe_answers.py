@@ -179,6 +179,18 @@ def test_what_is_not_tracked_has_no_mark(node: Node) -> None:
 
 
 @pytest.mark.usefixtures("pod")
+def test_a_kernel_without_marks_and_zones_of_connections_is_traced_as_well(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "CONNECTION", "ct absent . ct zone")
+    sent = first("tcp", 4)
+    with inside(node):
+        there = probe.send(sent, "uplink")
+        _, back = answered(sent, there, "cni0")
+    assert (there.end, there.tracked, back.end, back.interface) == ("postrouting", None, "postrouting", "uplink")
+
+
+@pytest.mark.usefixtures("pod")
 def test_a_connection_that_there_is_already_is_not_touched(node: Node) -> None:
     sent = first("udp", 4)
     with inside(node):
