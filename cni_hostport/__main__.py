@@ -43,7 +43,12 @@ def main(stdin: bytes | None = None) -> NoReturn:
         _operate(sys.argv[1:])
     _keep_small()
     gc.disable()  # the process ends before that could pay
-    os._exit(run(os.environ, stdin))  # everything is said: taking the modules down in order would only cost time
+    status = run(os.environ, stdin)
+    if skel.AFTERWARDS:
+        from cni_hostport import afterwards
+
+        afterwards.fork(skel.AFTERWARDS)
+    os._exit(status)  # everything is said: taking the modules down in order would only cost time
 
 
 def _keep_small() -> None:

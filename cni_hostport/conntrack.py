@@ -1,138 +1,213 @@
-"""Connection tracking of UDP: an established flow keeps its translation, whatever becomes of the rules.
+"""Connection tracking: a known flow keeps its translation, or the lack of it, whatever becomes of the rules.
 
-Nobody else's flows are touched: those to the same port number of another host, or of another mapping. All this is a
-courtesy to clients that are already talking: what goes wrong is logged, and fails no operation.
+It does so as long as somebody sends: a client with a fixed source port, also one that gets no answer, and the peer of a
+pod that spoke first, whose packets match the entry by which the node masquerades the pod. Nobody else's flows are
+touched: those to the same port number of another host, or of another mapping, and those of the node itself.
+
+All this is a courtesy to those who are already talking: what goes wrong is logged, and fails no operation. It is asked
+of the kernel without a library, since a DEL imports none.
 """
 
 from __future__ import annotations
 
-from errno import ENOENT
+import os
+from errno import EIO, ENOENT
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from socket import AF_INET, AF_INET6, IPPROTO_UDP
+
+from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute
+from cni_hostport.nf_conntrack import (
+    FAMILIES,
+    TUPLE_ORIG,
+    TUPLE_REPLY,
+    Flow,
+    count,
+    entries,
+    everything,
+    has_port,
+    of_protocol,
+    with_port,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from cni_hostport.plan import Forward
+    from cni_hostport.netlink import Message
+    from cni_hostport.nf_conntrack import End
+    from cni_hostport.plan import Plan
 
-RTN_LOCAL = 2  # linux/rtnetlink.h
-FEW_PORTS = 16  # up to here one filtered dump for each port is cheaper than one of all UDP entries
+    Port = tuple[str, bytes | None, int]  # protocol, packed host address or ``None`` for any, host port
 
-Address = IPv4Address | IPv6Address
-FAMILIES = {4: AF_INET, 6: AF_INET6}
+RTM_GETROUTE, RTA_DST, RTN_LOCAL = 26, 1, 2  # linux/rtnetlink.h
+RTM_TYPE = 7  # where struct rtmsg has it
+# A filtered dump walks the kernel's whole hash table, in 9 ms if it has 262,144 buckets and nothing in them. So many
+# entries are read here in that time.
+ENTRIES_PER_WALK = 2500
+DELETED_AT_ONCE = 64  # whose acknowledgements are in the socket's buffer at the same time
+SYN_SENT, SYN_RECV, SYN_SENT2 = 1, 2, 9  # linux/netfilter/nf_conntrack_tcp.h
+COOKIE_WAIT = 2  # linux/netfilter/nf_conntrack_sctp.h
+CLIENTS, PEERS = (TUPLE_ORIG,), (TUPLE_REPLY,)
+EVERYBODY = CLIENTS + PEERS
+FILTERED_BY_PORT = ("tcp", "udp")  # ctnetlink_filter_match_tuple
 
 
 def forget_elsewhere(
-    forwards: Iterable[Forward], given: Callable[[], set[tuple[Address, int]]], log: Callable[[str], None]
+    plan: Plan,
+    given: Callable[[], set[tuple[str, bytes, int]]],
+    log: Callable[[str], None],
+    directions: Sequence[int] = EVERYBODY,
 ) -> None:
-    """Delete the UDP flows to these host ports on the node's own addresses that do not go to their pods.
+    """Delete the flows at a plan's host ports on the node's own addresses that are not those of its pod.
 
-    Such a flow was there before the mapping, and its translation, or the lack of it, would last as long as its client
-    keeps sending. Flows to the same port number of other hosts are left alone, and so are those to the ports that
-    ``given`` returns: (host address, port) that belong to mappings of that address, which beat those of any address.
+    Such a flow was there before the mapping: a client's that was faster than the pod, or that of another pod that spoke
+    first and has the port as the node's. Of TCP and SCTP only those go whose connection has only begun, so that a
+    connection to a service of the node's goes on. So do flows at the ports that ``given`` returns: (protocol, packed
+    host address, port) that belong to mappings of that address, which beat those of any address.
+
+    ``directions`` says whose UDP flows are looked for: ``CLIENTS``, ``PEERS`` of pods that spoke first, or both.
     """
+    from ipaddress import ip_address
+
+    from cni_hostport import ipvs
+
     by_port = {
-        (forward.version, forward.host_ip, forward.host_port): forward
-        for forward in forwards
-        if forward.protocol == "udp"
+        (
+            forward.protocol,
+            forward.host_ip.packed if forward.host_ip else len(forward.pod_ip.packed),
+            forward.host_port,
+        ): (forward.pod_ip.packed, forward.container_port)
+        for forward in plan.forwards
     }
-    given = cache(given)
-    for version in {of for of, _, _ in by_port}:
-        local = _LocalAddresses(version)
+    given, local, services = cache(given), _LocalAddresses(), cache(ipvs.addresses)
 
-        def is_elsewhere(flow: _Flow, version: int = version, local: _LocalAddresses = local) -> bool:
-            exact = by_port.get((version, flow.dst, flow.dport))
-            forward = exact or by_port.get((version, None, flow.dport))
-            if forward is None or flow.target == (forward.pod_ip, forward.container_port):
-                return False
-            return exact is not None or (flow.dst in local and (flow.dst, flow.dport) not in given())
+    @cache
+    def is_any_address(address: bytes) -> bool:
+        """Tell whether mappings of any address answer on this one."""
+        if address not in local:
+            return False
+        host_address = ip_address(address)
+        networks = plan.host_addresses[host_address.version]
+        is_limited = networks and not any(host_address in network for network in networks)
+        return not is_limited and host_address not in services()
 
-        _forget(version, {port for of, _, port in by_port if of == version}, is_elsewhere, log)
+    def is_elsewhere(flow: Flow) -> bool:
+        return _has_only_begun(flow) and (
+            is_stray(flow, flow.destination, flow.reply_source, whole=True)
+            or (flow.is_masqueraded and is_stray(flow, flow.reply_destination, flow.source, whole=False))
+        )
+
+    def is_stray(flow: Flow, at: End, other: End, *, whole: bool) -> bool:
+        """Tell whether a flow at a port of the node has another end than the pod, whose port counts with ``whole``."""
+        address, port = at
+        exact = by_port.get((flow.protocol, address, port))
+        pod = exact or by_port.get((flow.protocol, len(address), port))
+        if pod is None or (other == pod if whole else other[0] == pod[0]):
+            return False
+        return exact is not None or (is_any_address(address) and (flow.protocol, address, port) not in given())
+
+    questions, ports = [], set()
+    for protocol, size, port in sorted({(p, a if isinstance(a, int) else len(a), n) for p, a, n in by_port}):
+        ports.add(port)
+        if protocol == "udp":
+            questions += [with_port(size, protocol, direction, port) for direction in directions]
+        else:
+            questions.append(of_protocol(size, protocol, beginning=True))
+    _forget(questions, ports, is_elsewhere, log)
 
 
-def forget_to(
-    pod_ips: Iterable[Address | bytes], ports: Iterable[tuple[Address | bytes | None, int]], log: Callable[[str], None]
-) -> None:
-    """Delete the UDP flows that were translated from these host ports to these pods.
+def forget_the_rest(plan: Plan, log: Callable[[str], None]) -> None:
+    """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
+    from cni_hostport import ownership
+    from cni_hostport.nft import Nft
 
-    ``ports`` are (host address or ``None`` for any, host port); an address can be packed.
-    """
-    pods = {ip_address(pod_ip) for pod_ip in pod_ips}
-    mapped = {(None if address is None else ip_address(address), port) for address, port in ports}
-    for version in {pod_ip.version for pod_ip in pods}:
-        local = _LocalAddresses(version)
+    def announce(line: str) -> None:
+        ownership.announce(log, line)
 
-        def is_ours(flow: _Flow, local: _LocalAddresses = local) -> bool:
-            if flow.target[0] not in pods or flow.dst in pods:
-                return False
-            return (flow.dst, flow.dport) in mapped or ((None, flow.dport) in mapped and flow.dst in local)
-
-        _forget(version, {port for _, port in mapped}, is_ours, log)
+    forget_elsewhere(plan, lambda: Nft().installed().given_ports, announce, PEERS)
 
 
-class _Flow:
-    """A conntrack entry: where the client sent to, and who answers."""
+def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str], None]) -> None:
+    """Delete the flows between these host ports and these pods, packed addresses, whoever spoke first."""
+    pods, mapped, local = set(pods), set(ports), _LocalAddresses()
 
-    def __init__(self, original: Any, reply: Any) -> None:
-        self.original = original
-        self.dst, self.dport = ip_address(original.daddr), original.dport
-        self.target = (ip_address(reply.saddr), reply.sport)
+    def is_theirs(flow: Flow) -> bool:
+        return is_mapped(flow, flow.destination, flow.reply_source) or is_mapped(
+            flow, flow.reply_destination, flow.source
+        )
+
+    def is_mapped(flow: Flow, at: End, other: End) -> bool:
+        address, port = at
+        if other[0] not in pods or address in pods:
+            return False
+        return (flow.protocol, address, port) in mapped or ((flow.protocol, None, port) in mapped and address in local)
+
+    questions = []
+    for protocol, size, port in sorted({(protocol, len(pod), port) for protocol, _, port in mapped for pod in pods}):
+        if protocol in FILTERED_BY_PORT:
+            questions += [with_port(size, protocol, direction, port) for direction in EVERYBODY]
+        else:
+            questions.append(of_protocol(size, protocol))
+    _forget(questions, {port for _, _, port in mapped}, is_theirs, log)
+
+
+def _has_only_begun(flow: Flow) -> bool:
+    """Tell whether a client would begin anew, without the flow, what it has begun."""
+    if flow.protocol == "tcp":
+        # what the node itself has answered is a connection to a service of the node's
+        return flow.state in {SYN_SENT, SYN_SENT2} or (flow.state == SYN_RECV and flow.is_redirected)
+    return flow.protocol == "udp" or (flow.protocol == "sctp" and flow.state == COOKIE_WAIT)
 
 
 class _LocalAddresses:
     """The addresses that packets are delivered to on this node, as ``fib daddr type local`` sees them."""
 
-    def __init__(self, version: int) -> None:
-        self._family = FAMILIES[version]
-        self._known: dict[Address, bool] = {}
+    def __init__(self) -> None:
+        self._known: dict[bytes, bool] = {}
 
-    def __contains__(self, address: Address) -> bool:
+    def __contains__(self, address: bytes) -> bool:
         if address not in self._known:
-            from pyroute2 import IPRoute
-            from pyroute2.netlink.exceptions import NetlinkError
-
-            try:
-                with IPRoute() as route:
-                    found = next(iter(route.route("get", dst=str(address), family=self._family)))
-                self._known[address] = found["type"] == RTN_LOCAL
-            except NetlinkError:
-                self._known[address] = False
+            rtmsg = bytes([FAMILIES[len(address)], len(address) * 8, *bytes(10)])
+            question = RTM_GETROUTE, 0, rtmsg + attribute(RTA_DST, address)
+            with Netlink(NETLINK_ROUTE) as netlink:
+                [(_, answers)] = netlink.ask([question])
+            self._known[address] = any(answer[RTM_TYPE] == RTN_LOCAL for answer in answers)
         return self._known[address]
 
 
-def _forget(version: int, ports: set[int], unwanted: Callable[[_Flow], bool], log: Callable[[str], None]) -> None:
-    """Delete the unwanted ones of the UDP flows whose clients send to one of these ports."""
+def _forget(
+    questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Callable[[str], None]
+) -> None:
+    """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
-        _delete_flows(version, ports, unwanted)
+        packed = {port.to_bytes(2) for port in ports}
+        with Netlink(NETLINK_NETFILTER) as kernel:
+            flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
+            # the tuple alone, by which entries are deleted, names one of the default zone
+            _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
     except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
-        log(f"warning: UDP connection tracking entries were not deleted: {type(error).__name__}: {error}")
+        log(f"warning: connection tracking entries were not deleted: {type(error).__name__}: {error}")
 
 
-def _delete_flows(version: int, ports: set[int], unwanted: Callable[[_Flow], bool]) -> None:
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+def _answers(kernel: Netlink, questions: Sequence[Message]) -> Iterator[bytes]:
+    questions = list(dict.fromkeys(questions))
+    [(error, answers)] = kernel.ask([count()])
+    if not error and answers:
+        number = entries(answers[0])
+        if number <= ENTRIES_PER_WALK * (len(questions) - 1):
+            questions = [everything()] if number else []
+    for question in questions:
+        [(error, answers)] = kernel.ask([question])
+        if error:
+            raise OSError(error, os.strerror(error))
+        yield from answers
 
-    family = FAMILIES[version]
-    # The kernel filters: a busy node has hundreds of thousands of entries. But only by port, since it compares IPv6
-    # addresses the wrong way round (net/netfilter/nf_conntrack_netlink.c, ctnetlink_filter_match_tuple).
-    selectors = [{"dport": port} for port in ports] if len(ports) <= FEW_PORTS else [{}]
-    with NFCTSocket(nfgen_family=family) as conntrack:
-        for selector in selectors:
-            wanted = NFCTAttrTuple(family=family, proto=IPPROTO_UDP, **selector)
-            flows = [
-                _Flow(
-                    NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")),
-                    NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY")),
-                )
-                for entry in conntrack.dump(tuple_orig=wanted)
-                if entry.get_attr("CTA_ZONE") is None  # a tuple names an entry of the default zone only
-            ]
-            for flow in filter(unwanted, flows):
-                try:
-                    conntrack.entry("del", tuple_orig=flow.original)
-                except NetlinkError as error:
-                    if error.code != ENOENT:  # it ended by itself
-                        raise
+
+def _delete(kernel: Netlink, flows: Sequence[Flow]) -> None:
+    """Delete flows; raises ``OSError`` in the end if the kernel refuses one that has not ended by itself."""
+    refused = set()
+    for start in range(0, len(flows), DELETED_AT_ONCE):
+        outcomes = kernel.ask([flow.deletion for flow in flows[start : start + DELETED_AT_ONCE]])
+        refused |= {error for error, _ in outcomes} - {0, ENOENT}
+    if refused:
+        error = min(refused - {EIO}, default=EIO)
+        raise OSError(error, os.strerror(error))

@@ -21,10 +21,10 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
 
         ownership.release(Nft(), key, log)
         return
-    if held.udp_ports:
+    if held.pods and held.ports:
         from cni_hostport import conntrack
 
-        conntrack.forget_to(held.pods, held.udp_ports, log)
+        conntrack.forget_to(held.pods, held.ports, log)
     if held.interface:
         from cni_hostport import localnet
 

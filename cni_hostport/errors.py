@@ -75,12 +75,16 @@ class NFTError(Exception):
 
     @property
     def of_other_declarations(self) -> list[tuple[str, str]]:
-        """The refusals of chains, maps and sets that are there as another version of this plugin declared them."""
-        return [
-            refusal
-            for refusal in self.refusals
-            if refusal[0] == "File exists" and refusal[1].startswith(("add chain ", "add map ", "add set "))
-        ]
+        """The refusals of chains, maps and sets that are there as another version of this plugin declared them.
+
+        Newer kernels say of a base chain with another priority that this is not supported (nft_chain_parse_hook of
+        net/netfilter/nf_tables_api.c).
+        """
+        refused = {
+            "File exists": ("add chain ", "add map ", "add set "),
+            "Operation not supported": ("add chain ",),
+        }
+        return [refusal for refusal in self.refusals if refusal[1].startswith(refused.get(refusal[0], ()))]
 
     @property
     def may_be_a_race(self) -> bool:

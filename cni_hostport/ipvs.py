@@ -2,48 +2,182 @@
 
 kube-proxy puts every ClusterIP, and others that Services have, on an interface that it makes for that. A host port
 without a host address does not answer there: it would take the connections of a Service of the same number, from all
-pods (kubernetes/kubernetes issue 66103). The sets in the ruleset are filled by every ADD.
+pods (kubernetes/kubernetes issue 66103). The sets in the ruleset are brought up to date by every ADD, and by the
+resident process whenever these addresses change.
 """
 
 from __future__ import annotations
 
-from _socket import if_nametoindex
-from ipaddress import IPv4Address, IPv6Address
+import os
+import sys
+from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, if_nametoindex, inet_ntop, socket
+from contextlib import suppress
+from errno import EINTR
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 
-from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
-from cni_hostport.table import FAMILY, IPVS_SETS, TABLE
+from cni_hostport.errors import CNIError, Code, NFTError
+from cni_hostport.netlink import KEPT, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
+from cni_hostport.table import FAMILY, TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import select
+    from typing import NoReturn
 
 INTERFACE = "kube-ipvs0"  # kubernetes/kubernetes, pkg/proxy/ipvs (defaultDummyDevice)
-NETLINK_ROUTE, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 0, 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
+SOCK_NONBLOCK = 0o4000
+NETLINK_ROUTE, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 0, 20, 21, 22  # linux/rtnetlink.h
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
+NLMSGHDR = Struct("=LHHLL")  # linux/netlink.h; the second is the type
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
+LARGEST_NEWS = 0x4000  # bytes of a message that is read
+FAMILIES = {"ipvs_ip4": (AF_INET, 4), "ipvs_ip6": (AF_INET6, 16)}  # and the bytes of an address
+ATTEMPTS = 5  # while somebody else changes the same
+POLLIN = 1  # select.POLLIN
+NONE = -1  # instead of a descriptor
 
 
 def addresses() -> set[IPv4Address | IPv6Address]:
     """Return the addresses of kube-proxy's interface; raises ``OSError`` if the kernel cannot be asked."""
+    return {ip_address(packed) for packed in _present()}
+
+
+def _present() -> set[bytes]:
+    """Return the addresses as bytes: there can be thousands, and each ADD looks at them."""
     try:
         index = if_nametoindex(INTERFACE)
     except OSError:
         return set()
     with Netlink(NETLINK_ROUTE) as netlink:
-        [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
+        for _ in range(ATTEMPTS):
+            [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
+            if error != EINTR:  # else some address of the node came or went meanwhile
+                break
     if error:
-        raise OSError(error, "cannot list the addresses of " + INTERFACE)
+        raise OSError(error, os.strerror(error))
     found = set()
     for answer in answers:
         if IFADDRMSG.unpack_from(answer)[4] == index:
             values = dict(attributes(answer[IFADDRMSG.size :]))
-            packed = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS, b"")
-            found.add(IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed))  # noqa: PLR2004 - bytes
+            found.add(values.get(IFA_LOCAL) or values.get(IFA_ADDRESS, b""))
     return found
 
 
 def fill() -> list[str]:
-    """Return the commands that make the sets hold these addresses as they are now; raises ``OSError``."""
-    commands = [f"flush set {FAMILY} {TABLE} {name}" for name in IPVS_SETS]
-    present = addresses()
-    for name, version in zip(IPVS_SETS, (4, 6), strict=True):
-        members = ", ".join(str(address) for address in present if address.version == version)
-        if members:
-            commands.append(f"add element {FAMILY} {TABLE} {name} {{ {members} }}")
+    """Return the commands that make the sets hold these addresses as they are now, none if they do.
+
+    Raises ``CNIError`` with code 102 if the kernel does not tell the addresses, ``NFTError`` if it does not the sets.
+    """
+    return _changes({name: members or set() for name, members in _held().items()})
+
+
+def sync() -> None:
+    """Bring the sets up to date, where they are; raises what ``fill`` does."""
+    from cni_hostport.nft import Nft
+
+    for attempt in range(ATTEMPTS):
+        held = _held()
+        commands = _changes({name: members for name, members in held.items() if members is not None})
+        try:
+            Nft().run(commands)
+            break
+        except NFTError as error:
+            if not error.may_be_a_race or attempt == ATTEMPTS - 1:
+                raise
+
+
+def _held() -> dict[str, set[bytes] | None]:
+    """Return what the sets hold, by name; ``None`` for one that is not there."""
+    from cni_hostport.lookup import Lookup
+
+    lookup = Lookup()
+    KEPT.append(lookup)
+    return {name: lookup.members(name) for name in FAMILIES}
+
+
+def _changes(held: dict[str, set[bytes]]) -> list[str]:
+    # asked after the sets: what comes in between, and was put into them by others, is not taken out
+    try:
+        present = _present() if held else set()
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot list the addresses of {INTERFACE}: {error.strerror}") from error
+    commands = []
+    for name, members in held.items():
+        family, size = FAMILIES[name]
+        wanted = {address for address in present if len(address) == size}
+        for verb, changed in (("add", wanted - members), ("delete", members - wanted)):
+            if changed:
+                elements = ", ".join(inet_ntop(family, address) for address in changed)
+                commands.append(f"{verb} element {FAMILY} {TABLE} {name} {{ {elements} }}")
     return commands
+
+
+class Watch:
+    """Keeps the sets up to date in the network namespace in which it was made, from a poll loop.
+
+    That is done by a child, since it takes the longer the more addresses there are. kube-proxy adds them by the
+    thousand: there is one child at a time, and another one for all that changed since it began.
+    """
+
+    def __init__(self, events: select.poll) -> None:
+        """Begin to listen; raises ``OSError`` if the kernel refuses that."""
+        self._news = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE)
+        self._news.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        self._events = events
+        self._events.register(self._news, POLLIN)
+        self._is_due = True
+        self._child = NONE  # the descriptor that ends with it
+
+    def work(self) -> None:
+        """Start a child if there is something to do, and none at work."""
+        if not self._is_due or self._child != NONE:
+            return
+        self._is_due = False
+        self._child, tells = os.pipe()
+        if not os.fork():
+            _sync_and_end()
+        os.close(tells)
+        self._events.register(self._child, POLLIN)
+
+    def takes(self, descriptor: int) -> bool:
+        """Take note of what a descriptor of the poll loop has to say; tell whether it is one of these."""
+        if descriptor == self._news.fileno():
+            self._is_due |= self._hears_a_change()
+        elif descriptor == self._child:
+            self._events.unregister(descriptor)
+            os.close(descriptor)
+            self._child = NONE
+        else:
+            return False
+        return True
+
+    def _hears_a_change(self) -> bool:
+        is_one = False
+        while True:
+            try:
+                is_one |= _is_a_change(self._news.recv(LARGEST_NEWS))
+            except BlockingIOError:
+                return is_one
+            except OSError:
+                return True  # ENOBUFS: the kernel had more to say than it could keep
+
+
+def _is_a_change(message: bytes) -> bool:
+    """Tell whether a message of the kernel's is about kube-proxy's interface or its addresses."""
+    kind = NLMSGHDR.unpack_from(message)[1]
+    if kind not in {RTM_NEWADDR, RTM_DELADDR}:
+        return INTERFACE.encode() + b"\0" in message
+    with suppress(OSError):
+        return bool(IFADDRMSG.unpack_from(message, NLMSGHDR.size)[4] == if_nametoindex(INTERFACE))
+    return False
+
+
+def _sync_and_end() -> NoReturn:
+    try:
+        sync()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
+        sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    os._exit(0)

@@ -66,17 +66,20 @@ def _lack_of_route(address: IPv4Address) -> str:
 def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     """Take the guard off an interface that no attachment needs any more, and close it if this plugin opened it.
 
+    One that stays open stays guarded.
+
     It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
     or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
     """
-    left = lookup.localnet_left(interface)
-    if left is None:
+    is_opened_here = lookup.localnet_left(interface)
+    if is_opened_here is None:
         return
-    is_opened_here = left
     try:
         setting = _setting(interface)
         if is_opened_here:
             _write(setting, "0")
+        elif _read(setting):
+            return  # by somebody else, or by this plugin before the ruleset was flushed
     except FileNotFoundError:
         is_opened_here = False  # the interface is gone
     except OSError as error:

@@ -14,7 +14,7 @@ import os
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.netlink import KEPT, Netlink
+from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
 from cni_hostport.table import (
     ADDRESS_SETS,
     BASE_CHAINS,
@@ -22,6 +22,7 @@ from cni_hostport.table import (
     MAPS,
     POD_MAPS,
     PORT_MAPS,
+    PROTOCOLS,
     SETS,
     TABLE,
     dnat_chain,
@@ -33,11 +34,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cni_hostport.foreign_rules import Chain
     from cni_hostport.netlink import Message
     from cni_hostport.nf_tables import Element
-
-NETLINK_NETFILTER = 12
-UDP = 17
 
 
 class Held:
@@ -56,12 +55,12 @@ class Held:
         self.interface = interface
 
     @property
-    def udp_ports(self) -> list[tuple[bytes | None, int]]:
-        """The (packed host address or ``None`` for any, host port) of its UDP mappings."""
+    def ports(self) -> list[tuple[str, bytes | None, int]]:
+        """The (protocol, packed host address or ``None`` for any, host port) of its mappings."""
         return [
-            (None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
+            (PROTOCOLS[key[-8]], None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
             for name, key in self.elements
-            if name in PORT_MAPS and key[-8] == UDP
+            if name in PORT_MAPS
         ]
 
     @property
@@ -83,9 +82,25 @@ class Lookup:
         except OSError as error:
             raise _failure(error.errno or 0) from error
 
-    def has_chain(self, name: str, table: str = TABLE, family: str = FAMILY) -> bool:
-        """Tell whether there is such a chain."""
-        return self._ask(nf_tables.get_chain(name, table, family)) != [None]
+    def existing(self, chains: Sequence[Chain]) -> list[Chain]:
+        """Return those chains that there are."""
+        answers = self._ask(*(nf_tables.get_chain(name, table, family) for family, table, name in chains))
+        return [chain for chain, answer in zip(chains, answers, strict=True) if answer]
+
+    def rules_of(self, chain: Chain) -> list[bytes] | None:
+        """Return the rules of a chain, none if it is gone; ``None`` if some were changed while they were listed."""
+        error, rules = self._dump(chain)
+        return None if error == errno.EINTR else rules
+
+    def owner(self, table: str, family: str) -> int | None:
+        """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return nf_tables.owner(answer) if answer else None
+
+    def is_dormant(self, table: str, family: str) -> bool:
+        """Tell whether the rules of a table are switched off."""
+        [answer] = self._ask(nf_tables.get_table(table, family))
+        return answer is not None and nf_tables.is_dormant(answer)
 
     def chain_of(self, name: str, key: str) -> str:
         """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
@@ -118,8 +133,17 @@ class Lookup:
         # the handle tells the token from a later chain of its name, the name tells the other chain from one that has
         # its handle in a later table
         deletions = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
-        KEPT.append(self._netlink)
-        return self._commit(*deletions, *nf_tables.note_deleted(key))
+        return self.commit(*deletions, *nf_tables.note_deleted(key))
+
+    def members(self, name: str) -> set[bytes] | None:
+        """Return the keys that a set of one-part keys holds, ``None`` where there is no such set.
+
+        If the ruleset is changed meanwhile, some may be missing.
+        """
+        [(error, answers)] = self._exchange([nf_tables.get_elements(name)])
+        if error not in {0, errno.ENOENT, errno.EINTR}:
+            raise _failure(error)
+        return None if error == errno.ENOENT else {key for answer in answers for key in nf_tables.members(answer)}
 
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
@@ -127,7 +151,7 @@ class Lookup:
 
     def note_deleted(self, key: str) -> bool:
         """Put an attachment of which nothing was found among the deleted ones; tell whether there is a set of them."""
-        return self._commit(*nf_tables.note_deleted(key))
+        return self.commit(*nf_tables.note_deleted(key))
 
     def localnet_left(self, interface: int) -> bool | None:
         """Tell whether this plugin opened an interface that is guarded and that no attachment needs any more.
@@ -142,10 +166,15 @@ class Lookup:
 
     def unguard(self, interface: int) -> bool:
         """Take the guard off an interface; tell whether that was done: not if an attachment needs it."""
-        return self._commit(*nf_tables.unguard(interface))
+        return self.commit(*nf_tables.unguard(interface))
 
-    def _commit(self, *changes: Message) -> bool:
+    def keep(self) -> None:
+        """Leave the socket open until the process ends: closing it can take longer than all else."""
+        KEPT.append(self._netlink)
+
+    def commit(self, *changes: Message) -> bool:
         """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""
+        self.keep()
         batch = nf_tables.transaction(*changes)
         begun, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
         if begun not in {0, errno.EIO}:  # what befalls the transaction as a whole is said of its beginning
@@ -197,10 +226,14 @@ class Lookup:
         return found | {element: nf_tables.verdict(answer) for element, answer in answers if answer}
 
     def _rules(self, chain: str) -> Sequence[bytes]:
-        [(error, rules)] = self._exchange([nf_tables.get_rules(chain)])
+        return self._dump((FAMILY, TABLE, chain))[1]
+
+    def _dump(self, chain: Chain) -> tuple[int, list[bytes]]:
+        family, table, name = chain
+        [(error, rules)] = self._exchange([nf_tables.get_rules(name, table, family)])
         if error not in {0, errno.ENOENT, errno.EINTR}:
             raise _failure(error)
-        return rules
+        return error, rules
 
     def _ask(self, *messages: Message) -> list[bytes | None]:
         """Return the object that each message asks for, ``None`` for one that does not exist."""

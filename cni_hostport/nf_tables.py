@@ -14,7 +14,7 @@ from cni_hostport.table import DELETED, FAMILY, LOCALNET, LOCALNET_NEEDS, TABLE,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cni_hostport.netlink import Message
 
@@ -23,10 +23,11 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
     NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
 )
-FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
+FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 
 IN_TABLE = 1  # the name of the table, in messages about whatever is in one
-TABLE_NAME, TABLE_FLAGS = 1, 2
+TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
+TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
@@ -67,29 +68,49 @@ COMPARED = {
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
-def get_table() -> Message:
-    """Ask for the table."""
-    return GETTABLE, 0, _body(attribute(TABLE_NAME, _text(TABLE)))
+def get_table(name: str = TABLE, family: str = FAMILY) -> Message:
+    """Ask for a table."""
+    return GETTABLE, 0, body(attribute(TABLE_NAME, c_string(name)), family=family)
+
+
+def is_dormant(table: bytes) -> bool:
+    """Tell whether the rules of a table are switched off, from the answer for it."""
+    return bool(int.from_bytes(dict(attributes(table[4:]))[TABLE_FLAGS]) & TABLE_F_DORMANT)
+
+
+def owner(table: bytes) -> int | None:
+    """Return the netlink port of the program that alone may change a table, 0 if it has ended, from the answer for it.
+
+    ``None`` if everybody may. The port is most often the number of the program's process.
+    """
+    values = dict(attributes(table[4:]))
+    owned = int.from_bytes(values[TABLE_FLAGS]) & TABLE_F_OWNER
+    return int.from_bytes(values.get(TABLE_OWNER, b"")) if owned else None
 
 
 def get_set(name: str) -> Message:
     """Ask for a set or map, without its elements."""
-    return GETSET, 0, _body(_in_table(), attribute(SET_NAME, _text(name)))
+    return GETSET, 0, body(in_table(), attribute(SET_NAME, c_string(name)))
 
 
 def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for a chain, without its rules."""
-    return GETCHAIN, 0, _body(_in_table(table), attribute(CHAIN_NAME, _text(name)), family=family)
+    return GETCHAIN, 0, body(in_table(table), attribute(CHAIN_NAME, c_string(name)), family=family)
 
 
-def get_rules(chain: str) -> Message:
+def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
-    return GETRULE, NLM_F_DUMP, _body(_in_table(), attribute(RULE_CHAIN, _text(chain)))
+    return GETRULE, NLM_F_DUMP, body(in_table(table), attribute(RULE_CHAIN, c_string(chain)), family=family)
 
 
 def get_element(element: Element) -> Message:
     """Ask for one element of a map."""
     return GETSETELEM, 0, _elements([element])
+
+
+def get_elements(name: str) -> Message:
+    """Ask for all elements of a set."""
+    return GETSETELEM, NLM_F_DUMP, body(in_table(), attribute(SET_ELEM_LIST_SET, c_string(name)))
 
 
 def packed_port(key: str) -> bytes:
@@ -114,8 +135,8 @@ def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) ->
     maps = dict.fromkeys(name for name, _ in elements)
     return [
         *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
-        *((DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_NAME, _text(name)))) for name in chains),
-        (DELCHAIN, 0, _body(_in_table(), attribute(CHAIN_HANDLE, handle))),
+        *((DELCHAIN, 0, body(in_table(), attribute(CHAIN_NAME, c_string(name)))) for name in chains),
+        (DELCHAIN, 0, body(in_table(), attribute(CHAIN_HANDLE, handle))),
     ]
 
 
@@ -136,7 +157,7 @@ def localnet(interface: int) -> Element:
 
 def unguard(interface: int) -> list[Message]:
     """Take the guard off an interface; fails while an attachment needs it."""
-    chain = _body(_in_table(), attribute(CHAIN_NAME, _text(localnet_chain(interface))))
+    chain = body(in_table(), attribute(CHAIN_NAME, c_string(localnet_chain(interface))))
     return [(DELSETELEM, 0, _elements([localnet(interface)])), (DELCHAIN, 0, chain)]
 
 
@@ -162,19 +183,25 @@ def uses(chain: bytes) -> int:
     return int.from_bytes(dict(attributes(chain[4:]))[CHAIN_USE])
 
 
+def members(elements: bytes) -> Iterator[bytes]:
+    """Return the keys of a set from an answer for its elements."""
+    for _, element in attributes(inside(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+        yield _first(_first(element))  # the key comes first (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
+
+
 def has_comment(element: bytes) -> bool:
     """Tell whether an element has a comment from the answer for it."""
-    return bool(_inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
+    return bool(inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
 
 
 def verdict(element: bytes) -> bytes:
     """Return the verdict of a map element from the answer for it."""
-    return _inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
+    return inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
 
 
 def target(element: bytes) -> str:
     """Return the chain that a map element leads to from the answer for it."""
-    return _inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
+    return inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
 
 
 def expected_elements(rule: bytes) -> list[Element]:
@@ -186,18 +213,18 @@ def expected_elements(rule: bytes) -> list[Element]:
     loaded: tuple[int, ...] = ()
     compared: dict[tuple[int, ...], bytes] = {}
     immediates: list[bytes] = []
-    for name, data in _expressions(rule):
+    for name, data in expressions(rule):
         values = dict(attributes(data))
         if name == "meta":
             loaded = (int.from_bytes(values[META_KEY]),)
         elif name == "payload":
-            loaded = tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
+            loaded = payload(values)
         elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
-            compared[loaded] = _inside(values[CMP_DATA], DATA_VALUE)
+            compared[loaded] = inside(values[CMP_DATA], DATA_VALUE)
         else:
             loaded = ()
         if name == "immediate":
-            immediates.append(_inside(values[IMMEDIATE_DATA], DATA_VALUE))
+            immediates.append(inside(values[IMMEDIATE_DATA], DATA_VALUE))
     version, pod = compared.get(NFPROTO, b"\0"), b"".join(immediates[-2:-1])
     daddr = DADDR.get(version[0])
     if daddr is None or len(pod) != daddr[2] or L4PROTO not in compared or DPORT not in compared:
@@ -220,42 +247,55 @@ def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
 
     Such a map has another name in every table.
     """
-    expressions = [(name, b"" if name == "counter" else data) for name, data in _expressions(rule)]
-    own = any(name == "lookup" and _inside(data, LOOKUP_SET).startswith(b"__") for name, data in expressions)
-    return None if own else expressions
+    effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
+    own = any(name == "lookup" and inside(data, LOOKUP_SET).startswith(b"__") for name, data in effects)
+    return None if own else effects
 
 
-def _body(*parts: bytes, family: str = FAMILY) -> bytes:
+def body(*parts: bytes, family: str = FAMILY) -> bytes:
+    """Return the body of a message about something of a family."""
     return struct.pack(">BBH", FAMILIES[family], 0, 0) + b"".join(parts)
 
 
-def _in_table(table: str = TABLE) -> bytes:
-    return attribute(IN_TABLE, _text(table))
+def in_table(table: str = TABLE) -> bytes:
+    """Name the table."""
+    return attribute(IN_TABLE, c_string(table))
 
 
 def _packed(key: str) -> bytes:
     return bytes.fromhex(key.replace("-", ""))
 
 
-def _text(text: str) -> bytes:
+def c_string(text: str) -> bytes:
+    """Return a name as the kernel has it."""
     return text.encode() + b"\0"
 
 
 def _elements(elements: Sequence[Element]) -> bytes:
     """Name elements of one map."""
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
-    in_map = attribute(SET_ELEM_LIST_SET, _text(elements[0][0]))
-    return _body(_in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+    in_map = attribute(SET_ELEM_LIST_SET, c_string(elements[0][0]))
+    return body(in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
 
 
-def _inside(data: bytes, *path: int) -> bytes:
+def _first(data: bytes) -> bytes:
+    return next(attributes(data))[1]
+
+
+def inside(data: bytes, *path: int) -> bytes:
     """Return the value of an attribute within attributes, empty if it is not there."""
     for kind in path:
         data = dict(attributes(data)).get(kind, b"")
     return data
 
 
-def _expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
-    for _, expression in attributes(_inside(rule[4:], RULE_EXPRESSIONS)):
+def payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
+    """Return what of a packet a payload expression loads, as in ``DPORT``."""
+    return tuple(int.from_bytes(values[kind]) for kind in (PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN))
+
+
+def expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return name and attributes of each expression from the answer for a rule."""
+    for _, expression in attributes(inside(rule[4:], RULE_EXPRESSIONS)):
         parts = dict(attributes(expression))
         yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
+# libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
+GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
 
 
 # in this order: a batch can fail for several reasons at once, and a key that has a holder is the one to look at first
@@ -49,17 +51,21 @@ class Nft:
         if not commands:
             return
         # on one line: libnftables marks the column of what was refused, but shows the first line whatever line it is
-        status, _, error = self._context.cmd(COMMAND_END.join(commands))
+        status, _, error = self._ask(COMMAND_END.join(commands))
         if status:
             raise _failure(error, commands)
 
     def listing(self, what: str) -> list[dict[str, Any]]:
         """Return the objects of ``list WHAT`` in libnftables' JSON, an empty list if there is no such thing."""
         command = f"list {what}"
-        status, output, error = self._context.cmd(command)
+        status, output, error = self._ask(command)
         if not status:
-            objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
-            return objects
+            try:
+                return _objects(output)
+            except NFTError:
+                if not what.startswith("tables"):
+                    raise
+                return self._tables(command)
         failure = _failure(error, [command])
         if isinstance(failure, NotFoundError):
             return []
@@ -67,20 +73,43 @@ class Nft:
 
     def rules(self, chain: str) -> dict[int, str]:
         """Return the rules of a chain, ``FAMILY TABLE NAME``, as nft prints them, by handle; none if it is gone."""
-        self._context.set_json_output(False)
         self._context.set_handle_output(True)
         self._context.set_stateless_output(True)
         try:
-            _, output, _ = self._context.cmd(f"list chain {chain}")
+            output = self._text(f"list chain {chain}")
         finally:
             self._context.set_stateless_output(False)
             self._context.set_handle_output(False)
-            self._context.set_json_output(True)
         return {int(handle): rule for rule, handle in re.findall(r"^\t\t(.*) # handle (\d+)$", output, re.MULTILINE)}
+
+    def _tables(self, command: str) -> list[dict[str, Any]]:
+        """Return the tables of a listing whose JSON ends at one with flags that libnftables does not know."""
+        from cni_hostport.lookup import Lookup
+
+        tables = [line.split() for line in self._text(command).splitlines() if line.startswith("table ")]
+        lookup = Lookup()
+        return [
+            {"table": {"family": family, "name": name} | ({"flags": "dormant"} if dormant else {})}
+            for _, family, name, *_ in tables
+            for dormant in [lookup.is_dormant(name, family)]
+        ]
+
+    def _text(self, command: str) -> str:
+        self._context.set_json_output(False)
+        try:
+            _, output, _ = self._ask(command)
+        finally:
+            self._context.set_json_output(True)
+        return output
+
+    def _ask(self, command: str) -> tuple[int, str, str]:
+        # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
+        status, output, error = self._context.cmd(command.encode())
+        return status, output.decode(errors="replace"), error.decode(errors="replace")
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        from cni_hostport.installed import state_of
+        from cni_hostport.listings import state_of
 
         return {what: self.listing(what) for what in state_of(key)}
 
@@ -96,6 +125,20 @@ class Nft:
 
         # one call for each: nftables 1.0.6 fails on several lists in one
         return Installed.read(item for what in EVERYBODYS for item in self.listing(what))
+
+
+def _objects(output: str) -> list[dict[str, Any]]:
+    """Read a listing; raises ``NFTError`` if it is not JSON."""
+    if not output:
+        return []
+    try:
+        objects: list[dict[str, Any]] = json.loads(output, strict=False)["nftables"]
+    except (ValueError, KeyError, TypeError):
+        try:
+            objects = json.loads(GARBAGE.sub(r"\1", output), strict=False)["nftables"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise NFTError([(f"libnftables' listing cannot be read: {error}", "")]) from error
+    return objects
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:

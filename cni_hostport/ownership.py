@@ -5,12 +5,11 @@ Every change is one transaction that fails if what it was built from is no longe
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 
 from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, PortTakenError, UnavailableError
+from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
@@ -38,7 +37,9 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
             nft.run(_replace(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
             if error.of_other_declarations:
-                declare_again(nft)
+                from cni_hostport import upgrade
+
+                upgrade.declare_again(nft)
             elif not error.may_be_a_race:
                 raise
             refusal = error
@@ -78,34 +79,6 @@ def _replace(
     ]
 
 
-def declare_again(nft: Nft) -> None:
-    """Put what another version of this plugin declared in the form that it has now, in one transaction.
-
-    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the declarations then finds
-    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
-    """
-    installed = nft.installed()
-    with suppress(NotFoundError, ExistsError):
-        nft.run([*installed.declared_again(), *_guards(installed)])
-
-
-def _guards(installed: Installed) -> list[str]:
-    """Return the commands that guard the interfaces which an older version opened for its attachments."""
-    commands = []
-    for element in installed.elements:
-        if (
-            element.map == "pods_ip4"
-            and element.address
-            and element.holder
-            and element.holder not in installed.interfaces
-        ):
-            with suppress(host.NoRouteError):
-                route = host.route_to(element.address)
-                if route.prefix_length and localnet.is_open(route.interface):
-                    commands += ruleset.guard(element.holder, route.interface, opens=True)
-    return commands
-
-
 def run_on_base(nft: Nft, commands: list[str]) -> None:
     """Declare the base and run commands, in one transaction.
 
@@ -118,7 +91,9 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
             if not error.of_other_declarations:
                 raise
             refusal = error
-        declare_again(nft)
+        from cni_hostport import upgrade
+
+        upgrade.declare_again(nft)
     raise lost_races(refusal)
 
 
@@ -155,7 +130,8 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
     for holder, reason in leaving.items():
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
-        _forget_flows([element for element in installed.of(holder) if (element.map, element.key) not in wanted], log)
+        gone = [element for element in installed.of(holder) if reason or (element.map, element.key) not in wanted]
+        _forget_flows(gone, log)
     _close_localnet(installed, leaving, log)
 
 
@@ -167,7 +143,7 @@ def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], 
     key = attachment.key
     commands = [*base(), deleted(verb, key), deleted("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
-        commands += ruleset.guard(key, plan.interface, opens=not localnet.is_open(plan.interface))
+        commands += ruleset.guard(plan.interface, opens=not localnet.is_open(plan.interface), needed_by=key)
     return [*commands, *ruleset.attach(attachment, plan, holders)]
 
 
@@ -261,15 +237,9 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:
-    ports = [
-        (element.address, number)
-        for element in elements
-        if element.map in PORT_MAPS
-        for protocol, number in [element.port]
-        if protocol == "udp"
-    ]
-    if ports:
-        pods = [element.address for element in elements if element.map in POD_MAPS and element.address]
+    ports = [element.place for element in elements if element.map in PORT_MAPS]
+    pods = [element.address.packed for element in elements if element.map in POD_MAPS and element.address]
+    if ports and pods:
         conntrack.forget_to(pods, ports, log)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.ownership import Log
     from cni_hostport.plan import Plan
@@ -32,8 +31,10 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     plan = plan_of(call)
     if plan is None:
         return result
-    from cni_hostport import ownership
+    from cni_hostport import ownership, portmap
+    from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
+    from cni_hostport.skel import AFTERWARDS
 
     for mapping, reason in plan.unmapped:
         log(f"host port {mapping} is not mapped: {reason}")
@@ -43,6 +44,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         return result
 
     def attempt() -> Plan:
+        portmap.make_room(Lookup(), attachment, plan, log)
         return ownership.claim(nft, attachment, plan, log)
 
     try:
@@ -54,7 +56,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
         installed = departure.claim(attempt, refusal, call, log)
     try:
-        follow_up(nft, installed, log)
+        follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
         from contextlib import suppress
 
@@ -67,21 +69,27 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     return result
 
 
-def follow_up(nft: Nft, plan: Plan, log: Log) -> None:
-    """Do what an installed plan needs besides its rules.
+def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
+    """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
     from cni_hostport import conntrack, localnet
 
     localnet.open_for(plan, log)
-    if any(forward.protocol == "udp" for forward in plan.forwards):
-        conntrack.forget_elsewhere(plan.forwards, lambda: nft.installed().given_udp_ports, log)
+    if not leave:
+        conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
+        return
+    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    if udp.forwards:  # their clients may be sending right now
+        conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
+    if plan.forwards:
+        leave(lambda: conntrack.forget_the_rest(plan, log))
 
 
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
-    from cni_hostport import deletion
+    from cni_hostport import deletion, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.table import RESTORING
 
@@ -92,21 +100,7 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log)
-    elif _may_map(call):
-        _tell_leftovers_of_portmap(lookup, call, log)
-
-
-def _tell_leftovers_of_portmap(lookup: Lookup, call: Call, log: Log) -> None:
-    from cni_hostport import portmap
-
-    try:
-        backends = portmap.backends_with_leftovers(lookup, call)
-    except NFTError:
-        return  # an advice, not the operation
-    if backends:
-        from cni_hostport import ownership
-
-        ownership.announce(log, portmap.advice(call, backends))
+    portmap.delete(lookup, call, log)
 
 
 def check(call: Call, _log: Log) -> None:

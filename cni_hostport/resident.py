@@ -2,7 +2,8 @@
 
 Children wait on the listening socket before there is a call, so that a call does not wait for a fork. A child takes the
 caller's streams, environment, network namespace and directories, and then is what the executable would have been: it
-runs the same entry point, and ends. ``handover`` has the caller's side and the protocol.
+runs the same entry point, and ends. ``handover`` has the caller's side and the protocol. Besides, the addresses of
+Services are watched (``ipvs``).
 """
 
 import fcntl
@@ -20,7 +21,7 @@ from errno import EAGAIN
 from importlib import import_module
 from typing import NoReturn
 
-from cni_hostport import departure, host, netlink, skel
+from cni_hostport import afterwards, departure, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 
@@ -49,7 +50,7 @@ OPERATIONS_IMPORT = (
         )
     ),
     "nftables",
-    "pyroute2.netlink.nfnetlink.nfctsocket",
+    "pyroute2",
     "random",
     "syslog",
     "traceback",
@@ -71,10 +72,13 @@ def serve(path: str = SOCKET) -> NoReturn:
     children, waiting = set[int](), set[int]()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that ended
     events = select.poll()
+    watch = ipvs.Watch(events)
     while True:
+        watch.work()
         lacks = len(waiting) < SPARES and len(children) < MOST
-        heard = events.poll(None if not lacks else WHILE_ONE_WAITS if waiting else 0)
-        if lacks and not heard:
+        ready = [found for found, _ in events.poll(None if not lacks else WHILE_ONE_WAITS if waiting else 0)]
+        heard = [descriptor for descriptor in ready if not watch.takes(descriptor)]
+        if lacks and not (ready if waiting else heard):
             hears, tells = os.pipe()
             if not os.fork():
                 os.close(alive)
@@ -83,7 +87,7 @@ def serve(path: str = SOCKET) -> NoReturn:
             children.add(hears)
             waiting.add(hears)
             events.register(hears, select.POLLIN)
-        for descriptor, _ in heard:
+        for descriptor in heard:
             if os.read(descriptor, 1):
                 waiting.discard(descriptor)
                 continue
@@ -154,6 +158,7 @@ def _rehearse(stage: int) -> None:
     for command in ("ADD", "DEL"):
         skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())
     netlink.KEPT.clear()
+    skel.AFTERWARDS.clear()
 
 
 def _answer(connection: socket.socket) -> None:
@@ -181,4 +186,8 @@ def _answer(connection: socket.socket) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
+        if skel.AFTERWARDS:
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         connection.send(bytes([status]))
+    if skel.AFTERWARDS:
+        afterwards.run(skel.AFTERWARDS)

@@ -60,18 +60,18 @@ def attach(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | 
     return commands + [create(name, ", ".join(elements)) for name, elements in by_map.items()]
 
 
-def guard(key: str, interface: int, *, opens: bool) -> list[str]:
+def guard(interface: int, *, opens: bool, needed_by: str = "") -> list[str]:
     """Return the commands that guard an interface, by its index, on which an attachment needs ``route_localnet``.
 
-    ``opens`` tells whether this plugin is the one that sets it.
+    ``opens`` tells whether this plugin is the one that sets it, ``needed_by`` is the attachment's key.
     """
     opened = f' comment "{OPENED}"' if opens else ""
     chain = localnet_chain(interface)
-    return [
+    commands = [
         f"add chain {FAMILY} {TABLE} {chain}",
         f"add element {FAMILY} {TABLE} {LOCALNET} {{ {interface}{opened} }}",
-        create(LOCALNET_NEEDS, f"{as_address(key)} : goto {chain}"),
     ]
+    return commands + ([create(LOCALNET_NEEDS, f"{as_address(needed_by)} : goto {chain}")] if needed_by else [])
 
 
 def holder(port: str, comment: str, key: str) -> str:
@@ -156,6 +156,6 @@ def probe(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
     return [
         *base(),
         *attach(Attachment("probe", "probe", ".."), plan),
-        *guard(Attachment("probe", "probe", "..").key, 0, opens=True),
+        *guard(0, opens=True, needed_by=Attachment("probe", "probe", "..").key),
         f"delete chain {FAMILY} {TABLE} {dnat_chain('cannot-exist')}",
     ]

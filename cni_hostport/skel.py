@@ -41,6 +41,9 @@ REQUIRED = {
 }
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
+# what the call leaves to be done once the caller has its answer
+AFTERWARDS: list[Callable[[], None]] = []
+
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 

@@ -4,6 +4,7 @@ Imports nothing, so that those who only want a name pay for nothing else.
 """
 
 FAMILY, TABLE = "inet", "hostport"
+PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
 
 PORT_MAPS = {
     "hostports": "nf_proto . inet_proto . inet_service",

@@ -5,10 +5,10 @@ set -euo pipefail
 
 usage() {
     cat <<USAGE
-Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [kubelet]
+Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [kubernetes]
 
 Builds into \$HOSTPORT_TOOLS, by default .cache/bin of this checkout. Needs a Go toolchain; everything comes from the Go
-module proxy. kubelet takes a few minutes, the others less than two.
+module proxy. kubernetes (kubelet and kube-proxy) takes a few minutes, the others less than two.
 USAGE
 }
 
@@ -40,21 +40,24 @@ build_containerd() {
 }
 
 # k8s.io/kubernetes has replace lines, which go install refuses: a module around it repeats them with versions
-build_kubelet() {
-    have kubelet && return
-    local work manifest
+build_kubernetes() {
+    have kubelet kube-proxy && return
+    local work manifest program
     work=$(mktemp -d)
     trap 'rm -rf -- "$work"' RETURN
     cd "$work"
     manifest=$(go mod download -json "k8s.io/kubernetes@v1.$kubernetes" | sed -n 's/.*"GoMod": "\(.*\)".*/\1/p')
     {
-        printf 'module kubelet\n\ngo %s\n\n' "$(sed -n 's/^go //p' "$manifest")"
+        printf 'module tools\n\ngo %s\n\n' "$(sed -n 's/^go //p' "$manifest")"
         printf 'require k8s.io/kubernetes v1.%s\n\n' "$kubernetes"
         sed -n "s#^[[:space:]]*\(k8s.io/[^ ]*\) => ./staging/.*#replace \1 => \1 v0.$kubernetes#p" "$manifest"
     } >go.mod
-    printf 'package kubelet\n\nimport _ "k8s.io/kubernetes/cmd/kubelet/app"\n' >kubelet.go
+    printf 'package tools\n' >tools.go
+    for program in kubelet kube-proxy; do
+        printf 'import _ "k8s.io/kubernetes/cmd/%s/app"\n' $program >>tools.go
+    done
     go mod tidy -e
-    go build -mod=mod -o "$tools/kubelet" k8s.io/kubernetes/cmd/kubelet
+    go build -mod=mod -o "$tools/" k8s.io/kubernetes/cmd/{kubelet,kube-proxy}
 }
 
 case ${1:-} in --help | -h) usage && exit ;; esac
@@ -63,10 +66,10 @@ command -v go >/dev/null || {
     exit 1
 }
 mkdir -p -- "$tools"
-[ $# -gt 0 ] || set -- cnitool plugins containerd kubelet
+[ $# -gt 0 ] || set -- cnitool plugins containerd kubernetes
 for tool in "$@"; do
     case $tool in
-        cnitool | plugins | containerd | kubelet) ("build_$tool") ;;
+        cnitool | plugins | containerd | kubernetes) ("build_$tool") ;;
         *) usage >&2 && exit 2 ;;
     esac
 done

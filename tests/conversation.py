@@ -9,21 +9,20 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from lab import Namespace, Pod
+    from lab import Namespace
 
 
 class Conversation:
-    """A client's connection to ``address`` and ``port`` that leads to a pod's ``container_port``."""
+    """A client's connection to ``address`` and ``port`` that leads to a server's ``server_port``."""
 
-    def __init__(self, client: Namespace, address: str, port: int, pod: Pod, container_port: int = 8888) -> None:
+    def __init__(self, client: Namespace, address: str, port: int, server: Namespace, server_port: int = 8888) -> None:
         self._closing = contextlib.ExitStack()
         self._client, self._address, self._port = client, address, port
-        self._pod, self._container_port = pod, container_port
+        self._server, self._server_port = server, server_port
 
     def __enter__(self) -> Self:
-        pod_address = self._pod.ip6 if ":" in self._address else self._pod.ip4
-        with self._pod.socket("tcp", pod_address) as listening:
-            listening.bind((pod_address, self._container_port))
+        with self._server.socket("tcp", self._address) as listening:
+            listening.bind(("", self._server_port))
             listening.listen()
             listening.settimeout(3)
             self._asking = self._closing.enter_context(self._client.socket("tcp", self._address))
@@ -38,7 +37,12 @@ class Conversation:
 
     def goes_on(self) -> bool:
         """Tell whether each end still hears the other."""
-        return _hears(self._asking.send, self._answering) and _hears(self._answering.send, self._asking)
+        return self.is_heard() and _hears(self._answering.send, self._asking)
+
+    def is_heard(self, timeout: float = 3) -> bool:
+        """Tell whether the server still hears the client."""
+        self._answering.settimeout(timeout)
+        return _hears(self._asking.send, self._answering)
 
 
 def _hears(send: Callable[[bytes], int], hearing: socket.socket) -> bool:

@@ -51,6 +51,8 @@ class Practice:
 
     def finding(self, **places: Sequence[Path]) -> Statement:
         """The only finding; without the container that made it, the same node has none."""
-        (one,) = self.finds(**places)
+        found = self.finds(**places)
+        assert len(found) == 1, found
+        (one,) = found
         assert one.meaning
         return one

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from cni_hostport import plugin
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.nft import Nft
-from cni_hostport.operate import conflists, leftovers, mappings, node, runtimes
+from cni_hostport.operate import (
+    conflists,
+    firewalls,
+    hidden,
+    leftovers,
+    local_addresses,
+    mappings,
+    node,
+    runtimes,
+)
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
 
@@ -99,7 +108,7 @@ def nftables(examination: Examination) -> Iterator[Statement]:
         )
         return
     version = next(
-        (item["metainfo"]["version"] for item in examination.nft.listing("tables") if "metainfo" in item), ""
+        (item["metainfo"]["version"] for item in examination.nft.listing("chains") if "metainfo" in item), ""
     )
     yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
 
@@ -119,8 +128,23 @@ CHECKS = (
     ),
     Check(
         "the forward policy",
-        "no other table drops by policy what is forwarded",
-        lambda it: node.forward_policy(it.nft, it.mappings),
+        "no other table drops connections to host ports by default",
+        lambda it: firewalls.forward_policy(it.nft, it.mappings),
+    ),
+    Check(
+        "the addresses of Services",
+        "no address of this node is one of a Service (kube-proxy's IPVS mode)",
+        lambda it: local_addresses.services(it.nft, it.mappings),
+    ),
+    Check(
+        "the host addresses of mappings",
+        "this node has every address that is a hostIP",
+        lambda it: local_addresses.host_ips(it.mappings),
+    ),
+    Check(
+        "who listens on mapped ports",
+        "no program of this node listens on a mapped port",
+        lambda it: hidden.listeners(it.mappings),
     ),
     Check(
         "the base rules",
@@ -130,7 +154,7 @@ CHECKS = (
     Check(
         "route_localnet",
         "nobody else can reach what listens on this node's 127.0.0.1",
-        lambda it: node.route_localnet(it.nft),
+        lambda it: node.route_localnet(it.nft, it.installed),
     ),
     Check(
         "the holders of host ports",

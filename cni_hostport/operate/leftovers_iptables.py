@@ -11,13 +11,12 @@ import shutil
 import subprocess
 from ipaddress import ip_address
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate.leftovers_nftables import Leftover
-from cni_hostport.portmap import chain_name
+from cni_hostport.operate.leftovers_nftables import Leftover, Translation
+from cni_hostport.portmap import PREFIX, TOP, MissingProgramError, Rules, chain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,13 +24,12 @@ if TYPE_CHECKING:
 
     from cni_hostport.nft import Nft
 
-TOP = "CNI-HOSTPORT-DNAT"
 COMMENT = re.compile(r'dnat name: "(?P<network>[^"]*)" id: "(?P<container_id>[^"]*)"')
-JUMP = re.compile(r"-A (?P<source>\S+) .*-[jg] (?P<target>CNI-DN-[0-9a-f]+)$")
+JUMP = re.compile(rf"-A (?P<source>\S+) .*-[jg] (?P<target>{PREFIX}[0-9a-f]+)$")
 PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
-NAMES = Path("/proc/thread-self/net")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 WAIT = "--wait=5"  # seconds, for the lock of legacy iptables
+ATTEMPTS = 5
 
 
 def find(_nft: Nft) -> list[Leftover]:
@@ -39,17 +37,38 @@ def find(_nft: Nft) -> list[Leftover]:
 
     Raises ``CNIError`` if there is something that only a missing program can show, or one that fails, and ``NFTError``.
     """
-    return [leftover for family in PROGRAMS for prefix in _in_use(family) for leftover in _of(family, prefix)]
+    return of(Rules(Lookup()))
 
 
-def _in_use(family: str) -> Iterator[str]:
-    """Return what the programs are called that have rules of portmap's to show: nothing is loaded by asking."""
-    program = PROGRAMS[family]
-    if Lookup().has_chain(TOP, "nat", family):
-        yield f"{program}-nft"
-    names = NAMES / f"{family}_tables_names"
-    if names.exists() and "nat" in names.read_text().split():
-        yield f"{program}-legacy"
+def of(rules: Rules) -> list[Leftover]:
+    """Return what ``find`` does, of rules that were looked for already."""
+    prefixes = [(family, f"{PROGRAMS[family]}-nft") for family, _, _ in rules.in_iptables]
+    prefixes += [(family, f"{PROGRAMS[family]}-legacy") for family in rules.in_legacy_iptables()]
+    return [leftover for family, prefix in prefixes for leftover in _of(family, prefix)]
+
+
+def remove_legacy(family: str, chain: str) -> None:
+    """Remove a chain, and the rules that jump there, from what legacy iptables has of an IP family.
+
+    Raises ``CNIError`` with code 102 if that fails for other reasons than that others changed it at the same moment.
+    """
+    prefix = f"{PROGRAMS[family]}-legacy"
+    for last in (*[False] * (ATTEMPTS - 1), True):
+        lines = _run([_program(f"{prefix}-save"), "-t", "nat"]).splitlines()
+        if not any(line.startswith(f":{chain} ") for line in lines):
+            return
+        jumps = [
+            line for line in lines if (jump := JUMP.match(line)) and (jump["source"], jump["target"]) == (TOP, chain)
+        ]
+        commands = (*(line.replace("-A", "-D", 1) for line in jumps), f"-F {chain}", f"-X {chain}")
+        text = "\n".join(("*nat", *commands, "COMMIT", ""))
+        try:
+            _run([_program(f"{prefix}-restore"), "--noflush", WAIT], text)
+        except CNIError:
+            if last:
+                raise
+        else:
+            return
 
 
 def _of(family: str, prefix: str) -> Iterator[Leftover]:
@@ -60,38 +79,35 @@ def _of(family: str, prefix: str) -> Iterator[Leftover]:
         if jump:
             jumps.setdefault(jump["target"], []).append(line)
     for chain, lines in jumps.items():
-        container_id = _owner(chain, lines)
+        network, container_id = _owner(chain, lines)
         if container_id:
-            targets = list(_targets(line for line in rules if line.startswith(f"-A {chain} ")))
-            yield Leftover(
-                family,
-                container_id,
-                _addresses(target for _, target in targets),
-                tuple(f"{host} -> {target}" for host, target in targets),
-                (*(line.replace("-A", "-D", 1) for line in lines), f"-F {chain}", f"-X {chain}"),
-                f"{prefix}-restore",
-            )
+            translations = tuple(_translations(line for line in rules if line.startswith(f"-A {chain} ")))
+            addresses = _addresses(one.target for one in translations)
+            yield Leftover(family, container_id, addresses, translations, "iptables", network)
 
 
-def _owner(chain: str, jumps: Sequence[str]) -> str:
-    """Return the container of a chain, empty if anything about it is not portmap's: who else jumps there, its name."""
+def _owner(chain: str, jumps: Sequence[str]) -> tuple[str, str]:
+    """Return network and container of a chain.
+
+    They are empty if anything about it is not portmap's: who else jumps there, its name.
+    """
     owners = set()
     for line in jumps:
         words = shlex.split(line)
         comment = COMMENT.fullmatch(words[words.index("--comment") + 1]) if "--comment" in words else None
         owners.add((comment["network"], comment["container_id"]) if comment and words[1] == TOP else ("", ""))
     network, container_id = owners.pop()
-    return container_id if not owners and chain_name(network, container_id) == chain else ""
+    known = not owners and chain_name(network, container_id) == chain
+    return (network, container_id) if known else ("", "")
 
 
-def _targets(rules: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Return the host's side and the container's of what rules translate."""
+def _translations(rules: Iterable[str]) -> Iterator[Translation]:
     for rule in rules:
         words = shlex.split(rule)
         given = dict(pairwise(words))
         if "--to-destination" in given:
-            host = f" on {given['-d'].partition('/')[0]}" if "-d" in given else ""
-            yield f"{given.get('--dport', '?')}/{given.get('-p', '?')}{host}", given["--to-destination"]
+            host = given.get("-d", "").partition("/")[0]
+            yield Translation(given.get("--dport", "?"), given.get("-p", "?"), host, given["--to-destination"])
 
 
 def _addresses(targets: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
@@ -102,18 +118,13 @@ def _addresses(targets: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
         return frozenset()
 
 
-def restore(program: str, commands: Sequence[str]) -> None:
-    """Run lines of one IP family's nat table, all of them or, with a ``CNIError``, none."""
-    text = "\n".join(("*nat", *commands, "COMMIT", ""))
-    _run([_program(program), "--noflush", WAIT], text)
-
-
 def _program(name: str) -> str:
-    found = shutil.which(name, path=PATH)
-    if not found and "-nft" in name:
-        found = shutil.which(name.replace("-nft", ""), path=PATH)
+    names = [name, name.replace("-nft", "")]
+    found = next(filter(None, (shutil.which(one, path=PATH) for one in names)), None)
     if not found:
-        raise CNIError(Code.HOST_SETTING, f"there are rules of iptables, and {name} is not installed to show them")
+        raise MissingProgramError(
+            Code.HOST_SETTING, f"there are rules of iptables, and {name} is not installed to show them"
+        )
     return found
 
 

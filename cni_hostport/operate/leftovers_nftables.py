@@ -1,4 +1,4 @@
-"""portmap's nftables back end: its tables ``cni_hostport``, in which the comment of a rule is the container's ID.
+"""portmap's nftables back end: its tables, in which the comment of a rule is the container's ID.
 
 Source: containernetworking/plugins, plugins/meta/portmap/portmap_nftables.go.
 """
@@ -10,35 +10,62 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
+from cni_hostport.portmap import CHAINS, FAMILIES, TABLE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_hostport.nft import Nft
+    from cni_hostport.plan import Forward
 
-TABLE = "cni_hostport"
-CHAINS = ("hostports", "hostip_hostports", "masquerading")
-FAMILIES = ("ip", "ip6")
+VERSIONS = {"ip": 4, "ip6": 6}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A host port that a rule of portmap's translates, in the words of the rule; ``host`` is empty for any address."""
+
+    port: str
+    protocol: str
+    host: str
+    target: str
+
+    def __str__(self) -> str:
+        """Say what it is in a line."""
+        return f"{self.port}/{self.protocol}{self.host and f' on {self.host}'} -> {self.target}"
+
+    def takes(self, forward: Forward) -> bool:
+        """Tell whether connections for a forward of the same IP version come to this instead.
+
+        What is for one address is more specific than a forward for all, and no matter for that.
+        """
+        same_port = (self.port, self.protocol) == (str(forward.host_port), forward.protocol)
+        return same_port and (not self.host or ip_address(self.host) == forward.host_ip)
 
 
 @dataclass(frozen=True)
 class Leftover:
     """What portmap has of one container, in one IP family, by one of its back ends.
 
-    ``addresses`` are those that its rules lead to, ``mappings`` show them to a person, ``commands`` remove them:
-    nft's, or lines for ``program``, one of the iptables-restore.
+    ``addresses`` are those that its rules lead to. What iptables has is of one ``network``, and of no known one
+    otherwise.
     """
 
     family: str
     container_id: str
     addresses: frozenset[IPv4Address | IPv6Address]
-    mappings: tuple[str, ...]
-    commands: tuple[str, ...]
-    program: str = ""
+    translations: tuple[Translation, ...]
+    back_end: str = "nftables"
+    network: str = ""
 
     def __str__(self) -> str:
         """Say what it is in a line."""
-        back_end = "iptables" if self.program else "nftables"
-        return f"container {self.container_id} ({back_end}, {self.family}): {', '.join(self.mappings) or 'no mapping'}"
+        shown = ", ".join(map(str, self.translations)) or "no mapping"
+        return f"container {self.container_id} ({self.back_end}, {self.family}): {shown}"
+
+    def takes(self, forward: Forward) -> bool:
+        """Tell whether connections for a forward come to these rules instead."""
+        return VERSIONS[self.family] == forward.version and any(one.takes(forward) for one in self.translations)
 
 
 def find(nft: Nft) -> list[Leftover]:
@@ -56,8 +83,7 @@ def find(nft: Nft) -> list[Leftover]:
                     family,
                     container_id,
                     frozenset(address for rule in of for address in _addresses(rule)),
-                    tuple(line for rule in of for line in _mapping(rule)),
-                    tuple(f"delete rule {family} {TABLE} {rule['chain']} handle {rule['handle']}" for rule in of),
+                    tuple(one for rule in of for one in _translation(rule)),
                 )
             )
     return found
@@ -84,9 +110,12 @@ def _addresses(rule: dict[str, Any]) -> Iterator[IPv4Address | IPv6Address]:
             yield ip_address(text)
 
 
-def _mapping(rule: dict[str, Any]) -> Iterator[str]:
+def _translation(rule: dict[str, Any]) -> Iterator[Translation]:
     dnat = _dnat(rule)
     if dnat:
-        ports = [f"{value}/{protocol}" for protocol, field, value in _matches(rule) if field == "dport"]
-        hosts = [f" on {value}" for _, field, value in _matches(rule) if field == "daddr"]
-        yield f"{''.join(ports + hosts)} -> {dnat['addr']} port {dnat.get('port', 'unchanged')}"
+        matches = list(_matches(rule))
+        ports = [(str(value), protocol) for protocol, field, value in matches if field == "dport"]
+        hosts = [str(value) for _, field, value in matches if field == "daddr"]
+        for port, protocol in ports:
+            target = f"{dnat['addr']} port {dnat.get('port', 'unchanged')}"
+            yield Translation(port, protocol, "".join(hosts), target)

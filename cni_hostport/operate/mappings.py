@@ -5,27 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport import host
 from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
-from cni_hostport.installed import PROTOCOLS, Installed
-from cni_hostport.plan import EVERYWHERE
+from cni_hostport.installed import Installed
+from cni_hostport.operate import translation
+from cni_hostport.operate.translation import ANY
 from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.installed import Element
     from cni_hostport.nft import Nft
+    from cni_hostport.operate.translation import Translation
 
-    Address = IPv4Address | IPv6Address
-    Expressions = Iterable[Mapping[str, Any]]
-
-ANY: dict[int, IPv4Address | IPv6Address] = {
-    network.version: network.network_address for network in EVERYWHERE.values()
-}
 VERSIONS = {"ipv4": 4, "ipv6": 6, "ip": 4, "ip6": 6}
 
 
@@ -41,8 +37,9 @@ class Holder(StrEnum):
 class PortMapping:
     """One host port of one IP family that leads to a pod.
 
-    ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address; ``pod_ip`` and ``pod_port`` are ``None`` where the
-    rule that translates to them is missing; ``network`` is a name, or the hash of one that the ruleset does not hold.
+    ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address; ``rule`` is the one that translates, ``None`` where it
+    is missing, as ``pod_ip`` and ``pod_port`` are then; ``network`` is a name, or the hash of one that the ruleset does
+    not hold.
     """
 
     protocol: str
@@ -58,6 +55,7 @@ class PortMapping:
     holder: Holder
     connections: int
     key: str
+    rule: Translation | None
 
     @property
     def version(self) -> int:
@@ -65,18 +63,23 @@ class PortMapping:
         return self.host_ip.version
 
     @property
+    def conditional(self) -> bool:
+        """Whether connections have to meet conditions, the host address aside, to be translated."""
+        return self.rule is not None and self.rule.conditional
+
+    @property
     def host(self) -> str:
         """The host's side, as in ``[::]:8080/tcp``."""
-        return f"{_socket(self.host_ip, self.host_port)}/{self.protocol}"
+        return f"{socket(self.host_ip, self.host_port)}/{self.protocol}"
 
     @property
     def target(self) -> str:
         """The pod's side, as in ``10.88.0.2:80``; ``-`` where no rule translates to one."""
-        return "-" if self.pod_ip is None else _socket(self.pod_ip, self.pod_port or 0)
+        return "-" if self.pod_ip is None else socket(self.pod_ip, self.pod_port or 0)
 
     def json(self) -> dict[str, Any]:
-        """Return its parts, addresses as text."""
-        parts = {name: getattr(self, name) for name in self.__slots__}
+        """Return its parts but for the rule, addresses as text."""
+        parts = {name: getattr(self, name) for name in self.__slots__ if name != "rule"}
         return parts | {"host_ip": str(self.host_ip), "pod_ip": self.pod_ip and str(self.pod_ip)}
 
     @property
@@ -90,9 +93,9 @@ def read(nft: Nft) -> list[PortMapping]:
     listing = nft.listing(f"table {FAMILY} {TABLE}")
     rules = [item["rule"] for item in listing if "rule" in item]
     installed = Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
-    translations: dict[str, list[_Translation]] = {}
+    translations: dict[str, list[Translation]] = {}
     for rule in rules:
-        translations.setdefault(rule["chain"], []).extend(_translations(rule["expr"]))
+        translations.setdefault(rule["chain"], []).extend(translation.read(rule["expr"]))
     pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}
     holder_of = cache(_holder)
@@ -102,11 +105,13 @@ def read(nft: Nft) -> list[PortMapping]:
         if host_ip is None:
             continue
         protocol, port = element.port
-        pod_ip, pod_port = _target(translations.get(element.chain, ()), host_ip, protocol, port)
+        met = translation.first(translations.get(element.chain, ()), host_ip, protocol, port)
         netns = element.owner.netns
         mappings.append(
             PortMapping(
-                protocol, host_ip, port, pod_ip, pod_port,
+                protocol, host_ip, port,
+                pod_ip=met.pod_ip if met else None,
+                pod_port=met.pod_port if met else None,
                 pod=pods.get(dnat_chain(element.holder), ""),
                 container_id=element.owner.container_id,
                 ifname=element.owner.ifname,
@@ -115,6 +120,7 @@ def read(nft: Nft) -> list[PortMapping]:
                 holder=holder_of(netns, element.owner.identity),
                 connections=element.connections,
                 key=element.holder,
+                rule=met,
             )
         )  # fmt: skip
     return sorted(mappings, key=lambda of: (of.host_port, of.protocol, of.version, int(of.host_ip)))
@@ -141,14 +147,15 @@ def _is_called(pod: str, name: str) -> bool:
     return name in names
 
 
-def _host_ip(element: Element) -> Address | None:
+def _host_ip(element: Element) -> IPv4Address | IPv6Address | None:
     """Return the host address of a port that leads to an attachment, ``None`` for an element of another kind."""
     if element.map not in PORT_MAPS or not element.holder:
         return None
     return element.address or ANY.get(VERSIONS.get(element.key.partition(" ")[0], 0))
 
 
-def _socket(address: IPv4Address | IPv6Address, port: int) -> str:
+def socket(address: IPv4Address | IPv6Address, port: int) -> str:
+    """Write an address and a port, as in ``[::]:8080``."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IP version
 
 
@@ -165,71 +172,3 @@ def _network(key: str, name: str) -> str:
     if Attachment.network_key(name) == wanted:
         return name
     return f"{name}..." if name else wanted  # a name of more than 128 bytes is cut
-
-
-@dataclass(frozen=True, slots=True)
-class _Translation:
-    """What a rule of an attachment translates; ``host_ip`` is ``None`` where it does not compare the host address."""
-
-    protocol: str
-    host_ip: Address | None
-    host_port: int
-    pod_ip: Address
-    pod_port: int
-
-
-def _target(
-    translations: Sequence[_Translation], host_ip: Address, protocol: str, port: int
-) -> tuple[Address, int] | tuple[None, None]:
-    """Return where the first rule that a connection meets leads."""
-    met = [
-        rule
-        for rule in translations
-        if (rule.pod_ip.version, rule.protocol, rule.host_port) == (host_ip.version, protocol, port)
-    ]
-    anywhere = host_ip in ANY.values()
-    for rule in met:
-        if rule.host_ip is None or (rule.host_ip == host_ip and not anywhere):
-            return rule.pod_ip, rule.pod_port
-    # an address that a condition compares looks like the mapping's own; the rules of any address come last
-    return (met[-1].pod_ip, met[-1].pod_port) if met and anywhere else (None, None)
-
-
-def _translations(expressions: Expressions) -> Iterator[_Translation]:
-    try:
-        yield from _read_translations(expressions)
-    except (KeyError, TypeError, ValueError):
-        return  # not a rule of this plugin's
-
-
-def _read_translations(expressions: Expressions) -> Iterator[_Translation]:
-    compared: dict[str, Any] = {}
-    for expression in expressions:
-        if "match" in expression:
-            compared |= _compared(expression["match"])  # conditions come first, the mapping's own comparisons last
-        if "dnat" not in expression:
-            continue
-        dnat = expression["dnat"]
-        if isinstance(dnat["addr"], str):
-            host_ip = ip_address(compared["daddr"]) if "daddr" in compared else None
-            pod_ip = ip_address(dnat["addr"])
-            yield _Translation(compared["l4proto"], host_ip, int(compared["dport"]), pod_ip, int(dnat["port"]))
-        else:
-            for key, value in dnat["addr"]["map"]["data"]["set"]:
-                *address, protocol, port = key["concat"]
-                host_ip = ip_address(address[0]) if address else None
-                pod_ip, pod_port = value["concat"]
-                yield _Translation(PROTOCOLS.get(protocol, protocol), host_ip, port, ip_address(pod_ip), pod_port)
-
-
-def _compared(match: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what has to be equal to one value: ``l4proto``, ``dport`` and ``daddr``."""
-    right = match["right"]
-    if match["op"] != "==" or not isinstance(right, str | int) or not isinstance(match["left"], dict):
-        return {}
-    if match["left"].get("meta", {}).get("key") == "l4proto":
-        return {"l4proto": PROTOCOLS.get(right, right) if isinstance(right, int) else right}
-    payload = match["left"].get("payload", {})
-    if payload.get("field") == "dport":
-        return {"dport": right} | ({} if payload["protocol"] == "th" else {"l4proto": payload["protocol"]})
-    return {"daddr": right} if payload.get("field") == "daddr" else {}

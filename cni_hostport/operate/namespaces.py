@@ -80,7 +80,9 @@ def is_everything_visible() -> bool:
 def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
     """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
 
-    Raises ``CNIError`` with code 102 if that cannot be told.
+    An interface without any global address counts as there: gVisor moves the addresses of its pods from the interface
+    into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees them.
+    Raises ``CNIError`` with code 102 if it cannot be told whether the pod is there.
     """
     where = f"its network namespace {netns}"
     if not netns:
@@ -89,7 +91,7 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
         skel.check_netns(netns)
         with host.inside(netns):
             index = if_nametoindex(ifname)
-            present = {address.ip.ip for address in addresses() if address.interface == index}
+            present = [of for of in addresses() if of.interface == index]
     except CNIError:
         return f"{where} is that of the node now"
     except (OSError, ValueError) as error:
@@ -98,8 +100,10 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
         if host.is_namespace(netns):
             return f"{ifname} is gone from {where}"
         raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
-    lost = [str(ip) for ip in pods if ip not in present]
-    return f"{ifname} in {where} does not have {', '.join(lost)} any more" if lost else ""
+    lost = [str(ip) for ip in pods if ip not in {of.ip.ip for of in present}]
+    if not lost or not any(of.is_global for of in present):
+        return ""
+    return f"{ifname} in {where} does not have {', '.join(lost)} any more"
 
 
 def addresses() -> list[Address]:

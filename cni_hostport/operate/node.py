@@ -1,30 +1,30 @@
-"""The node around the ruleset: settings of the kernel, and the rules of others, that host ports depend on."""
+"""The node around the ruleset: the settings of the kernel that host ports depend on, and the rules below them all."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from socket import if_indextoname
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cni_hostport import comparison
+from cni_hostport import comparison, host
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE
+from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from cni_hostport.installed import Installed
     from cni_hostport.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 
 NET = Path("/proc/sys/net")
 CONF4 = NET / "ipv4/conf"
-LEGACY = Path("/proc/thread-self/net")  # ip_tables_names and ip6_tables_names
 NOT_INTERFACES = {"all", "default"}
 STRICT = 1  # of rp_filter (ip-sysctl.rst)
-VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
 GUARD = "loopback"
 WAY = [name for name in BASE_CHAINS if name != GUARD]
 
@@ -81,56 +81,6 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
         )
 
 
-def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
-    """Say which rules of others can drop what is forwarded; raises ``NFTError`` and ``OSError``."""
-    for item in nft.listing("chains"):
-        chain = item.get("chain", {})
-        if (
-            chain.get("hook") != "forward"
-            or chain.get("type") != "filter"
-            or chain["family"] not in VERSIONS
-            or (chain["family"], chain["table"]) == (FAMILY, TABLE)
-        ):
-            continue
-        place = f"{chain['family']} {chain['table']} {chain['name']}"
-        rules = [of["rule"]["expr"] for of in nft.listing(f"chain {place}") if "rule" in of]
-        ends = bool(rules) and _drops_the_rest(rules[-1])
-        if chain.get("policy") != "drop" and not ends:
-            continue
-        text = f"chain {place} drops what is forwarded and not accepted by its rules"
-        accept = f"nft insert rule {place} ct status dnat accept (and the same where your firewall is configured)."
-        if len(rules) > ends:
-            yield note(
-                text,
-                "Whether its rules accept connections to host ports depends on the packet.",
-                f"hostport explain PORT shows the way of one. If it ends there: {accept}",
-            )
-        else:
-            versions = VERSIONS[chain["family"]]
-            say = problem if any(mapping.version in versions for mapping in mappings) else note
-            ip = " or ".join(f"IPv{version}" for version in sorted(versions))
-            yield say(f"{text}, and it has none", f"No connection over {ip} reaches a pod.", accept)
-    tables = {
-        program: (LEGACY / name).read_text().split()
-        for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))
-        if (LEGACY / name).exists()
-    }
-    used = [f"{program} -t {table} -S" for program, names in tables.items() for table in names]
-    if used:
-        yield note(
-            "legacy iptables has tables beside those of nftables",
-            "They see every packet too, and nft does not show their rules.",
-            "If connections get lost, see what they do:",
-            tuple(used),
-        )
-
-
-def _drops_the_rest(rule: Sequence[Any]) -> bool:
-    """Tell whether a rule drops or rejects everything that comes to it."""
-    verdicts = [next(iter(part)) for part in rule if not part.keys() & {"counter", "log"}]
-    return verdicts in (["drop"], ["reject"])
-
-
 def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
@@ -146,18 +96,49 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
         )
 
 
-def route_localnet(nft: Nft) -> Iterator[Statement]:
+def route_localnet(nft: Nft, installed: Installed) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
-    routed = [name for name, value in _settings("route_localnet").items() if value]
-    if routed and comparison.of_base(nft, [GUARD]):
-        names = ", ".join(routed)
+    routed = {name for name, value in _settings("route_localnet").items() if value}
+    if not routed:
+        return
+    needed = _towards_pods(nft, installed)
+    guarded = set() if comparison.of_base(nft, [GUARD]) else _guarded(nft)
+    is_open = (needed if "all" in routed else needed & routed) - guarded
+    if is_open:
         yield problem(
-            f"route_localnet is 1 for {names}, and chain {FAMILY} {TABLE} {GUARD} does not guard 127.0.0.0/8",
+            f"route_localnet is 1 for {', '.join(sorted(is_open))}, and chain {FAMILY} {TABLE} {GUARD} does not guard"
+            " 127.0.0.0/8 there",
             "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
-            "hostport restore brings the guard back. Without containers that have host ports: sysctl -w"
-            " net.ipv4.conf.IF.route_localnet=0 for these.",
+            "hostport restore puts the guard right. Without it: sysctl -w net.ipv4.conf.IF.route_localnet=0 for these,"
+            " and host ports do not answer on 127.0.0.1.",
         )
+    others = routed - needed - guarded
+    if others:
+        yield note(
+            f"route_localnet is 1 for {', '.join(sorted(others))}, and no host port of the ruleset needs that",
+            "Neighbours there reach what listens on this node's 127.0.0.1 (CVE-2020-8558), unless whoever set it keeps"
+            " them from that, as kube-proxy does, which sets that of all.",
+            "If nobody needs it: sysctl -w net.ipv4.conf.IF.route_localnet=0.",
+        )
+
+
+def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
+    """Return the names of the interfaces to pods whose host ports answer on 127.0.0.1: they are masqueraded."""
+    masquerading = {item["rule"]["chain"] for item in nft.listing(f"table {FAMILY} {TABLE}") if "rule" in item}
+    found = set()
+    for element in installed.elements:
+        if element.map == "pods_ip4" and element.chain in masquerading:
+            with suppress(host.NoRouteError):
+                route = host.route_to(ip_address(element.key))
+                found |= {if_indextoname(route.interface)} if route.prefix_length else set()
+    return found
+
+
+def _guarded(nft: Nft) -> set[str]:
+    listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}") if "set" in item)
+    elements = (element for of in listed for element in of.get("elem", ()))
+    return {element if isinstance(element, str) else element["elem"]["val"] for element in elements}
 
 
 def _value(path: Path) -> int:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, deletion, localnet, ownership, plugin
+from cni_hostport import comparison, deletion, localnet, ownership, plugin, portmap
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.lookup import Lookup
@@ -164,6 +164,7 @@ class _Restoration:
                 localnet.open_for(plan, self._log)
             return Outcome(Status.PRESENT, name, mappings)
         if self._dry_run:
+            portmap.Rules(self._lookup).in_the_way(attachment, plan)
             _, _, commands = ownership.reinstatement(self._nft, attachment, plan, seen)
             return Outcome(Status.MISSING, name, mappings, commands=tuple(commands))
         if not self._reinstate(path, name, attachment, plan, seen):
@@ -179,6 +180,7 @@ class _Restoration:
 
     def _reinstate(self, path: Path, name: str, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
         """Install it, and tell whether that was done: not if it was deleted."""
+        portmap.make_room(self._lookup, attachment, plan, self._log)
         try:
             own = ownership.reinstate(self._nft, attachment, plan, seen, self._log)
         except NFTError as error:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
 import psutil
 from pyroute2 import DiagSocket
 from pyroute2.netlink.exceptions import NetlinkError
 
-FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 STATES = {"tcp": 1 << 10, "udp": 1 << 7}  # include/net/tcp_states.h: TCP_LISTEN; TCP_CLOSE, which is all that UDP has
 ANY = IPv6Address("::")
@@ -23,6 +26,10 @@ class Listener:
     address: IPv4Address | IPv6Address
     process: str
 
+    def __lt__(self, other: Listener) -> bool:
+        """Put them in the order of addresses, those of IPv4 first."""
+        return (self.address.version, int(self.address)) < (other.address.version, int(other.address))
+
     def serves(self, address: IPv4Address | IPv6Address) -> bool:
         """Tell whether connections to an address come to this socket."""
         return self.address.is_unspecified or self.address == address
@@ -30,31 +37,47 @@ class Listener:
 
 def listeners(protocol: str, port: int, version: int) -> list[Listener]:
     """Return the TCP or UDP sockets on a port that can serve an IP version; to be called in the main thread."""
-    found = dict.fromkeys(
-        Listener(_address(connection.laddr.ip), _process(connection.pid))
-        for connection in psutil.net_connections(protocol)
-        if connection.laddr
-        and connection.laddr.port == port
-        and connection.family in FAMILIES[version]
-        and (connection.status == psutil.CONN_LISTEN or (protocol == "udp" and not connection.raddr))
-    )
-    serving = [of for of in found if of.address.version == version]
-    if len(serving) < len(found) and _takes_both(protocol, port):
-        serving += [of for of in found if of.address == ANY]
-    return serving
+    return on_ports({(protocol, port)}).get((protocol, port, version), [])
 
 
-def _takes_both(protocol: str, port: int) -> bool:
-    """Tell whether a socket on ``::`` takes IPv4 as well: most do, unless IPV6_V6ONLY is set."""
+def on_ports(ports: Collection[tuple[str, int]]) -> dict[tuple[str, int, int], list[Listener]]:
+    """Return the sockets on ports, given with their protocols, by protocol, port and IP version that they can serve.
+
+    All of them are looked up at once. To be called in the main thread.
+    """
+    found: dict[tuple[str, int, int], dict[Listener, None]] = {}
+    both: list[tuple[str, int, Listener]] = []
+    for connection in psutil.net_connections("inet"):
+        protocol = "tcp" if connection.type == socket.SOCK_STREAM else "udp"
+        takes = connection.status == psutil.CONN_LISTEN or (protocol == "udp" and not connection.raddr)
+        if not takes or not connection.laddr or (protocol, connection.laddr.port) not in ports:
+            continue
+        listener = Listener(_address(connection.laddr.ip), _process(connection.pid))
+        found.setdefault((protocol, connection.laddr.port, listener.address.version), {})[listener] = None
+        if listener.address == ANY:
+            both.append((protocol, connection.laddr.port, listener))
+    taking = {protocol: _take_both(protocol) for protocol in {protocol for protocol, _, _ in both}}
+    for protocol, port, listener in both:
+        ipv4_as_well = taking[protocol]
+        if ipv4_as_well is None or port in ipv4_as_well:
+            found.setdefault((protocol, port, 4), {})[listener] = None
+    return {key: list(of) for key, of in found.items()}
+
+
+def _take_both(protocol: str) -> set[int] | None:
+    """Return the ports on which a socket on ``::`` takes IPv4 as well: most do, unless IPV6_V6ONLY is set.
+
+    ``None`` if that cannot be told.
+    """
     try:
         with DiagSocket() as diag:
-            return any(
-                not of.get_attr("INET_DIAG_SKV6ONLY")
+            return {
+                of["idiag_sport"]
                 for of in diag.get_sock_stats(socket.AF_INET6, STATES[protocol], NUMBERS[protocol])
-                if of["idiag_sport"] == port and ip_address(of["idiag_src"]) == ANY
-            )
+                if not of.get_attr("INET_DIAG_SKV6ONLY") and ip_address(of["idiag_src"]) == ANY
+            }
     except (OSError, NetlinkError):
-        return True
+        return None
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from cni_hostport.lookup import NETLINK_NETFILTER
-from cni_hostport.netlink import attributes
+from cni_hostport.netlink import NETLINK_NETFILTER, attributes
 from cni_hostport.nf_tables import NFNL_SUBSYS_NFTABLES
 
 if TYPE_CHECKING:
@@ -65,6 +64,11 @@ class Hop:
     header: bytes = b""
     transport: bytes = b""
     oif: int = 0
+
+    @property
+    def place(self) -> str:
+        """The chain, as nft names it."""
+        return f"{self.family} {self.table} {self.chain}"
 
 
 class Tracer:

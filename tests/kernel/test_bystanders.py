@@ -130,3 +130,24 @@ def test_entries_of_another_conntrack_zone_are_left_alone(node: Node, family: in
         assert flows(node) == zones | twin
     node.delete(pod)
     assert flows(node) == zones
+
+
+@FAMILY
+@pytest.mark.parametrize("bystander", ["a Service's address under IPVS", "an address that hostAddresses leaves out"])
+def test_a_udp_flow_to_a_local_address_that_is_not_the_host_ports_survives(
+    node: Node, family: int, bystander: str
+) -> None:
+    host, _, _, service = ADDRESSES[family]
+    node.bridge("kube-ipvs0" if "IPVS" in bystander else "other", f"{service}/{32 if family == 4 else 128}")
+    node.nft_file("table inet foreign { chain c { type filter hook prerouting priority 0; ct state new counter; }; }")
+    keys = {} if "IPVS" in bystander else {"hostAddresses": [f"{host}/32" if family == 4 else f"{host}/128"]}
+    for address in (service, host):
+        with Talker(node.client, address) as talker:
+            talker.say()
+    assert len(flows(node)) == 2
+    node.add(node.pod(), *udp(1), **keys)
+    kept = flows(node)
+    assert len(kept) == 1
+    with Talker(node.client, service) as talker:
+        talker.say()
+    assert flows(node) == kept

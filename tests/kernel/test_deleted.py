@@ -10,7 +10,7 @@ import scratch
 from lab import mapping
 from scratch import KEY, deleted, nft, ruleset, run
 
-from cni_hostport import host, plugin, table
+from cni_hostport import localnet, plugin, table
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.lookup import Held, Lookup
@@ -18,6 +18,8 @@ from cni_hostport.nft import Nft
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from cni_hostport.plan import Plan
 
 ONE = [mapping(8080)]
 MANY = [mapping(port) for port in range(8000, 8017)]
@@ -138,10 +140,10 @@ def test_an_add_that_is_refused_leaves_the_key() -> None:
 
 
 def test_an_add_that_cannot_finish_leaves_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(address: object, _log: object) -> None:
-        raise CNIError(Code.HOST_SETTING, f"cannot set route_localnet towards {address}")
+    def fail(plan: Plan, _log: object) -> None:
+        raise CNIError(Code.HOST_SETTING, f"cannot set route_localnet towards {plan.local_route_to}")
 
-    monkeypatch.setattr(host, "route_localnet", fail)
+    monkeypatch.setattr(localnet, "open_for", fail)
     with pytest.raises(CNIError, match=r"towards 10\.1\.0\.2"):
         run("ADD", *ONE)
     assert KEY not in ruleset()

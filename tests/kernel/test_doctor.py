@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cache import CAPABLE
-from lab import CLIENT4, LAUNCHER, NODE4, mapping, require
+from lab import LAUNCHER, NODE4, mapping
 from practice import Practice
 
 from cni_hostport.operate import doctor
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lab import Node
-
-DROPPING = "add table inet strict; add chain inet strict forward { type filter hook forward priority 0; policy drop; }"
 
 
 @pytest.fixture
@@ -121,64 +119,6 @@ def test_the_bridge_of_pods_is_no_uplink(practice: Practice) -> None:
     assert practice.finding().text.endswith("on cni0 and uplink")
 
 
-def test_a_forward_policy_that_drops_everything_is_a_problem_and_the_remedy_works(practice: Practice) -> None:
-    practice.running(mapping(8080))
-    practice.node.nft_file(DROPPING)
-    assert practice.node.client.is_silent("tcp", NODE4, 8080)
-    found = practice.finding()
-    assert found.status == "problem"
-    assert found.text.startswith("chain inet strict forward drops")
-    command = found.remedy.removeprefix("nft ").partition(" (")[0]
-    practice.node.nft(command)
-    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
-    found = practice.finding()
-    assert found.status == "note"
-    assert "hostport explain PORT" in found.remedy
-
-
-@pytest.mark.parametrize("last", ["drop", "counter drop", "reject", "log counter reject"])
-def test_a_last_rule_that_drops_the_rest_is_as_a_policy(practice: Practice, last: str) -> None:
-    practice.running(mapping(8080))
-    rules = f"ct state established,related accept; {last};"
-    practice.node.nft_file(f"table inet f {{ chain f {{ type filter hook forward priority 0; {rules} }}; }}")
-    found = practice.finding()
-    assert found.status == "note"
-    practice.node.nft(found.remedy.partition("nft ")[2].partition(" (")[0])
-    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
-
-
-def test_a_last_rule_that_drops_some_is_not_as_a_policy(practice: Practice) -> None:
-    practice.running(mapping(8080))
-    practice.node.nft_file("table inet f { chain f { type filter hook forward priority 0; tcp dport 9 drop; }; }")
-    assert practice.finds() == []
-
-
-def test_a_forward_policy_of_the_other_family_is_worth_a_note(practice: Practice) -> None:
-    pod = practice.node.pod(4)
-    pod.serve("tcp", 80, "web")
-    practice.node.add(pod, mapping(8080))
-    practice.cache.add(pod, mapping(8080))
-    practice.node.nft_file("table ip6 f { chain f { type filter hook forward priority 0; policy drop; }; }")
-    found = practice.finding()
-    assert (found.status, found.meaning) == ("note", "No connection over IPv6 reaches a pod.")
-    assert practice.node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
-
-
-@pytest.mark.parametrize("program", ["iptables", "ip6tables"])
-def test_a_policy_of_iptables_is_seen_as_well(practice: Practice, program: str) -> None:
-    practice.node.run(f"{program}-nft", "-P", "FORWARD", "DROP")
-    assert practice.finding().text.endswith(
-        "filter FORWARD drops what is forwarded and not accepted by its rules, and it has none"
-    )
-
-
-def test_tables_of_legacy_iptables_are_worth_a_note(practice: Practice) -> None:
-    made = practice.node.run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT", check=False)
-    require(made.returncode == 0, "needs a kernel with legacy iptables")
-    found = practice.finding()
-    assert (found.status, found.details) == ("note", ("iptables-legacy -t filter -S",))
-
-
 def test_base_rules_that_were_flushed_are_a_problem(practice: Practice) -> None:
     practice.running(mapping(8080))
     practice.node.nft("flush chain inet hostport dispatch")
@@ -187,20 +127,3 @@ def test_base_rules_that_were_flushed_are_a_problem(practice: Practice) -> None:
     assert any("dispatch" in detail for detail in found.details)
     practice.node.run(*LAUNCHER, "restore", f"--cache-dir={practice.cache.directory}")
     assert practice.finds() == []
-
-
-def test_route_localnet_without_a_guard_is_a_problem(practice: Practice) -> None:
-    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 1)
-    found = practice.finding()
-    assert (found.status, "route_localnet is 1 for cni0" in found.text) == ("problem", True)
-    practice.running(mapping(8080))
-    assert practice.finds() == []
-    practice.node.nft("flush chain inet hostport loopback")
-    assert [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
-    practice.node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
-    assert not [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
-
-
-def test_route_localnet_of_all_interfaces_counts(practice: Practice) -> None:
-    practice.node.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
-    assert "route_localnet is 1 for all" in practice.finding().text

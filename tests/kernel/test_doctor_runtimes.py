@@ -104,6 +104,23 @@ def test_a_container_that_is_gone_lacks_nothing(practice: Practice) -> None:
     assert not [one for one in practice.finds() if "is not what" in one.text]
 
 
+def test_a_pod_whose_addresses_are_in_a_network_stack_of_its_own_lacks_nothing_until_it_does(
+    practice: Practice,
+) -> None:
+    pod = practice.running(mapping(8080))
+    pod.ip("addr flush dev eth0")
+    assert practice.finds() == []
+    practice.node.nft("flush ruleset")
+    assert [one for one in practice.finds() if one.text == "the ruleset is not what 1 running container asked for"]
+
+
+def test_a_pod_that_has_another_address_than_it_was_given_is_not_compared(practice: Practice) -> None:
+    pod = practice.running(mapping(8080))
+    pod.ip("addr add 10.88.0.99/24 dev eth0", f"addr del {pod.addresses[0]} dev eth0")
+    practice.node.nft("flush ruleset")
+    assert not [one for one in practice.finds() if "is not what" in one.text]
+
+
 def test_host_ports_that_no_cache_explains_are_worth_a_note(practice: Practice) -> None:
     pod = practice.running(mapping(8080))
     practice.cache.remove(pod)

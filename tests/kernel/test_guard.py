@@ -81,15 +81,41 @@ def test_the_last_attachment_of_an_interface_takes_guard_and_opening_with_it(nod
     assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
 
 
-def test_what_somebody_else_opened_stays_open(node: Node) -> None:
+def test_what_somebody_else_opened_stays_open_and_guarded(node: Node) -> None:
     node.set_sysctl(ROUTE_LOCALNET.format("cni0"), 1)
     pod = node.pod()
     for _ in range(2):
         node.add(pod, mapping(8080))
         assert guarded(node) == {"cni0"}
     node.delete(pod)
-    assert guarded(node) == set()
+    assert guarded(node) == {"cni0"}
     assert node.get_sysctl(ROUTE_LOCALNET.format("cni0")) == "1"
+    node.set_sysctl(ROUTE_LOCALNET.format("cni0"), 0)
+    node.add(pod, mapping(8080))
+    node.delete(pod)
+    assert node.get_sysctl(ROUTE_LOCALNET.format("cni0")) == "1"
+
+
+def test_after_a_flush_it_is_not_left_open_without_its_guard(node: Node) -> None:
+    pod, neighbour = node.pod(), routed(node.pod(4), BRIDGE4)
+    node.serve("tcp", 9000, "private", "127.0.0.1")
+    node.add(pod, mapping(8080))
+    node.nft("flush ruleset")
+    node.add(pod, mapping(8080))
+    node.delete(pod)
+    assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
+
+
+def test_a_neighbour_does_not_get_in_after_a_flush_either(node: Node) -> None:
+    pod, neighbour = node.pod(), routed(node.pod(4), BRIDGE4)
+    node.serve("tcp", 9000, "private", "127.0.0.1")
+    node.add(pod, mapping(8080))
+    node.nft("flush ruleset")
+    for _ in range(2):
+        node.add(pod, mapping(8080))
+        assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
+        node.delete(pod)
+        assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
 
 
 @pytest.mark.parametrize("way", ["GC", "take-over", "many mappings"])

@@ -1,71 +1,30 @@
 from __future__ import annotations
 
-import os
-import re
-import shutil
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import inprocess
 import pytest
 from cache import Cache
-from compare.plugins import PLUGINS, PORTMAP, Bench, Plugin
-from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Pod, mapping, require
-from tools import unavailable
+from lab import LAUNCHER, NODE4, NODE6
+from portmaps import NFTABLES, answers, everything, flavour, on_every_back_end, traces, web, without
 
 from cni_hostport.errors import CNIError
 from cni_hostport.operate import doctor, leftovers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from compare.plugins import Bench
 
     from cni_hostport.operate.statements import Statement
 
-IPTABLES, NFTABLES, _ = PLUGINS
-LEGACY = replace(IPTABLES, name="portmap-iptables-legacy")
-# addresses that no other test's pods have: those count as well
-NUMBER = os.getpid()
-PREFIX4, PREFIX6 = f"10.{64 + NUMBER % 128}.{NUMBER >> 7 & 255}", f"fd00:{NUMBER & 0xFFFF:x}"
-FOREIGN = """
-add table ip foreign
-add chain ip foreign c
-add rule ip foreign c tcp dport 8080 counter comment "foreign"
-add table ip6 foreign
-add chain ip6 foreign c
-add rule ip6 foreign c tcp dport 8080 counter comment "foreign"
-"""
-
-
-@pytest.fixture(params=[NFTABLES, IPTABLES, LEGACY], ids=lambda plugin: plugin.name)
-def node(request: pytest.FixtureRequest, _kernel: None, tmp_path: Path) -> Iterator[Bench]:
-    require(shutil.which("iptables"), "needs the program iptables")
-    require(not (need := unavailable("plugins", "portmap")), f"needs {need}")
-    with Bench(with_legacy_iptables(tmp_path) if request.param is LEGACY else request.param) as made:
-        made.bridge("cni9", f"{PREFIX4}.1/24", f"{PREFIX6}::1/64")
-        made.nft_file(FOREIGN)
-        yield made
-
-
-def with_legacy_iptables(directory: Path) -> Plugin:
-    legacy = shutil.which("xtables-legacy-multi")
-    require(legacy, "needs legacy iptables")
-    for program in ("iptables", "ip6tables"):
-        (directory / program).symlink_to(legacy or "")
-    return replace(LEGACY, launcher=["env", f"PATH={directory}", str(PORTMAP)])
+node = on_every_back_end()
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
-
-
-def web(node: Bench, number: int, host_port: int) -> Pod:
-    """A pod of portmap's that answers as its host port on ports 80 and 81."""
-    addresses, gateways = [f"{PREFIX4}.{number}/24", f"{PREFIX6}::{number:x}/64"], [f"{PREFIX4}.1", f"{PREFIX6}::1"]
-    pod = node.web(name=str(host_port), addresses=addresses, gateways=gateways, bridge="cni9")
-    node.add(pod, mapping(host_port), mapping(host_port, 81, "udp"), mapping(host_port + 1, hostIP=NODE4))
-    return pod
 
 
 def remove(node: Bench, cache: Cache) -> list[str]:
@@ -76,37 +35,6 @@ def remove(node: Bench, cache: Cache) -> list[str]:
 def told(node: Bench, caches: Sequence[Path]) -> list[Statement]:
     with inprocess.on(node):
         return [one for one in doctor.examine([], caches) if "portmap" in one.text]
-
-
-def everything(node: Bench) -> list[str]:
-    """Return the lines of all rules of the node, without counters' values, and without those that close a block."""
-    lines = node.nft("-s list ruleset").splitlines()
-    for flavour in ("nft", "legacy") if "legacy" in node.plugin.name else ("nft",):
-        for program in ("iptables", "ip6tables"):
-            lines += node.run(f"{program}-{flavour}-save", "-t", "nat").stdout.splitlines()
-    uncounted = [re.sub(r"\[\d+:\d+\]|counter packets \d+ bytes \d+", "", line) for line in lines if line[:1] != "#"]
-    return [line for line in uncounted if line.strip() not in {"", "}"}]
-
-
-def answers(node: Bench, host_port: int) -> bool:
-    return (
-        node.client.ask("tcp", NODE4, host_port) == f"{host_port} {CLIENT4}"
-        and node.client.ask("tcp", NODE6, host_port) == f"{host_port} {CLIENT6}"
-        and node.client.ask("udp", NODE4, host_port) == f"{host_port}-81 {CLIENT4}"
-        and node.client.ask("tcp", NODE4, host_port + 1) == f"{host_port} {CLIENT4}"
-    )
-
-
-def traces(node: Bench, pods: Sequence[Pod], ports: str) -> list[str]:
-    """Return regular expressions for what only these pods' rules hold."""
-    comments = [f'id: \\"{pod.id}\\"' for pod in pods]
-    jumps = [line for line in everything(node) if any(comment in line for comment in comments)]
-    addresses = [re.escape(address) for pod in pods for address in (pod.ip4, pod.ip6)]
-    return [*(pod.id for pod in pods), *addresses, *(line.rpartition(" ")[2] for line in jumps), rf"dport {ports}"]
-
-
-def without(lines: list[str], patterns: list[str]) -> list[str]:
-    return [line for line in lines if not any(re.search(rf"{pattern}(?![\w.])", line) for pattern in patterns)]
 
 
 def test_exactly_the_rules_of_dead_containers_are_removed(node: Bench, cache: Cache) -> None:
@@ -256,10 +184,9 @@ def test_rules_that_are_not_quite_portmaps_are_kept(node: Bench, cache: Cache) -
     else:
         pod = web(node, 2, 8000)
         pod.remove()
-        flavour = "legacy" if "legacy" in node.plugin.name else "nft"
         (chain,) = {line.split()[1] for line in everything(node) if line.startswith("-A CNI-DN-")}
         for program in ("iptables", "ip6tables"):
-            node.run(f"{program}-{flavour}", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-j", chain)
+            node.run(f"{program}-{flavour(node)}", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-j", chain)
     before = everything(node)
     assert remove(node, cache) == []
     assert everything(node) == before

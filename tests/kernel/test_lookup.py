@@ -84,37 +84,37 @@ def test_nothing_is_found_of_what_is_not_installed(beside: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mappings", "expected", "udp"),
+    ("mappings", "expected", "ports"),
     [
-        ([mapping(8080)], [any_address(4, "tcp", 8080), any_address(6, "tcp", 8080)], []),
+        ([mapping(8080)], [any_address(4, "tcp", 8080), any_address(6, "tcp", 8080)], [("tcp", None, 8080)] * 2),
         (
             [mapping(8080), mapping(53, 53, "udp"), mapping(9, 9, "sctp")],
             [any_address(*each) for each in itertools.product((4, 6), ("tcp",), (8080,))]
             + [any_address(*each) for each in itertools.product((4, 6), ("udp",), (53,))]
             + [any_address(*each) for each in itertools.product((4, 6), ("sctp",), (9,))],
-            [(None, 53), (None, 53)],
+            [*[("tcp", None, 8080)] * 2, *[("udp", None, 53)] * 2, *[("sctp", None, 9)] * 2],
         ),
         (
             [mapping(53, 53, "udp", hostIP="192.0.2.1"), mapping(53, 53, "udp", hostIP="2001:db8::1")],
             [given("192.0.2.1", "udp", 53), given("2001:db8::1", "udp", 53)],
-            [(ip_address("192.0.2.1").packed, 53), (ip_address("2001:db8::1").packed, 53)],
+            [("udp", ip_address("192.0.2.1").packed, 53), ("udp", ip_address("2001:db8::1").packed, 53)],
         ),
         (
             [mapping(8080, hostIP="192.0.2.1"), mapping(8080, 81)],
             [given("192.0.2.1", "tcp", 8080), any_address(4, "tcp", 8080), any_address(6, "tcp", 8080)],
-            [],
+            [("tcp", ip_address("192.0.2.1").packed, 8080), *[("tcp", None, 8080)] * 2],
         ),
     ],
     ids=["tcp", "three protocols", "given addresses", "given and any address"],
 )
 def test_an_attachment_is_found_with_all_its_elements_and_chains(
-    mappings: list[dict[str, Any]], expected: list[tuple[str, bytes]], udp: list[tuple[bytes | None, int]]
+    mappings: list[dict[str, Any]], expected: list[tuple[str, bytes]], ports: list[tuple[str, bytes | None, int]]
 ) -> None:
     run("ADD", mapping(7000, protocol="udp"), container="c2")
     run("ADD", *mappings)
     held = found()
     assert (sorted(held.elements), held.chains) == (sorted([*expected, *PODS]), BOTH_CHAINS)
-    assert sorted(held.udp_ports, key=str) == sorted(udp, key=str)
+    assert sorted(held.ports, key=str) == sorted(ports, key=str)
     assert held.pods == [POD4, POD6]
 
 

@@ -179,12 +179,12 @@ def test_two_attachments_of_one_container_do_not_mix(node: Node, first: Pod, ifn
 
 
 def test_a_port_stays_with_the_first_of_two_attachments_of_one_container(node: Node, first: Pod) -> None:
-    before = node.ruleset()
+    ports = node.nft("-s list map inet hostport hostports")
     other = config(first, mapping(8080), prevResult=bare_result("10.88.0.201/24"))
     outcome = node.cni("ADD", first, other, IFNAME="eth1")
     assert outcome.code == 0
     assert outcome.stderr == f"hostport: host port 8080/tcp stays with another attachment of {first.id}\n"
-    assert node.ruleset() == before
+    assert node.nft("-s list map inet hostport hostports") == ports
 
 
 def test_a_repeated_add_that_maps_nothing_any_more_removes_what_was_mapped(node: Node, first: Pod) -> None:

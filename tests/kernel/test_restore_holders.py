@@ -152,6 +152,20 @@ def test_a_pod_that_lost_its_address_does_not_come_back_in_the_place_of_who_has_
     assert not node.footprint(stale)
 
 
+@pytest.mark.parametrize("link_local", [True, False])
+def test_a_pod_whose_addresses_are_in_a_network_stack_of_its_own_comes_back(
+    node: Node, cache: Cache, *, link_local: bool
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    for address in pod.addresses if link_local else ():
+        pod.ip(f"addr del {address} dev eth0")
+    if not link_local:
+        pod.ip("addr flush dev eth0")
+    node.nft("flush ruleset")
+    assert restore(node, cache) == "1 restored\n"
+    assert node.footprint(pod)
+
+
 @pytest.mark.parametrize("holder_lives", [True, False])
 def test_a_dry_run_tells_of_holders_as_the_restoration_would(node: Node, cache: Cache, holder_lives: bool) -> None:
     pod = running(node, cache, mapping(8080))

@@ -1,34 +1,32 @@
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
+import re
 from typing import TYPE_CHECKING
 
 import pytest
-from compare.plugins import PLUGINS, Bench, Plugin
 from conversation import Conversation
 from kernel.test_conntrack import Talker
-from lab import CLIENT4, CLIENT6, NODE4, NODE6, Pod, mapping, require
-from tools import unavailable
+from lab import CLIENT4, NODE4, NODE6, Pod, mapping, wait
+from portmaps import (
+    HOSTPORT,
+    NFTABLES,
+    answers,
+    everything,
+    flavour,
+    mappings,
+    on_every_back_end,
+    place,
+    portmaps,
+    traces,
+    web,
+    without,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from compare.plugins import Bench, Plugin
 
-*PORTMAPS, HOSTPORT = PLUGINS
-BOTH_BACK_ENDS = pytest.mark.parametrize("node", PORTMAPS, indirect=True, ids=lambda plugin: plugin.name)
-MAPPINGS = [mapping(8080), mapping(8888, 8888), mapping(5353, 80, "udp"), mapping(8081, hostIP=NODE4)]
-TABLES = {"portmap-iptables": ("ip nat", "ip6 nat"), "portmap-nftables": ("ip cni_hostport", "ip6 cni_hostport")}
-
-
-@pytest.fixture
-def node(request: pytest.FixtureRequest, _kernel: None) -> Iterator[Bench]:
-    """A node whose pods are set up by one of portmap's back ends."""
-    require(shutil.which("iptables"), "needs the program iptables")
-    require(not (need := unavailable("plugins", "portmap")), f"needs {need}")
-    with Bench(request.param) as made:
-        made.client.ip(f"route add default via {NODE4}", f"route add default via {NODE6}")
-        yield made
+node = on_every_back_end()
+WITHOUT_IPTABLES = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /usr/sbin && exec "$@"', "sh")
 
 
 @pytest.fixture
@@ -37,166 +35,179 @@ def portmap(node: Bench) -> Plugin:
 
 
 @pytest.fixture
-def old(node: Bench, portmap: Plugin) -> Pod:
+def other(node: Bench, portmap: Plugin) -> Pod:
+    """A pod that portmap set up, and that lives on."""
+    assert portmap is not HOSTPORT
+    return web(node, 3, 9000)
+
+
+@pytest.fixture
+def old(node: Bench, other: Pod) -> Pod:
     """A pod that portmap set up, on a node that calls hostport now."""
-    pod = node.web(name="old")
-    node.add(pod, *MAPPINGS)
+    assert other
+    pod = web(node, 2, 8000)
     node.swap(HOSTPORT)
-    assert portmap in PORTMAPS
     return pod
 
 
-def leftovers(node: Bench, portmap: Plugin) -> str:
-    return "".join(node.nft(f"-s list table {table}") for table in TABLES[portmap.name])
+def rest(node: Bench, portmap: Plugin, old: Pod) -> list[str]:
+    """Return what is expected of others' rules when those of the old pod are gone."""
+    current = node.plugin
+    node.plugin = portmap
+    lines = without(portmaps(node), traces(node, [old], r"800\d"))
+    node.plugin = current
+    return lines
 
 
-@BOTH_BACK_ENDS
-def test_pods_of_portmap_keep_working_while_pods_of_hostport_come_and_go(
-    node: Bench, portmap: Plugin, old: Pod
-) -> None:
-    before = leftovers(node, portmap)
+def test_pods_of_portmap_keep_working_while_pods_of_hostport_come_and_go(node: Bench) -> None:
+    old = node.web(name="8000", **place(2))
+    node.add(old, mapping(8888, 8888), mapping(8000, 81, "udp"))
+    node.swap(HOSTPORT)
+    before = portmaps(node)
     with (
         Conversation(node.client, NODE4, 8888, old) as four,
         Conversation(node.client, NODE6, 8888, old) as six,
-        Talker(node.client, NODE4) as talker,
+        Talker(node.client, NODE4, 8000) as talker,
     ):
-        assert talker.hears() == "old"
+        assert talker.hears() == "8000-81"
         for _ in range(2):
             new = node.web(name="new")
-            node.add(new, mapping(9090), mapping(9091, 80, "udp"))
-            assert node.client.ask("tcp", NODE4, 9090) == f"new {CLIENT4}"
-            assert node.ask("tcp", "127.0.0.1", 9090).startswith("new ")
+            node.add(new, mapping(7090), mapping(7091, 80, "udp"))
+            assert node.client.ask("tcp", NODE4, 7090) == f"new {CLIENT4}"
             node.delete(new)
-            assert node.client.is_silent("tcp", NODE4, 9090)
+            assert node.client.is_silent("tcp", NODE4, 7090)
             assert four.goes_on()
             assert six.goes_on()
-            assert talker.hears() == "old"
-            assert node.client.ask("tcp", NODE4, 8080) == f"old {CLIENT4}"
-            assert node.client.ask("tcp", NODE6, 8080) == f"old {CLIENT6}"
-            assert node.client.ask("tcp", NODE4, 8081) == f"old {CLIENT4}"
-            assert node.ask("tcp", "127.0.0.1", 8080).startswith("old ")
-    assert leftovers(node, portmap) == before
+            assert talker.hears() == "8000-81"
+            with Conversation(node.client, NODE4, 8888, old) as another:
+                assert another.goes_on()
+    assert portmaps(node) == before
 
 
-@BOTH_BACK_ENDS
-def test_the_del_of_a_pod_of_portmap_succeeds_and_leaves_every_rule_of_portmaps(
-    node: Bench, portmap: Plugin, old: Pod
-) -> None:
-    before = leftovers(node, portmap)
-    assert old.ip4 in before
-    assert old.ip6 in before
+def test_the_del_of_a_pod_of_portmap_removes_its_rules_and_no_others(node: Bench, portmap: Plugin, old: Pod) -> None:
+    foreign = "-A PREROUTING -p tcp -m tcp --dport 9 -j DNAT --to-destination 9.9.9.9"
+    node.run("iptables-nft", "-t", "nat", *foreign.split())
+    expected = rest(node, portmap, old)
+    assert portmaps(node) != expected
     for _ in range(2):
-        node.delete(old)
-    assert leftovers(node, portmap) == before
-    # so that the old port leads to whoever has the pod's address next
-    old.remove()
-    heir = node.web(name="heir", addresses=old.addresses, gateways=["10.88.0.1", "fd00:88::1"])
-    node.add(heir, mapping(9090))
-    assert node.client.ask("tcp", NODE4, 8080) == f"heir {CLIENT4}"
+        assert node.delete(old).stderr == ""
+        assert portmaps(node) == expected
+    assert foreign in expected
+    assert answers(node, 9000)
+    for address in (NODE4, NODE6):
+        assert node.client.is_silent("tcp", address, 8000)
 
 
-@BOTH_BACK_ENDS
-def test_the_del_of_a_pod_of_portmap_says_how_to_remove_its_rules(node: Bench, portmap: Plugin, old: Pod) -> None:
-    asked = {"runtimeConfig": {"portMappings": MAPPINGS}}
-    (line,) = node.delete(old, **asked).stderr.splitlines()
-    command = line.partition("to remove them: ")[2].replace("/opt/cni/bin/portmap", shlex.join(portmap.launcher))
-    node.run("sh", "-c", command)
-    remaining = leftovers(node, portmap)
-    assert old.id not in remaining
-    assert old.ip4 not in remaining
-    assert node.delete(old, **asked).stderr == ""
+@pytest.mark.parametrize("namespace", ["there", "gone", "not told"])
+def test_it_does_so_without_a_word_of_mappings_and_whatever_became_of_the_namespace(
+    node: Bench, portmap: Plugin, old: Pod, namespace: str
+) -> None:
+    expected = rest(node, portmap, old)
+    if namespace == "gone":
+        old.remove()
+    variables = {"NETNS": ""} if namespace == "not told" else {}
+    bare = {"cniVersion": "1.1.0", "name": "pods"}
+    assert node.cni("DEL", old, bare, **variables).status == 0
+    assert portmaps(node) == expected
 
 
-@BOTH_BACK_ENDS
-def test_check_and_gc_of_hostport_do_not_take_a_pod_of_portmap_for_their_own(
+def test_a_del_at_a_time_of_many_pods_removes_all_of_their_rules_and_no_others(
+    node: Bench, portmap: Plugin, other: Pod
+) -> None:
+    assert other
+    expected = portmaps(node)
+    pods = [web(node, 10 + number, 8000 + 10 * number) for number in range(6)]
+    node.swap(HOSTPORT)
+    started = [node.start("DEL", pod, {"cniVersion": "1.1.0", "name": "pods"}) for pod in pods for _ in range(2)]
+    assert [wait(of).status for of in started] == [0] * 12
+    assert portmaps(node) == expected
+    assert answers(node, 9000)
+    node.swap(portmap)
+    late = web(node, 20, 8500)
+    assert answers(node, 8500)
+    node.delete(late)
+    assert portmaps(node) == expected
+
+
+def test_what_portmap_has_of_a_container_goes_with_what_hostport_has(node: Bench, portmap: Plugin, old: Pod) -> None:
+    node.add(old, mapping(8000), mapping(7000))
+    node.swap(portmap)
+    expected = portmaps(node)
+    node.add(old, mapping(8080))
+    node.swap(HOSTPORT)
+    node.delete(old)
+    assert not node.holds(old)
+    assert portmaps(node) == expected
+
+
+def test_an_add_of_a_container_that_portmap_set_up_replaces_its_rules(node: Bench, portmap: Plugin, old: Pod) -> None:
+    expected = rest(node, portmap, old)
+    assert node.add(old, *mappings(8000)[:2]).stderr == ""
+    assert portmaps(node) == expected
+    assert node.client.ask("tcp", NODE4, 8000) == f"8000 {CLIENT4}"
+    assert node.client.is_silent("tcp", NODE4, 8001)
+
+
+def test_the_del_of_one_network_leaves_the_iptables_rules_of_another(node: Bench, portmap: Plugin, old: Pod) -> None:
+    before = portmaps(node)
+    node.delete(old, name="another")
+    assert (portmaps(node) == before) == (portmap is not NFTABLES)
+
+
+def test_iptables_can_save_and_restore_what_a_del_leaves(node: Bench, portmap: Plugin, old: Pod) -> None:
+    node.delete(old)
+    node.plugin = portmap
+    for program in ("iptables", "ip6tables"):
+        saved = node.run(f"{program}-{flavour(node)}-save", "-t", "nat").stdout
+        node.run(f"{program}-{flavour(node)}-restore", input=saved)
+        assert node.run(f"{program}-{flavour(node)}", "-t", "nat", "-S").returncode == 0
+    assert answers(node, 9000)
+
+
+def test_a_jump_of_somebody_elses_into_a_chain_of_portmaps_fails_the_del_and_nothing_is_changed(
     node: Bench, portmap: Plugin, old: Pod
 ) -> None:
-    before = leftovers(node, portmap)
-    assert node.check(old, *MAPPINGS).code == 103
+    if portmap is NFTABLES:
+        return
+    node.plugin = portmap
+    chain = next(line.split()[-1] for line in portmaps(node) if old.id in line and line.startswith("-A "))
+    node.run(f"iptables-{flavour(node)}", "-t", "nat", "-A", "OUTPUT", "-p", "sctp", "-j", chain)
+    node.plugin = HOSTPORT
+    outcome = node.cni("DEL", old, node.arguments(old))
+    assert outcome.code == (102 if "legacy" in portmap.name else 11)
+    assert any(old.id in line for line in portmaps(node))
+
+
+def test_legacy_iptables_that_is_not_installed_is_told(node: Bench, portmap: Plugin, old: Pod) -> None:
+    before = portmaps(node)
+    node.confined(*WITHOUT_IPTABLES)
+    told = node.delete(old).stderr
+    if "legacy" in portmap.name:
+        assert re.fullmatch(
+            f"hostport: portmap's rules of {old.id} may still be there: .* iptables-legacy-save is not .*\n", told
+        )
+        assert portmaps(node) == before
+    else:
+        assert told == ""
+        assert not any(old.id in line for line in portmaps(node))
+
+
+def test_check_and_gc_of_hostport_do_not_take_a_pod_of_portmap_for_their_own(node: Bench, old: Pod) -> None:
+    before = everything(node)
+    assert node.check(old, *mappings(8000)).code == 103
     assert node.cni("GC", None, node.arguments(old, **{"cni.dev/valid-attachments": []})).code == 0
-    assert leftovers(node, portmap) == before
-    assert node.client.ask("tcp", NODE4, 8080) == f"old {CLIENT4}"
+    assert everything(node) == before
+    assert answers(node, 8000)
 
 
-def reaches_everywhere(node: Bench, name: str) -> bool:
-    asked = [("tcp", NODE4, 8080), ("tcp", NODE6, 8080), ("udp", NODE4, 5353), ("tcp", NODE4, 8081)]
-    answers = [node.client.ask(*one, timeout=1) for one in asked] + [node.ask("tcp", "127.0.0.1", 8080, timeout=1)]
-    return all(answer.startswith(f"{name} ") for answer in answers)
-
-
-@BOTH_BACK_ENDS
-def test_a_new_pod_gets_a_port_that_a_leftover_claims(node: Bench, portmap: Plugin, old: Pod) -> None:
-    node.delete(old)
-    old.remove()
-    new = node.web(name="new")
-    node.add(new, *MAPPINGS)
-    assert old.ip4 in leftovers(node, portmap)
-    assert reaches_everywhere(node, "new")
-
-
-@BOTH_BACK_ENDS
-@pytest.mark.usefixtures("old")
-def test_a_new_pod_gets_a_port_that_a_living_pod_of_portmap_has(node: Bench) -> None:
-    assert reaches_everywhere(node, "old")
-    new = node.web(name="new")
-    node.add(new, *MAPPINGS)
-    assert reaches_everywhere(node, "new")
+def test_a_node_ends_as_if_portmap_had_never_set_up_a_pod(node: Bench, old: Pod, other: Pod) -> None:
+    for pod in (old, other):
+        node.delete(pod)
+        pod.remove()
+    new = node.web(name="new", **place(2))
+    node.add(new, *mappings(8000))
+    assert answers(node, 8000, "new")
     node.delete(new)
-    assert reaches_everywhere(node, "old")
-
-
-@BOTH_BACK_ENDS
-def test_a_new_pod_gets_a_port_that_a_leftover_of_a_younger_table_claims(node: Bench, portmap: Plugin) -> None:
-    node.swap(HOSTPORT)
-    node.add(node.pod(), mapping(7000))
-    node.swap(portmap)
-    old, new = node.web(name="old"), node.web(name="new")
-    node.add(old, *MAPPINGS)
-    node.swap(HOSTPORT)
-    node.delete(old)
-    old.remove()
-    node.add(new, *MAPPINGS)
-    assert reaches_everywhere(node, "new")
-
-
-@BOTH_BACK_ENDS
-def test_a_del_of_portmaps_removes_the_leftovers_of_one_pod(node: Bench, portmap: Plugin, old: Pod) -> None:
-    node.swap(portmap)
-    other = node.web(name="other")
-    node.add(other, mapping(9090))
-    node.swap(HOSTPORT)
-    node.delete(old)
-    old.remove()
-    # what is known after the runtime forgot the pod: its container ID, which stands in the rules, and the network
-    any_port = {"portMappings": [mapping(1, 1)]}
-    call = {"cniVersion": "1.0.0", "name": "pods", "runtimeConfig": any_port, **portmap.keys}
-    environment = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": old.id, "CNI_IFNAME": "eth0", "CNI_PATH": "/opt/cni/bin"}
-    node.run(*portmap.launcher, env=environment, input=json.dumps(call))
-    remaining = leftovers(node, portmap)
-    for trace in (old.id, old.ip4, "8080", "8081", "5353"):
-        assert trace not in remaining
-    assert node.client.is_silent("tcp", NODE4, 8080)
-    assert node.client.ask("tcp", NODE4, 9090) == f"other {CLIENT4}"
-
-
-REMOVE_ALL = {
-    "portmap-nftables": "nft delete table ip cni_hostport; nft delete table ip6 cni_hostport",
-    "portmap-iptables": "for i in iptables ip6tables; do"
-    " $i-save -t nat | grep -v -e CNI-HOSTPORT- -e CNI-DN- | $i-restore --table=nat; done",
-}
-
-
-@BOTH_BACK_ENDS
-def test_all_leftovers_are_removed_by_one_line(node: Bench, portmap: Plugin, old: Pod) -> None:
-    foreign = "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 9 -j DNAT --to-destination 203.0.113.2:9"
-    node.run("iptables", "-t", "nat", *foreign.split())
-    node.delete(old)
-    new = node.web(name="new")
-    node.add(new, mapping(9090))
-    node.run("sh", "-c", f"PATH=$PATH:/usr/sbin; {REMOVE_ALL[portmap.name]}")
-    everything = node.nft("list ruleset")
-    for trace in ("CNI-", "cni_hostport", old.ip4, old.ip6):
-        assert trace not in everything
-    assert foreign in node.run("iptables-save", "-t", "nat").stdout
-    assert node.client.ask("tcp", NODE4, 9090) == f"new {CLIENT4}"
-    assert node.client.is_silent("tcp", NODE4, 8080)
+    left = "\n".join(portmaps(node))
+    for trace in ("CNI-DN-", "dnat to", "container", old.ip4, other.ip6):
+        assert trace not in left

@@ -69,6 +69,24 @@ def test_a_wrong_value_is_refused_by_key_and_value(key: str, value: object) -> N
     assert refusal(**{key: value}).startswith(f"{key} {value!r} is ")
 
 
+@pytest.mark.parametrize(
+    "value", ["192.0.2.1", "192.0.2.0/33", "2001:db8::/129", "fe80::%eth0/64", "all", "", "10.0.0.0/", 7, None, [], {}]
+)
+def test_a_host_address_that_is_no_cidr_is_refused_by_place_and_value(value: object) -> None:
+    wrong = refusal(hostAddresses=["192.0.2.0/24", value])
+    assert wrong == f"hostAddresses[1] {value!r} is not a CIDR, such as 192.0.2.0/24 or 2001:db8::/64"
+
+
+@pytest.mark.parametrize("value", ["192.0.2.0/24", 7, True, {"192.0.2.0/24": None}])
+def test_host_addresses_that_are_no_list_are_refused_by_key_and_value(value: object) -> None:
+    assert refusal(hostAddresses=value) == f"hostAddresses {value!r} is not a list"
+
+
+@pytest.mark.parametrize("value", [None, []])
+def test_no_host_addresses_are_no_limit(value: object) -> None:
+    assert parse(hostAddresses=value).host_addresses == ()
+
+
 @pytest.mark.parametrize("key", ["conditionsV4", "conditionsV6"])
 @pytest.mark.parametrize(
     ("tokens", "reason"),

@@ -36,6 +36,7 @@ handover.main(sys.argv[3])
 """
 ENVIRONMENT = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/absent", "CNI_IFNAME": "eth0", "CNI_PATH": "/bin"}
 CONFIG = {"cniVersion": "1.1.0", "name": "pods", "prevResult": result("10.1.0.2/24")}
+PROTOCOL = pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 TCP = {"runtimeConfig": {"portMappings": [mapping(8080)]}}
 
 PYDANTIC = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection"}
@@ -52,11 +53,15 @@ START = {"handover", "__main__", "skel", "errors"}
 NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
-DEL = NOTHING_TO_MAP | LOOKUP | {"attachment", "deletion"}
+PORTMAP = {"foreign_rules", "portmap"}
+DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
+CONNTRACK = {"conntrack", "nf_conntrack"}
 ADD = (
     PLAN
     | LOOKUP
-    | {*("attachment", "conntrack", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
+    | PORTMAP
+    | CONNTRACK
+    | {*("afterwards", "attachment", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
 )
 CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
 
@@ -126,20 +131,26 @@ def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(call: Cal
 
 
 @pytest.mark.parametrize(("command", "own"), [("ADD", ADD), ("CHECK", CHECK)])
-def test_a_tcp_mapping_needs_pydantic_and_libnftables_only(call: Caller, command: str, own: set[str]) -> None:
+@PROTOCOL
+def test_a_mapping_needs_pydantic_and_libnftables_only(
+    call: Caller, command: str, own: set[str], protocol: str
+) -> None:
+    keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     if command == "CHECK":
-        call("ADD", **TCP)
-    imported = call(command, **TCP)
+        call("ADD", **keys)
+    imported = call(command, **keys)
     assert (imported.own, imported.others) == (own, PYDANTIC | {"nftables"})
     assert "ctypes" in imported.slow
     assert not imported.slow & NEVER
 
 
-@pytest.mark.parametrize("known", [{}, TCP], ids=["without mappings", "with mappings"])
-def test_a_del_of_an_installed_tcp_mapping_imports_nothing_slow(call: Caller, known: Mapping[str, Any]) -> None:
-    call("ADD", **TCP)
-    imported = call("DEL", **known)
-    assert (imported.own, imported.others, imported.slow) == (DEL | {"localnet"}, set(), set())
+@pytest.mark.parametrize("known", [False, True], ids=["without mappings", "with mappings"])
+@PROTOCOL
+def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known: bool, protocol: str) -> None:
+    keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
+    call("ADD", **keys)
+    imported = call("DEL", **keys if known else {})
+    assert (imported.own, imported.others, imported.slow) == (DEL | CONNTRACK | {"localnet"}, set(), set())
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 
@@ -148,16 +159,9 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
 
 
-def test_a_del_of_nothing_that_may_be_portmaps_needs_a_hash_besides(call: Caller) -> None:
-    call("ADD", **TCP)
-    call("DEL", **TCP)
-    imported = call("DEL", **TCP)
-    assert (imported.own, imported.others, imported.slow) == (DEL | {"portmap"}, set(), {"hashlib"})
-
-
 def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
     imported = call("DEL", **TCP)
-    assert (imported.own, imported.others) == (DEL | {"nft", "portmap"}, {"nftables"})
+    assert (imported.own, imported.others) == (DEL | {"nft"}, {"nftables"})
     assert "ctypes" in imported.slow
     assert not imported.slow & NEVER
 

@@ -14,7 +14,7 @@ EXISTS, MISSING, BUSY = "File exists", "No such file or directory", "Device or r
 
 class Library:
     def __init__(self) -> None:
-        self.answers: list[tuple[int, str, str]] = []
+        self.answers: list[tuple[int, str | bytes, str]] = []
         self.calls: list[str] = []
         self.json = False
 
@@ -24,9 +24,10 @@ class Library:
     def set_json_output(self, value: object) -> None:
         self.json = bool(value)
 
-    def cmd(self, command: str) -> tuple[int, str, str]:
-        self.calls.append(command)
-        return self.answers.pop(0) if self.answers else (0, "", "")
+    def cmd(self, command: bytes) -> tuple[int, bytes, bytes]:
+        self.calls.append(command.decode())
+        status, output, error = self.answers.pop(0) if self.answers else (0, "", "")
+        return status, output if isinstance(output, bytes) else output.encode(), error.encode()
 
 
 @pytest.fixture
@@ -103,11 +104,42 @@ def test_another_error_is_passed_on_in_nftables_words(library: Library, error: s
     assert raised.refusals == [refusal]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "is_of_another_version"),
+    [
+        ((EXISTS, "add chain inet hostport output { type nat hook output priority -99; }"), True),
+        (("Operation not supported", "add chain inet hostport output { type nat hook output priority -99; }"), True),
+        ((EXISTS, "add map inet hostport hostports { type ipv4_addr : verdict; }"), True),
+        (("Operation not supported", "add map inet hostport hostports { type ipv4_addr : verdict; }"), False),
+        (("Operation not permitted", "add chain inet hostport output { type nat hook output priority -99; }"), False),
+        ((EXISTS, "create chain inet hostport dnat-1"), False),
+    ],
+)
+def test_what_another_version_declared_is_told_from_other_refusals(
+    refusal: tuple[str, str], is_of_another_version: bool
+) -> None:
+    assert NFTError([refusal]).of_other_declarations == ([refusal] if is_of_another_version else [])
+
+
 def test_a_listing_is_read_as_json(library: Library) -> None:
     library.answers = [(0, json.dumps({"nftables": [{"map": {"name": "hostports"}}]}), "")]
     assert Nft().listing("map inet hostport hostports") == [{"map": {"name": "hostports"}}]
     assert library.json
     assert library.calls == ["list map inet hostport hostports"]
+
+
+@pytest.mark.parametrize("flags", [b'"\xff\x8f"', b"\xfe\x01 3", b'["dormant", \x00]', b'"a\x01b"', b"12e", b""])
+def test_garbage_in_place_of_a_tables_flags_breaks_no_listing(library: Library, flags: bytes) -> None:
+    table = b'{"table": {"family": "inet", "name": "%s", "handle": 1%s}}'
+    flagged = table % (b"firewalld", b', "flags": %s' % flags)
+    library.answers = [(0, b'{"nftables": [' + flagged + b", " + table % (b"hostport", b"") + b"]}\n", "")]
+    assert [item["table"]["name"] for item in Nft().listing("tables")] == ["firewalld", "hostport"]
+
+
+def test_a_listing_that_is_no_json_is_an_error(library: Library) -> None:
+    library.answers = [(0, "{", "")]
+    with pytest.raises(NFTError, match="libnftables' listing cannot be read"):
+        Nft().listing("chains inet")
 
 
 def test_a_listing_of_what_does_not_exist_is_empty(library: Library) -> None:

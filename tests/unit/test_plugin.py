@@ -53,8 +53,14 @@ class Kernel:
     def remove(self, _key: str, _held: Attachment) -> bool:
         return False  # so that it is left to a listing
 
-    def has_chain(self, *_: str) -> bool:
-        return False
+    def existing(self, _: object) -> list[object]:
+        return []
+
+    def keep(self) -> None:
+        pass
+
+    def members(self, _name: str) -> None:
+        return None
 
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered

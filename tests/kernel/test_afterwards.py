@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
+from lab import NODE4, Node, config, mapping
+from resident import Resident, eventually, launcher
+
+from cni_hostport.resident import MOST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 8080
+WAITS = """
+import os, time
+from cni_hostport import conntrack
+look = conntrack.forget_the_rest
+def wait(*arguments):
+    with open("{notes}", "w") as out:
+        out.write(str(os.getpid()))
+    while not os.path.exists("{gate}"):
+        time.sleep(0.01)
+    look(*arguments)
+conntrack.forget_the_rest = wait
+"""
+NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
+
+
+class Sweep:
+    """What an ADD leaves to be done afterwards, made to wait, and the process that does it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._notes, self._gate = directory / "notes", directory / "gate"
+        self.lines = WAITS.format(notes=self._notes, gate=self._gate)
+
+    def go_on(self) -> None:
+        self._gate.touch()
+
+    @property
+    def process(self) -> int:
+        assert eventually(lambda: self._notes.exists() and self._notes.read_text())
+        return int(self._notes.read_text())
+
+    @property
+    def is_alive(self) -> bool:
+        return Path(f"/proc/{self.process}/fd/0").exists()
+
+    @property
+    def descriptors(self) -> set[str]:
+        """The files that it has open."""
+        return {os.readlink(path) for path in Path(f"/proc/{self.process}/fd").iterdir() if path.is_symlink()}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Sweep]:
+    made = Sweep(tmp_path)
+    yield made
+    made.go_on()
+
+
+@pytest.fixture(params=["cold", "warm"])
+def start(request: pytest.FixtureRequest, node: Node, tmp_path: Path, sweep: Sweep) -> Iterator[None]:
+    """Have the executable, or the resident process that it calls, wait afterwards."""
+    socket = tmp_path / "socket"
+    if request.param == "cold":
+        node.launcher = launcher(tmp_path, socket, sweep.lines)
+        yield
+        return
+    with Resident(socket, sweep.lines):
+        node.launcher = launcher(tmp_path, socket, NEVER_COLD)
+        yield
+
+
+@pytest.mark.usefixtures("start")
+def test_an_add_is_answered_before_and_its_streams_are_closed(node: Node, sweep: Sweep) -> None:
+    pod = node.pod(4)
+    assert node.add(pod, mapping(PORT)).json == config(pod)["prevResult"]
+    assert sweep.is_alive
+    assert not sweep.descriptors - {"/dev/null"}
+
+
+@pytest.mark.usefixtures("start")
+def test_what_is_left_to_be_done_is_done_although_the_caller_has_gone(node: Node, sweep: Sweep) -> None:
+    pod = node.pod(4)
+    pod.serve("tcp", 80, "web")
+    old = towards_nobody(node, NODE4)
+    with Dialling(node.client, NODE4) as dialling:
+        assert eventually(lambda: opened(node))
+        node.nft(f"delete table {old}")
+        node.add(pod, mapping(PORT))
+        assert sweep.is_alive
+        sweep.go_on()
+        assert dialling.hears() == "web"
+    assert eventually(lambda: not sweep.is_alive)
+
+
+def test_it_is_no_longer_the_resident_process_that_does_it(node: Node, tmp_path: Path, sweep: Sweep) -> None:
+    with Resident(tmp_path / "socket", sweep.lines) as resident:
+        node.launcher = launcher(tmp_path, tmp_path / "socket", NEVER_COLD)
+        for number in range(MOST + 1):
+            node.add(node.pod(4), mapping(PORT + number))
+        resident.kill()
+        assert sweep.is_alive
+
+
+def test_where_no_process_can_be_made_an_add_does_it_before_it_ends(node: Node, tmp_path: Path) -> None:
+    refuses = "import os\ndef refuse():\n    raise OSError(11, 'no')\nos.fork = refuse"
+    node.launcher = launcher(tmp_path, tmp_path / "socket", refuses)
+    pod = node.pod(4)
+    pod.serve("tcp", 80, "web")
+    old = towards_nobody(node, NODE4)
+    with Dialling(node.client, NODE4) as dialling:
+        assert eventually(lambda: opened(node))
+        node.nft(f"delete table {old}")
+        outcome = node.add(pod, mapping(PORT))
+        assert not opened(node)
+        assert outcome.json == config(pod)["prevResult"]
+        assert dialling.hears() == "web"
