@@ -43,22 +43,22 @@ def of_base(nft: Nft, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[
 
     Raises what ``differences`` does.
     """
-    from cni_hostport import installed
+    from cni_hostport import listings
 
     _, alone = _alone([])
     whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
-    expected, actual = ({of: side.listing(of) for of in (installed.TABLES, *whats)} for side in (alone, nft))
-    found = installed.differences("", expected=expected, actual=actual)
+    expected, actual = ({of: side.listing(of) for of in (listings.TABLES, *whats)} for side in (alone, nft))
+    found = listings.differences("", expected=expected, actual=actual)
     return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
 
 
 def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
-    from cni_hostport import installed, ownership
+    from cni_hostport import listings, ownership
 
     nft, key = Nft(), attachment.key
     holders = ownership.shared(nft.installed(), attachment, plan)
     lookup, alone = _alone(_commands(attachment, plan, holders))
-    found = installed.differences(key, expected=alone.state(key), actual=nft.state(key))
+    found = listings.differences(key, expected=alone.state(key), actual=nft.state(key))
     interface = lookup.guarded_interface(key)
     if interface and interface != Lookup().guarded_interface(key):
         found.append(f"set {table.FAMILY} {table.TABLE} {table.LOCALNET} lacks interface {interface} for {key}")

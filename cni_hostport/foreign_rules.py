@@ -77,6 +77,18 @@ def comment(rule: bytes) -> str:
     return ""
 
 
+def comment_of_iptables(rule: bytes) -> str:
+    """Return the comment that iptables gave a rule, empty if it has none, from the answer for it."""
+    matches = (dict(attributes(data)) for name, data in expressions(rule) if name == "match")
+    texts = (values[MATCH_INFO] for values in matches if values[MATCH_NAME].rstrip(b"\0") == b"comment")
+    return next(texts, b"").partition(b"\0")[0].decode(errors="replace")
+
+
+def number(rule: bytes) -> int:
+    """Return the handle of a rule, from the answer for it."""
+    return int.from_bytes(dict(attributes(rule[4:]))[RULE_HANDLE])
+
+
 def destination_ports(rule: bytes) -> set[int]:
     """Return the destination ports that a rule compares with, from the answer for it.
 

@@ -1,8 +1,6 @@
 """What the kernel holds: from nft's listings to holders of ports, commands that remove them, and differences. Pure."""
 
-import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 from cni_hostport import ruleset
 from cni_hostport.attachment import Owner
 from cni_hostport.table import (
-    BASE_CHAINS,
     FAMILY,
     LOCALNET_NEEDS,
     MAPS,
@@ -20,18 +17,13 @@ from cni_hostport.table import (
     TABLE,
     WAITING_MAPS,
     as_address,
-    base,
     dnat_chain,
     masq_chain,
     waiting_map,
 )
 
-TABLES = f"tables {FAMILY}"
-_MAPS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
-EVERYBODYS = (f"chains {FAMILY}", *_MAPS)  # what to list, and in which order, for ``Installed.read``
-State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
-
-NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "elem"})  # of an object in a listing
+MAP_LISTINGS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
+EVERYBODYS = (f"chains {FAMILY}", *MAP_LISTINGS)  # what to list, and in which order, for ``Installed.read``
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,45 +171,23 @@ class Installed:
                     elements.setdefault(heir.map, []).append(waiter)
         return [ruleset.create(name, ", ".join(waiters)) for name, waiters in elements.items()]
 
-    def declared_again(self) -> list[str]:
-        """Return the commands that make anew what another version declared, with all that leads to attachments.
-
-        None if there is no table.
-        """
-        if not self.chains:
-            return []
-        there = [name for name in BASE_CHAINS if name in self.chains]
-        commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in there]
-        # by handle: whoever made one anew meanwhile may have put in what is not in this listing
-        hooked = [name for name in there if BASE_CHAINS[name][0]]
-        commands += [f"delete chain {FAMILY} {TABLE} handle {self.chains[name]}" for name in hooked]
-        commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in self.outdated.values()]
-        commands += base()
-        for element in self.elements:
-            if element.holder and element.map in self.outdated:
-                comment = element.network if element.map in POD_MAPS else element.owner.comment()
-                told = f' comment "{comment}"' if comment.strip() else ""
-                key = f"{element.key}{told} : goto {element.chain}"
-                commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {key} }}")
-        return commands
-
     @classmethod
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
         """Read the objects of ``list map`` and ``list chains`` in JSON."""
-        elements: list[Element] = []
+        found: list[Element] = []
         chains, outdated = dict[str, int](), {}
         for item in listing:
             if "map" in item:
                 declared = item["map"]
                 if declared["name"] in PORT_MAPS and "stmt" not in declared:
                     outdated[declared["name"]] = declared["handle"]
-                elements += _elements(declared)
+                found += elements(declared)
             elif item.get("chain", {}).get("table") == TABLE:
                 chains[item["chain"]["name"]] = item["chain"]["handle"]
-        interfaces = {element.waiter: element.chain for element in elements if element.map == LOCALNET_NEEDS}
-        waiting = [element for element in elements if element.map in WAITING_MAPS]
+        interfaces = {element.waiter: element.chain for element in found if element.map == LOCALNET_NEEDS}
+        waiting = [element for element in found if element.map in WAITING_MAPS]
         waiting.sort(key=lambda waiter: chains.get(dnat_chain(waiter.waiter), 0))  # handles grow
-        installed = tuple(element for element in elements if not element.waiter)
+        installed = tuple(element for element in found if not element.waiter)
         return cls(installed, chains, outdated, tuple(waiting), interfaces)
 
 
@@ -227,7 +197,8 @@ def _holder(chain: str) -> str:
     return key if prefix in {"dnat", "masq"} else ""
 
 
-def _elements(declaration: dict[str, Any]) -> Iterable[Element]:
+def elements(declaration: dict[str, Any]) -> Iterable[Element]:
+    """Return the elements of a map from its object in a listing."""
     name = declaration["name"]
     for key, verdict in declaration.get("elem", ()):
         value, told = key, dict[str, Any]()
@@ -256,12 +227,6 @@ def _key(address: str) -> str:
     return f"{digits[:16]}-{digits[16:]}"
 
 
-def state_of(key: str) -> list[str]:
-    """Return what to list to see all that an attachment's connections pass through."""
-    base = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
-    return [TABLES, *_MAPS, *base, token_of(key), f"chain {FAMILY} {TABLE} {masq_chain(key)}"]
-
-
 def token_of(key: str) -> str:
     """Return what to list to see the rules that translate an attachment's connections."""
     return f"chain {FAMILY} {TABLE} {dnat_chain(key)}"
@@ -270,55 +235,3 @@ def token_of(key: str) -> str:
 def label(listing: Iterable[dict[str, Any]]) -> str:
     """Return the pod's name from the objects of ``list chain`` of an attachment's chain, empty if it has none."""
     return next((item["rule"]["comment"] for item in listing if "comment" in item.get("rule", {})), "")
-
-
-def differences(key: str, expected: State, actual: State) -> list[str]:
-    """Say, one sentence each, in what an attachment and the base below it are not as expected."""
-    if not _comparable(key, actual[TABLES]):
-        return [f"table {FAMILY} {TABLE} is missing"]
-    found = []
-    for what in expected:
-        wanted, present = (_comparable(key, state[what]) for state in (expected, actual))
-        if not present:
-            found.append(f"{what} is missing")
-            continue
-        lacking, extra = Counter(wanted) - Counter(present), Counter(present) - Counter(wanted)
-        found += [f"{what} lacks {line}" for line in lacking] + [f"{what} has {line}" for line in extra]
-        if wanted != present and not lacking and not extra:
-            found.append(f"{what} has its rules in another order")
-    return found
-
-
-def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
-    """Reduce the objects of a listing to what they do, for one attachment: no handles, counters and comments."""
-    lines = []
-    for item in listing:
-        for kind, body in item.items():
-            if kind == "table" and body["name"] == TABLE:
-                lines.append(f"table {TABLE}, dormant" if "flags" in body else f"table {TABLE}")
-            if kind == "map":
-                mine = [element for element in _elements(body) if key == (element.waiter or element.holder)]
-                lines += sorted(
-                    f"element {{ {' . '.join(filter(None, (of.waiter, of.key)))} : goto {of.chain} }}" for of in mine
-                )
-            if kind in {"map", "chain", "rule"}:
-                own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}
-                lines.append(f"{kind} {json.dumps(_essence(own), sort_keys=True)}")
-    return lines
-
-
-def _essence(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: None if key == "counter" else _unordered(item) if key == "set" else _essence(item)
-            for key, item in value.items()
-            if key not in {"used", "used_unit"}  # what a quota has counted
-        }
-    if isinstance(value, list):
-        return [_essence(item) for item in value]
-    return value
-
-
-def _unordered(members: Any) -> Any:
-    # the kernel lists a set in the order of its hash table
-    return sorted((_essence(member) for member in members), key=json.dumps) if isinstance(members, list) else members

@@ -11,7 +11,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 
-from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+from cni_hostport.netlink import NLM_F_DUMP, Netlink, attribute, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ TCP_CLOSE, TCP_LISTEN = 7, 10
 STATES = {"tcp": (6, TCP_LISTEN), "udp": (17, TCP_CLOSE)}
 # of the sockets that can take connections of an IP version
 FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
-# struct inet_diag_req_v2: family, protocol, extensions, states, then the socket's own port in network byte order
-_REQUEST = struct.Struct("=BBBxL2s46x")
+_REQUEST = struct.Struct("=BBBxL48x")  # struct inet_diag_req_v2: family, protocol, extensions, states
+INET_DIAG_REQ_BYTECODE, JUMP, OWN_PORT_IS = 1, 1, 11
+_OPERATION = struct.Struct("=BBH")  # struct inet_diag_bc_op: code; how many bytes to go on by if it is so, and if not
+MOST_ASKED = 64  # ports in a question; the kernel's check of it grows with the square
 _ATTRIBUTES_AT = 72  # the size of struct inet_diag_msg
 _OWN_PORT, _PEERS_PORT, _OWN_ADDRESS = slice(4, 6), slice(6, 8), slice(8, 24)
 
@@ -84,8 +86,9 @@ def _listening(
 ) -> Iterator[tuple[bytes, Address, bool]]:
     """Return port, address and whether it is for IPv4 as well of each socket of a family that listens on a port."""
     number, state = STATES[protocol]
-    one = next(iter(ports)) if len(ports) == 1 else bytes(2)  # the kernel then answers with its sockets alone
-    request = _REQUEST.pack(family, number, 0, 1 << state, one)
+    request = _REQUEST.pack(family, number, 0, 1 << state)
+    if len(ports) <= MOST_ASKED:
+        request += attribute(INET_DIAG_REQ_BYTECODE, _one_of(ports))
     [(error, answers)] = netlink.ask([(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)])
     if error:
         raise OSError(error, "the kernel does not tell its sockets")
@@ -97,6 +100,21 @@ def _listening(
             else:
                 only6 = dict(attributes(answer[_ATTRIBUTES_AT:])).get(INET_DIAG_SKV6ONLY) == b"\1"
                 yield answer[_OWN_PORT], IPv6Address(address).ipv4_mapped or IPv6Address(address), not only6
+
+
+def _one_of(ports: set[bytes]) -> bytes:
+    """Return the program that lets the kernel answer with the sockets of these ports only.
+
+    A socket is answered with if the program ends at its very end, and is not where it would go on behind that.
+    """
+    program = b""
+    for left, port in zip(range(len(ports), 0, -1), ports, strict=True):
+        compare, end = 2 * _OPERATION.size, left * 3 * _OPERATION.size
+        following = compare + _OPERATION.size if left > 1 else end + _OPERATION.size
+        program += _OPERATION.pack(OWN_PORT_IS, compare, following)
+        program += _OPERATION.pack(0, 0, int.from_bytes(port))
+        program += _OPERATION.pack(JUMP, _OPERATION.size, end - compare)
+    return program
 
 
 def _covers(plan: Plan, forward: Forward, address: Address) -> bool:

@@ -71,10 +71,9 @@ def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
     or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
     """
-    left = lookup.localnet_left(interface)
-    if left is None:
+    is_opened_here = lookup.localnet_left(interface)
+    if is_opened_here is None:
         return
-    is_opened_here = left
     try:
         setting = _setting(interface)
         if is_opened_here:

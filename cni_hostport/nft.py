@@ -109,7 +109,7 @@ class Nft:
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        from cni_hostport.installed import state_of
+        from cni_hostport.listings import state_of
 
         return {what: self.listing(what) for what in state_of(key)}
 

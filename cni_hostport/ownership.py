@@ -4,19 +4,17 @@ Every change is one transaction that fails if what it was built from is no longe
 """
 
 import time
-from _socket import if_nameindex
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 
 from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, ExistsError, NFTError, NotFoundError, PortTakenError, UnavailableError
+from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Forward, Plan
-from cni_hostport.table import FAMILY, LOCALNET, POD_MAPS, PORT_MAPS, TABLE, base, deleted, note_deleted
+from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -39,7 +37,9 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
             nft.run(_replace(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
             if error.of_other_declarations:
-                declare_again(nft)
+                from cni_hostport import upgrade
+
+                upgrade.declare_again(nft)
             elif not error.may_be_a_race:
                 raise
             refusal = error
@@ -79,43 +79,6 @@ def _replace(
     ]
 
 
-def declare_again(nft: Nft) -> None:
-    """Put what another version of this plugin declared in the form that it has now, in one transaction.
-
-    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the declarations then finds
-    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
-    """
-    installed = nft.installed()
-    with suppress(NotFoundError, ExistsError):
-        nft.run([*installed.declared_again(), *_guards(nft, installed)])
-
-
-def _guards(nft: Nft, installed: Installed) -> list[str]:
-    """Return the commands that guard the interfaces which an older version opened for its attachments.
-
-    It guarded all there are, and closed none with the last attachment: a bridge that is open stays guarded, until the
-    next last one goes.
-    """
-    commands = []
-    if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
-        for interface, _ in if_nameindex():
-            with suppress(OSError):
-                if localnet.is_open(interface) and host.is_bridge(interface):
-                    commands += ruleset.guard(interface, opens=True)
-    for element in installed.elements:
-        if (
-            element.map == "pods_ip4"
-            and element.address
-            and element.holder
-            and element.holder not in installed.interfaces
-        ):
-            with suppress(host.NoRouteError):
-                route = host.route_to(element.address)
-                if route.prefix_length and localnet.is_open(route.interface):
-                    commands += ruleset.guard(route.interface, opens=True, needed_by=element.holder)
-    return commands
-
-
 def run_on_base(nft: Nft, commands: list[str]) -> None:
     """Declare the base and run commands, in one transaction.
 
@@ -128,7 +91,9 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
             if not error.of_other_declarations:
                 raise
             refusal = error
-        declare_again(nft)
+        from cni_hostport import upgrade
+
+        upgrade.declare_again(nft)
     raise lost_races(refusal)
 
 

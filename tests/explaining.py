@@ -11,6 +11,8 @@ from lab import LAUNCHER
 if TYPE_CHECKING:
     from lab import Node
 
+ANSWER = "the pod's answer"
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -32,8 +34,13 @@ class Explanation:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The last statement: the path of a connection, where it was traced."""
-        return self.statements[-1]
+        """The last statement but for those of the pod's answer: the path of a connection, where it was traced."""
+        return [of for of in self.statements if not of["text"].startswith(ANSWER)][-1]
+
+    @property
+    def answer(self) -> str:
+        """Where the pod's answer goes, or why it goes nowhere."""
+        return str(self.said(ANSWER)["text"]).removeprefix(f"{ANSWER} ")
 
     @property
     def rules(self) -> list[str]:

@@ -111,19 +111,28 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
 @click.option(
     "--from", "source", metavar="ADDRESS", type=arguments.address, help="Of the client; 127.0.0.1 for the node itself."
 )
+@click.option("--to", metavar="ADDRESS", type=arguments.address, help="Of this node, that the client connects to.")
 @CACHES
 @JSON
 def explain(
-    port: tuple[int, str], source: IPv4Address | IPv6Address | None, caches: tuple[Path, ...], *, as_json: bool
+    port: tuple[int, str],
+    source: IPv4Address | IPv6Address | None,
+    to: IPv4Address | IPv6Address | None,
+    caches: tuple[Path, ...],
+    *,
+    as_json: bool,
 ) -> None:
     """Explain why a connection to a host port reaches a pod or not.
 
     One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
-    leaves for the pod. The mapping counts it as a connection.
+    leaves for the pod. Then another, as the pod's answer would be. The mapping counts the first as a connection.
     """
     from cni_hostport.operate.explain import explain as explained
 
-    steps = explained(Nft(), *port, source, caches)
+    if source and to and source.version != to.version:
+        msg = "--from and --to are of different IP versions"
+        raise click.UsageError(msg)
+    steps = explained(Nft(), port, source, to, caches)
     _report(chain.from_iterable(steps), as_json=as_json)
 
 

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 
+    Address = IPv4Address | IPv6Address
+
 SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}  # br_netfilter: bridged packets meet all rules
 STRICT = 1
 RTN_LOCAL = 2  # linux/rtnetlink.h
 FAMILIES = {4: AF_INET, 6: AF_INET6}
@@ -33,9 +36,9 @@ def forwarding(of: PortMapping, client: Client) -> Statement:
     names = [FORWARDING[of.version]]
     if of.version == 4:  # noqa: PLR2004 - IP version
         names.append(f"net/ipv4/conf/{client.interface}/forwarding")  # of IPv6, the kernel asks for that of all only
-    off = next((name for name in names if _setting(name) == 0), None)
+    off = next((name for name in names if setting(name) == 0), None)
     if off is None:
-        return ok(f"the node forwards IPv{of.version}: {_dotted(names[0])} is {_setting(names[0])}")
+        return ok(f"the node forwards IPv{of.version}: {_dotted(names[0])} is {setting(names[0])}")
     return problem(
         f"{_dotted(off)} is 0",
         "The node forwards nothing that comes in there." if off != names[0] else "The node forwards nothing to pods.",
@@ -55,34 +58,66 @@ def reverse_path(client: Client) -> Iterator[Statement]:
         )
 
 
+def is_local(address: Address) -> bool:
+    """Tell whether packets to an address are for this node."""
+    try:
+        return bool(to(address)["type"] == RTN_LOCAL)
+    except OSError:
+        return False
+
+
 def obstacles(of: PortMapping, client: Client) -> Iterator[str]:
     """Yield, as sentences, what can keep the kernel from routing a client's connection to the pod."""
+    if client.interface and client.destination.is_loopback:
+        yield f"{client.destination} is for the node itself: connections from elsewhere have no business there."
     if client.interface and forwarding(of, client).remedy:
         yield "The node does not forward it."
     interface = ""
-    with suppress(OSError):
-        if to(client.destination)["type"] != RTN_LOCAL:
-            yield f"{client.destination} is not an address of this node."
     try:
         if of.pod_ip:
             interface = if_indextoname(to(of.pod_ip).get_attr("RTA_OIF"))
     except OSError as error:
         yield f"There is no route to the pod's address {of.pod_ip}: {error.strerror}."
     name = f"net/ipv4/conf/{interface}/route_localnet"
-    if interface and client.source.is_loopback and not (_setting(name) or _setting("net/ipv4/conf/all/route_localnet")):
+    if interface and client.source.is_loopback and not (setting(name) or setting("net/ipv4/conf/all/route_localnet")):
         yield f"{_dotted(name)} is 0: nothing leaves there from {client.source}."
-    if client.interface and client.source.version == 4 and _rp_filter(client.interface) == STRICT:  # noqa: PLR2004
+    if client.interface:
+        yield from _strict(client.interface, client.source, "the route back leads elsewhere")
+
+
+def obstacles_back(interface: str, of: PortMapping, client: Client) -> Iterator[str]:
+    """Yield, as sentences, what can keep the kernel from routing what comes in from a pod to a client."""
+    name = f"net/ipv4/conf/{interface}/forwarding"
+    if of.version == 4 and client.interface and setting(name) == 0:  # noqa: PLR2004 - IP version
+        yield f"{_dotted(name)} is 0: the node forwards nothing that comes in there."
+    try:
+        to(client.source)
+    except OSError as error:
+        yield f"There is no route to {client.source}: {error.strerror}."
+    if of.pod_ip:
+        yield from _strict(interface, of.pod_ip, f"the route to {of.pod_ip} leads elsewhere")
+    called = CALLS[of.version]
+    if client.source == of.pod_ip and setting(f"net/bridge/{called}"):
         yield (
-            f"rp_filter is 1 (strict) on {client.interface}: what comes in there is dropped"
-            " if the route back leads elsewhere."
+            f"While net.bridge.{called} is 1, a bridge sends nothing back to the port on which it came, unless that is"
+            ' in hairpin mode ("hairpinMode": true for the bridge plugin).'
         )
 
 
-def to(address: IPv4Address | IPv6Address) -> Any:
-    """Return the route to an address from this network namespace; raises ``OSError`` if there is none."""
+def _strict(interface: str, source: Address, condition: str) -> Iterator[str]:
+    if source.version == 4 and _rp_filter(interface) == STRICT:  # noqa: PLR2004 - IP version
+        yield f"rp_filter is 1 (strict) on {interface}: what comes in there is dropped if {condition}."
+
+
+def to(address: Address, source: Address | None = None) -> Any:
+    """Return the route to an address from this network namespace, for what one of its addresses sends if it is given.
+
+    Raises ``OSError`` if there is none.
+    """
+    by_source = {"src": str(source)} if source else {}
     with IPRoute() as route:
         try:
-            return next(iter(route.route("get", dst=str(address), family=FAMILIES[address.version])))
+            return next(iter(route.route("get", dst=str(address), family=FAMILIES[address.version], **by_source)))
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
 
@@ -94,10 +129,11 @@ def _interfaces() -> list[str]:
 
 def _rp_filter(interface: str) -> int:
     """Return the value that counts: the greater one (ip-sysctl.rst)."""
-    return max(_setting(f"net/ipv4/conf/{name}/rp_filter") or 0 for name in ("all", interface))
+    return max(setting(f"net/ipv4/conf/{name}/rp_filter") or 0 for name in ("all", interface))
 
 
-def _setting(name: str) -> int | None:
+def setting(name: str) -> int | None:
+    """Return a sysctl by its path below ``/proc/sys``, ``None`` if it is not there or not a number."""
     with suppress(OSError, ValueError):
         return int((SYSCTLS / name).read_text())
     return None

@@ -65,6 +65,11 @@ class Hop:
     transport: bytes = b""
     oif: int = 0
 
+    @property
+    def place(self) -> str:
+        """The chain, as nft names it."""
+        return f"{self.family} {self.table} {self.chain}"
+
 
 class Tracer:
     """Listens to the traces of a network namespace, the one in which it was made."""

@@ -16,10 +16,13 @@ from cni_hostport.operate.statements import note, problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
+
+    Address = IPv4Address | IPv6Address
 
 
 def lost(port: int, protocol: str, versions: Collection[int], caches: Sequence[Path]) -> Iterator[Statement]:
@@ -36,10 +39,10 @@ def lost(port: int, protocol: str, versions: Collection[int], caches: Sequence[P
 
 
 def nothing(
-    port: int, protocol: str, versions: Collection[int], mappings: Iterable[PortMapping]
+    port: int, protocol: str, versions: Collection[int], to: Address | None, mappings: Iterable[PortMapping]
 ) -> Iterator[Statement]:
-    """Yield that there is no mapping of a host port; ``mappings`` are all of the node."""
-    family = f" of IPv{next(iter(versions))}" if len(versions) == 1 else ""
+    """Yield that there is no mapping of a host port, at an address if it is given; ``mappings`` are all of the node."""
+    family = f" for {to}" if to else f" of IPv{next(iter(versions))}" if len(versions) == 1 else ""
     alike = tuple(f"but {of.host} leads to {of.target}, {of.who}" for of in mappings if of.host_port == port)
     yield problem(
         f"no mapping of host port {port}/{protocol}{family} is installed",
@@ -49,10 +52,12 @@ def nothing(
     )
 
 
-def instead(port: int, protocol: str, versions: Collection[int]) -> Iterator[Statement]:
-    """Yield which processes of the node get the connections to a port that is not mapped."""
+def instead(port: int, protocol: str, versions: Collection[int], to: Address | None) -> Iterator[Statement]:
+    """Yield which processes of the node get the connections to a port that is not mapped, at an address if given."""
     for version in versions if protocol in PROTOCOLS else ():
         for listener in listeners(protocol, port, version):
+            if to and not listener.serves(to):
+                continue
             yield note(f"{listener.process} on this node listens on it, at {listener.address}: it gets the connections")
 
 

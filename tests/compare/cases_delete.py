@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from compare.cases import case
 from compare.expect import fall_short, reached, silent, succeeded
+from compare.plugins import PLUGINS
 from lab import NODE4, NODE6, config, mapping, wait
 
 if TYPE_CHECKING:
-    from compare.plugins import Bench
+    from compare.plugins import Bench, Plugin
 
+SWITCHED = "a person who switches over does not want to delete every pod before, or rules by hand afterwards"
 FORGOTTEN = "runtimes call DEL with what they still know: after a lost cache that is the name of the network"
 
 
@@ -112,3 +114,26 @@ def foreign_tables(node: Bench) -> None:
     node.add(pod, mapping(8080))
     node.delete(pod)
     node.expect_foreign(before)
+
+
+def removes_of_another(node: Bench, plugin: Plugin) -> None:
+    own, pod, other = node.plugin, node.web(), node.web(name="other")
+    node.swap(plugin)
+    node.add(pod, mapping(8080))
+    node.add(other, mapping(9090))
+    node.swap(own)
+    node.delete(pod)
+    silent(node.client, NODE4)
+    reached(node.client, NODE4, 9090, by="other")
+
+
+@case(SWITCHED)
+def del_of_a_pod_of_portmaps_iptables_back_end(node: Bench) -> None:
+    """DEL closes the ports of a pod that portmap's iptables back end set up, before the configuration was changed."""
+    removes_of_another(node, PLUGINS[0])
+
+
+@case(SWITCHED)
+def del_of_a_pod_of_portmaps_nftables_back_end(node: Bench) -> None:
+    """DEL closes the ports of a pod that portmap's nftables back end set up, before the configuration was changed."""
+    removes_of_another(node, PLUGINS[1])

@@ -66,11 +66,11 @@ def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
         "ok: SERVER listens there on 80/tcp",
         "ok: the node forwards IPv4: net.ipv4.ip_forward is 1",
         "ok: no chain of others comes before this plugin's at prerouting",
-        f"ok: pod shop/web has a route back to {CLIENT4}; what rules do to its answers is not traced",
         (
             f"ok: a TCP connection from a client such as {CLIENT4} to {NODE4} (in on uplink)"
             " leaves for 10.88.0.2:80 by cni0"
         ),
+        f"ok: the pod's answer (in on cni0) leaves for {CLIENT4} by uplink",
     ]
     assert said.rules == OUTSIDE
 
@@ -186,8 +186,22 @@ def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitSt
     said = explain(node, "8080")
     assert said.status == 0
     [text] = said.notes
-    assert text.endswith("on this node listens on 8080/tcp too")
-    assert said.said("listens on 8080/tcp too")["meaning"].startswith("It is hidden")
+    assert text.endswith("listens on 0.0.0.0:8080/tcp, where pod shop/web has a host port")
+    assert said.said("listens on 0.0.0.0")["meaning"].startswith("New connections over IPv4 go to the pod.")
+
+
+def test_a_process_of_the_node_is_hidden_for_connections_that_meet_the_conditions(
+    node: Node, pod: Pod, listening: ExitStack
+) -> None:
+    node.delete(pod)
+    pod.serve("tcp", 80, "web")
+    node.add(pod, mapping(8080), conditionsV4=["ip", "saddr", "!=", "192.0.2.3"])
+    listening.enter_context(listen(node, 8080, NODE4))
+    said = explain(node, "8080", "--from", CLIENT4)
+    [text] = said.notes
+    assert text.endswith(f"listens on {NODE4}:8080/tcp, where container {pod.id} has a host port")
+    assert "that meet the conditions of its network" in said.said("where container")["meaning"]
+    assert explain(node, "8080", "--from", "192.0.2.3").last["meaning"].endswith("on this node gets it.")
 
 
 def test_for_people_it_is_plain_lines_and_json_is_a_list(node: Node, pod: Pod) -> None:

@@ -90,6 +90,20 @@ def test_what_somebody_else_opened_stays_open_and_guarded(node: Node) -> None:
     node.delete(pod)
     assert guarded(node) == {"cni0"}
     assert node.get_sysctl(ROUTE_LOCALNET.format("cni0")) == "1"
+    node.set_sysctl(ROUTE_LOCALNET.format("cni0"), 0)
+    node.add(pod, mapping(8080))
+    node.delete(pod)
+    assert node.get_sysctl(ROUTE_LOCALNET.format("cni0")) == "1"
+
+
+def test_after_a_flush_it_is_not_left_open_without_its_guard(node: Node) -> None:
+    pod, neighbour = node.pod(), routed(node.pod(4), BRIDGE4)
+    node.serve("tcp", 9000, "private", "127.0.0.1")
+    node.add(pod, mapping(8080))
+    node.nft("flush ruleset")
+    node.add(pod, mapping(8080))
+    node.delete(pod)
+    assert neighbour.is_silent("tcp", "127.0.0.1", 9000)
 
 
 def test_a_neighbour_does_not_get_in_after_a_flush_either(node: Node) -> None:

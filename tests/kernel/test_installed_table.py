@@ -10,6 +10,36 @@ WEB = {"CONTAINERID": "web", "NETNS": "/ns/web", "ARGS": "K8S_POD_NAMESPACE=shop
 MANY = range(8000, 8017)
 
 SETS = """\
+    map waiting_hostports {
+        type ipv6_addr . nf_proto . inet_proto . inet_service : verdict
+    }
+
+    map waiting_hostports_ip4 {
+        type ipv6_addr . ipv4_addr . inet_proto . inet_service : verdict
+    }
+
+    map waiting_hostports_ip6 {
+        type ipv6_addr . ipv6_addr . inet_proto . inet_service : verdict
+    }
+
+    map localnet_needs {
+        type ipv6_addr : verdict
+        elements = { 664b:16ff:de93:ac1d:f00e:7030:770b:4e6 : goto localnet-3 }
+    }
+
+    set ipvs_ip4 {
+        type ipv4_addr
+    }
+
+    set ipvs_ip6 {
+        type ipv6_addr
+    }
+
+    set localnet {
+        type iface_index
+        elements = { "cni0" comment "opened" }
+    }
+
     set local_ip4 {
         type ipv4_addr
         size 65535
@@ -33,20 +63,24 @@ SETS = """\
 BASE = """\
     chain dispatch {
         ip6 daddr ::1 return
+        ip6 daddr fe80::/10 return
         ip daddr != 127.0.0.0/8 update @local_ip4 { ip daddr }
         update @local_ip6 { ip6 daddr }
         ip daddr . meta l4proto . th dport vmap @hostports_ip4
         ip6 daddr . meta l4proto . th dport vmap @hostports_ip6
+        ip daddr @ipvs_ip4 return
+        ip6 daddr @ipvs_ip6 return
         meta nfproto . meta l4proto . th dport vmap @hostports
     }
 
     chain prerouting {
-        type nat hook prerouting priority -101; policy accept;
+        type nat hook prerouting priority -99; policy accept;
+        iif != "lo" ip daddr 127.0.0.0/8 return
         fib daddr type local goto dispatch
     }
 
     chain output {
-        type nat hook output priority -101; policy accept;
+        type nat hook output priority -99; policy accept;
         fib daddr type local goto dispatch
     }
 
@@ -59,8 +93,11 @@ BASE = """\
 
     chain loopback {
         type filter hook prerouting priority -300; policy accept;
-        iifname != "lo" ip daddr 127.0.0.0/8 drop
-        iifname != "lo" ip saddr 127.0.0.0/8 drop
+        iif @localnet ip daddr 127.0.0.0/8 drop
+        iif @localnet ip saddr 127.0.0.0/8 drop
+    }
+
+    chain localnet-3 {
     }
 """
 

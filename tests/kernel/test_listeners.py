@@ -129,6 +129,15 @@ def test_every_port_with_a_program_is_said_and_no_other(node: Node, programs: Pr
     ]
 
 
+@pytest.mark.parametrize("ports", [1, 2, 3, 64, 65, 300])
+def test_a_program_is_found_whatever_the_number_of_mappings(programs: Programs, ports: int) -> None:
+    programs.listen("tcp", 8000 + ports - 1, "0.0.0.0")
+    programs.listen("tcp", 8000 + ports, "0.0.0.0")
+    pod = programs.node.pod(4)
+    said = programs.node.add(pod, *map(mapping, range(8000, 8000 + ports))).stderr
+    assert said == line(pod, f"{8000 + ports - 1}/tcp", "0.0.0.0")
+
+
 def test_it_is_said_again_by_a_repeated_add(node: Node, programs: Programs, pod: Pod) -> None:
     programs.listen("tcp", 22, "0.0.0.0")
     assert node.add(pod, mapping(22)).stderr == node.add(pod, mapping(22)).stderr == line(pod, "22/tcp", "0.0.0.0")

@@ -65,6 +65,15 @@ def test_a_port_of_a_living_container_of_portmaps_is_refused_and_nothing_changed
     assert answers(node, 8000)
 
 
+def test_an_add_waits_for_a_container_of_portmaps_that_is_being_deleted(node: Bench, old: Pod) -> None:
+    new = node.web(name="new", **place(4))
+    waiting = node.start("ADD", new, config(new, *mappings(8000), waitForHolder=20))
+    node.delete(old)
+    added = wait(waiting)
+    assert (added.code, taken(old) in added.stderr or added.stderr == "") == (0, True)
+    assert answers(node, 8000, "new")
+
+
 def test_a_port_of_a_container_of_portmaps_that_is_gone_is_taken_over(
     node: Bench, old: Pod, without_old: list[str]
 ) -> None:

@@ -160,7 +160,7 @@ def test_nobody_hears_that_it_was_rejected(node: Node, version: int, protocol: s
         assert not [frame for frame in heard(outside) if is_about(frame, sent)]
         with pytest.raises(ConnectionRefusedError):
             node.client.ask(protocol, ADDRESSES[version][1], 8080)
-    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("prerouting", "forward", "drop")
+    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("forward", "forward", "drop")
 
 
 @INTERFACES
@@ -227,7 +227,7 @@ def test_it_is_not_waited_for_longer_because_others_are_traced(node: Node) -> No
         took = time.monotonic() - before
         pinging.terminate()
     assert took < 2
-    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("prerouting", "forward", "drop")
+    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("forward", "forward", "drop")
 
 
 def test_a_sniffer_on_the_interface_does_not_disturb_it(node: Node) -> None:

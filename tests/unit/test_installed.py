@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cni_hostport import installed
+from cni_hostport import installed, listings
 from cni_hostport.attachment import Owner
 from cni_hostport.installed import Element, Installed
 
@@ -136,7 +136,7 @@ def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:
 
 
 def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() -> None:
-    assert installed.state_of("N-A") == [
+    assert listings.state_of("N-A") == [
         "tables inet",
         "map inet hostport hostports",
         "map inet hostport hostports_ip4",
@@ -176,7 +176,7 @@ def differences(**changed: Listing) -> list[str]:
     actual = copy.deepcopy(EXPECTED)
     for what in actual:
         actual[what] = changed.get(what.split()[1].partition("-")[0], actual[what])
-    return installed.differences("N-A", EXPECTED, actual)
+    return listings.differences("N-A", EXPECTED, actual)
 
 
 def test_what_is_as_expected_has_no_differences() -> None:
@@ -250,4 +250,4 @@ def test_a_rule_that_stands_there_twice_is_called_that() -> None:
 
 
 def test_a_missing_table_is_one_difference() -> None:
-    assert installed.differences("N-A", EXPECTED, {what: [] for what in EXPECTED}) == ["table inet hostport is missing"]
+    assert listings.differences("N-A", EXPECTED, {what: [] for what in EXPECTED}) == ["table inet hostport is missing"]

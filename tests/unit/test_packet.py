@@ -82,3 +82,25 @@ def test_the_refusal_of_the_last_sequence_number_is_of_the_first() -> None:
 
 def test_udp_is_refused_by_icmp_alone() -> None:
     assert made("udp", V6, 7).refusals == ["meta l4proto ipv6-icmp @th,448,32 7"]
+
+
+def answer(protocol: str, mark: int, answers: int) -> Packet:
+    return Packet(protocol, V4[1], 80, V4[0], 40001, mark, answers)
+
+
+def test_an_answer_acknowledges_what_it_answers() -> None:
+    packet = answer("tcp", 0x01020304, 0xFFFFFFFF)
+    assert segment(packet)[:14].hex(" ", -4) == "00509c41 01020304 00000000 5012"
+    assert is_right(pseudo_header(packet) + segment(packet))
+
+
+def test_the_refusal_of_an_answer_continues_with_what_it_acknowledges() -> None:
+    assert answer("tcp", 5, 7).refusals == ["meta l4proto icmp @th,256,32 5", "tcp flags & rst == rst tcp sequence 8"]
+
+
+def test_an_answer_of_udp_is_a_datagram() -> None:
+    assert bytes(answer("udp", 5, 7)) == bytes(Packet("udp", V4[1], 80, V4[0], 40001, 5))
+
+
+def test_a_frame_comes_from_the_address_given() -> None:
+    assert made("tcp", V4, 5).frame(b"abcdef", b"ghijkl")[:12] == b"abcdefghijkl"

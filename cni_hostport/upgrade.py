@@ -1,0 +1,70 @@
+"""A table that another version of this plugin declared, put into the form that it has now."""
+
+from _socket import if_nameindex
+from contextlib import suppress
+
+from cni_hostport import host, localnet, ruleset
+from cni_hostport.errors import ExistsError, NotFoundError
+from cni_hostport.installed import Installed
+from cni_hostport.nft import Nft
+from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, POD_MAPS, TABLE, base
+
+
+def declare_again(nft: Nft) -> None:
+    """Put what another version of this plugin declared in the form that it has now, in one transaction.
+
+    Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the declarations then finds
+    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
+    """
+    installed = nft.installed()
+    with suppress(NotFoundError, ExistsError):
+        nft.run([*_declarations(installed), *_guards(nft, installed)])
+
+
+def _guards(nft: Nft, installed: Installed) -> list[str]:
+    """Return the commands that guard the interfaces which an older version opened for its attachments.
+
+    It guarded all there are, and closed none with the last attachment: a bridge that is open stays guarded, until the
+    next last one goes.
+    """
+    commands = []
+    if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
+        for interface, _ in if_nameindex():
+            with suppress(OSError):
+                if localnet.is_open(interface) and host.is_bridge(interface):
+                    commands += ruleset.guard(interface, opens=True)
+    for element in installed.elements:
+        if (
+            element.map == "pods_ip4"
+            and element.address
+            and element.holder
+            and element.holder not in installed.interfaces
+        ):
+            with suppress(host.NoRouteError):
+                route = host.route_to(element.address)
+                if route.prefix_length and localnet.is_open(route.interface):
+                    commands += ruleset.guard(route.interface, opens=True, needed_by=element.holder)
+    return commands
+
+
+def _declarations(installed: Installed) -> list[str]:
+    """Return the commands that make the declarations anew, with all that leads from them to attachments.
+
+    None if there is no table.
+    """
+    if not installed.chains:
+        return []
+    there = [name for name in BASE_CHAINS if name in installed.chains]
+    commands = [f"flush chain {FAMILY} {TABLE} {name}" for name in there]
+    # by handle: whoever made one anew meanwhile may have put in what is not in this listing
+    hooked = [name for name in there if BASE_CHAINS[name][0]]
+    commands += [f"delete chain {FAMILY} {TABLE} handle {installed.chains[name]}" for name in hooked]
+    commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in installed.outdated.values()]
+    commands += base()
+    for element in installed.elements:
+        if element.holder and element.map in installed.outdated:
+            comment = element.network if element.map in POD_MAPS else element.owner.comment()
+            told = f' comment "{comment}"' if comment.strip() else ""
+            key = f"{element.key}{told} : goto {element.chain}"
+            commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {key} }}")
+    return commands
