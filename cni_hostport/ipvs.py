@@ -60,8 +60,10 @@ def _present() -> set[bytes]:
     found = set()
     for answer in answers:
         if IFADDRMSG.unpack_from(answer)[4] == index:
-            values = dict(attributes(answer[IFADDRMSG.size :]))
-            found.add(values.get(IFA_LOCAL) or values.get(IFA_ADDRESS, b""))
+            for kind, value in attributes(answer[IFADDRMSG.size :]):
+                if kind in {IFA_ADDRESS, IFA_LOCAL}:  # the same, but for the peer of a point-to-point link
+                    found.add(value)
+                    break
     return found
 
 

@@ -76,10 +76,11 @@ class Netlink:
                 data = self._socket.recv(LARGEST_DATAGRAM, MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            while data:
-                length, kind, flags, number, _ = _HEADER.unpack_from(data)
-                yield kind, flags, number, data[_HEADER.size : length]
-                data = data[_aligned(length) :]
+            offset = 0
+            while offset < len(data):
+                length, kind, flags, number, _ = _HEADER.unpack_from(data, offset)
+                yield kind, flags, number, data[offset + _HEADER.size : offset + length]
+                offset += _aligned(length)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -95,10 +96,11 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Return type and value of each attribute."""
-    while data:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        yield kind & NLA_TYPE_MASK, data[_ATTRIBUTE.size : length]
-        data = data[_aligned(length) :]
+    offset = 0
+    while offset < len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        yield kind & NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += _aligned(length)
 
 
 def _aligned(length: int) -> int:

@@ -186,7 +186,8 @@ def uses(chain: bytes) -> int:
 def members(elements: bytes) -> Iterator[bytes]:
     """Return the keys of a set from an answer for its elements."""
     for _, element in attributes(inside(elements[4:], SET_ELEM_LIST_ELEMENTS)):
-        yield _first(_first(element))  # the key comes first (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
+        # the key comes first, an attribute in an attribute (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
+        yield element[8 : int.from_bytes(element[:2], byteorder)]
 
 
 def has_comment(element: bytes) -> bool:
@@ -276,10 +277,6 @@ def _elements(elements: Sequence[Element]) -> bytes:
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
     in_map = attribute(SET_ELEM_LIST_SET, c_string(elements[0][0]))
     return body(in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
-
-
-def _first(data: bytes) -> bytes:
-    return next(attributes(data))[1]
 
 
 def inside(data: bytes, *path: int) -> bytes:

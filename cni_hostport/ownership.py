@@ -143,7 +143,9 @@ def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], 
     key = attachment.key
     commands = [*base(), deleted(verb, key), deleted("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
-        commands += ruleset.guard(plan.interface, opens=not localnet.is_open(plan.interface), needed_by=key)
+        # what is restored was open before, by this plugin unless somebody else needs it for the same containers
+        opens = verb == "create" or not localnet.is_open(plan.interface)
+        commands += ruleset.guard(plan.interface, opens=opens, needed_by=key)
     return [*commands, *ruleset.attach(attachment, plan, holders)]
 
 
