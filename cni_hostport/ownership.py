@@ -170,7 +170,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
     if one lives that does not have to make room.
     """
     key = attachment.key
-    leaving = {key: ""} if key in installed.holders else {}
+    leaving = {key: ""} if key in installed.holders or key in installed.interfaces else {}
 
     def is_gone(owner: Owner) -> bool:
         # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead

@@ -43,6 +43,9 @@ def _guards(nft: Nft, installed: Installed) -> list[str]:
             with suppress(host.NoRouteError):
                 route = host.route_to(element.address)
                 if route.prefix_length and localnet.is_open(route.interface):
+                    # refused if the attachment has gone meanwhile
+                    there = f"{element.key} : goto {element.chain}"
+                    commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {there} }}")
                     commands += ruleset.guard(route.interface, opens=True, needed_by=element.holder)
     return commands
 

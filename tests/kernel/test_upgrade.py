@@ -5,14 +5,18 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import inprocess
 import pytest
 from conversation import Conversation
 from kernel.test_security import attacker
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping, wait
 from resident import eventually
 
+from cni_hostport import upgrade
+from cni_hostport.nft import Nft
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from lab import Namespace
 
@@ -238,6 +242,29 @@ def test_pods_of_an_older_table_go_before_it_is_upgraded(node: Node) -> None:
     node.add(node.pod(4), mapping(8001))
     assert not node.footprint(pods[1])
     assert node.client.ask("tcp", NODE4, 8002) == f"pod2 {CLIENT4}"
+
+
+def test_an_attachment_that_goes_while_its_table_is_upgraded_leaves_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = node.pod()
+    node.add(old, mapping(8080))
+    put_ahead(node)
+    with inprocess.on(node):
+        nft = Nft()
+        run = nft.run
+
+        def late(commands: Sequence[str]) -> None:
+            node.delete(old)
+            run(commands)
+
+        monkeypatch.setattr(nft, "run", late)
+        upgrade.declare_again(nft)
+    node.add(old, mapping(8080))
+    assert node.get_sysctl("net/ipv4/conf/cni0/route_localnet") == "1"
+    node.delete(old)
+    assert not node.footprint(old)
+    assert "elements" not in node.nft("list map inet hostport localnet_needs")
 
 
 @pytest.mark.parametrize("age", [make_older, put_ahead])
