@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from compare.cases import case
 from compare.cases_packets import set_bridge_nf
 from compare.expect import fall_short, reached, silent, succeeded
+from kernel.test_guard import other_loopback
 from kernel.test_masquerade import own_veth
-from lab import BRIDGE4, CLIENT4, NODE4, NODE6, Namespace, config, mapping
+from lab import BRIDGE4, CLIENT4, NODE4, NODE6, config, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,15 +56,9 @@ def neighbour_behind_a_veth(node: Bench) -> None:
 
 
 @case("WSL2 has a second loopback interface, and management VRFs have addresses of 127.0.0.0/8")
-def other_loopback(node: Bench) -> None:
+def another_loopback(node: Bench) -> None:
     """What another program lets through to 127.0.0.1 on an interface of its own goes on."""
-    with Namespace("beside") as beside:
-        node.ip(f"link add loopback0 type veth peer name eth0 netns {beside.name}")
-        node.ip("addr add 192.168.77.1/24 dev loopback0", "link set loopback0 up")
-        beside.ip("addr del 127.0.0.1/8 dev lo", "addr add 192.168.77.2/24 dev eth0", "link set eth0 up")
-        beside.ip("route add 127.0.0.0/8 via 192.168.77.1")
-        beside.set_sysctl("net/ipv4/conf/eth0/route_localnet", 1)
-        node.set_sysctl("net/ipv4/conf/loopback0/route_localnet", 1)
+    with other_loopback(node) as beside:
         node.serve("tcp", 9000, "theirs", "127.0.0.1")
         pod = node.web()
         node.add(pod, mapping(8080))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,12 @@ ROUTE_LOCALNET = "net/ipv4/conf/{}/route_localnet"
 
 @pytest.fixture
 def beside(node: Node) -> Iterator[Namespace]:
+    with other_loopback(node) as made:
+        yield made
+
+
+@contextmanager
+def other_loopback(node: Node) -> Iterator[Namespace]:
     """Have a neighbour on an interface on which another program lets 127.0.0.0/8 through, as WSL2's loopback0."""
     with Namespace("beside") as made:
         node.ip(f"link add loopback0 type veth peer name eth0 netns {made.name}")
