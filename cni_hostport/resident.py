@@ -43,10 +43,12 @@ OPERATIONS_IMPORT = (
             "conntrack",
             "deletion",
             "listeners",
+            "listings",
             "lookup",
             "ownership",
             "plugin",
             "portmap",
+            "upgrade",
         )
     ),
     "nftables",
