@@ -43,6 +43,7 @@ OPERATIONS_IMPORT = (
             "conntrack",
             "deletion",
             "listeners",
+            "listings",
             "lookup",
             "ownership",
             "plugin",
