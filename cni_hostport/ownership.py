@@ -235,7 +235,9 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
     for chain in chains:
-        localnet.close(Lookup(), interface_of(chain), log)
+        lookup = Lookup()
+        lookup.keep()
+        localnet.close(lookup, interface_of(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

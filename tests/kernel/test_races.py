@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import inprocess
 import pytest
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
-from cni_hostport import ownership, table
+from cni_hostport import host, ownership, table
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
@@ -68,7 +69,8 @@ def release(nft: Nft, pod: Pod) -> None:
 
 def claim(nft: Nft, pod: Pod, *mappings: dict[str, Any]) -> None:
     parsed = NetworkConfig.parse(config(pod, *mappings))
-    ownership.claim(nft, attachment(pod), make(parsed, parsed.prev_result.addresses("eth0")), print)
+    addresses = parsed.prev_result.addresses("eth0")
+    ownership.claim(nft, attachment(pod), make(parsed, addresses, host.ways_to(addresses)), print)
 
 
 def is_whole(node: Node, pod: Pod, *mappings: dict[str, Any]) -> bool:
@@ -108,7 +110,7 @@ def test_a_slow_del_takes_nothing_from_the_next_holder(
             node.delete(first)
         node.add(second, mapping(8080))
 
-    with node.inside():
+    with inprocess.on(node):
         release(RacedNft(moment, others), first)
     assert not node.footprint(first)
     assert is_whole(node, second, mapping(8080))
@@ -124,7 +126,7 @@ def test_a_slow_del_of_what_is_added_again_is_all_or_nothing_and_takes_nothing_f
         node.add(second, mapping(8080))
         node.add(first, mapping(9090))
 
-    with node.inside():
+    with inprocess.on(node):
         release(RacedNft(moment, others), first)
     assert not node.footprint(first) or is_whole(node, first, mapping(9090))
     assert is_whole(node, second, mapping(8080))
@@ -175,7 +177,7 @@ def test_a_slow_repeated_add_takes_nothing_from_the_next_holder_of_its_old_port(
         node.delete(first)
         node.add(second, mapping(8080))
 
-    with node.inside():
+    with inprocess.on(node):
         claim(RacedNft(moment, others), first, mapping(9090))
     assert is_whole(node, first, mapping(9090))
     assert is_whole(node, second, mapping(8080))
@@ -187,7 +189,7 @@ def test_a_slow_heir_of_an_address_takes_nothing_from_its_holder_that_moved_on(
 ) -> None:
     heir, again = node.pod(addresses=first.addresses), restarted(node, first)
     first.remove()
-    with node.inside():
+    with inprocess.on(node):
         claim(RacedNft(moment, lambda: node.add(again, mapping(8080))), heir, mapping(9090))
     assert is_whole(node, heir, mapping(9090))
     assert is_whole(node, again, mapping(8080))
