@@ -70,7 +70,7 @@ class Owner:
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
         identity, _, path = netns.partition(" ")
-        if path.startswith("/") and identity.replace(":", "").isdigit():
+        if (path.startswith("/") or not path) and identity.replace(":", "").isdigit():
             return cls(container_id, ifname, path, identity)
         return cls(container_id, ifname, netns)  # of a version that did not note the identity
 

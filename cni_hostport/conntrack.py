@@ -14,7 +14,7 @@ import os
 from errno import EIO, ENOENT
 from functools import cache
 
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute
+from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, keep
 from cni_hostport.nf_conntrack import (
     FAMILIES,
     TUPLE_ORIG,
@@ -180,10 +180,11 @@ def _forget(
     """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
         packed = {port.to_bytes(2) for port in ports}
-        with Netlink(NETLINK_NETFILTER) as kernel:
-            flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
-            # the tuple alone, by which entries are deleted, names one of the default zone
-            _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
+        kernel = Netlink(NETLINK_NETFILTER)
+        keep(kernel)
+        flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
+        # the tuple alone, by which entries are deleted, names one of the default zone
+        _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
     except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
         log(f"warning: connection tracking entries were not deleted: {type(error).__name__}: {error}")
 

@@ -30,6 +30,13 @@ Message = tuple[int, int, bytes]  # type, flags, body
 # Whoever closes a socket of nf_tables waits, 6 to 15 ms, until the kernel has freed what was deleted last, by whomever.
 # Those in here stay open until the process ends, when the caller has its answer.
 KEPT: list[object] = []
+MOST_KEPT = 64  # by those who may be called many times in one process
+
+
+def keep(opened: object) -> None:
+    """Leave a socket of nf_tables open until the process ends, unless there are many of them already."""
+    if len(KEPT) < MOST_KEPT:
+        KEPT.append(opened)
 
 
 class Netlink:

@@ -124,9 +124,9 @@ def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, c
     assert node.cni("ADD", pod, second, IFNAME="eth1").status == 0
     cache.add(pod, mapping(8080), network="second", ifname="eth1", result=second["prevResult"])
     node.nft("flush ruleset")
-    assert restore(node, cache) == "1 present, 1 restored\n"
-    assert node.footprint(pod)
-    assert not node.footprint(pod, "second", "eth1")
+    assert restore(node, cache) == "2 restored\n"
+    assert node.footprint(pod)["hostports"]
+    assert not node.footprint(pod, "second", "eth1")["hostports"]
 
 
 def test_a_path_that_leads_to_the_node_itself_is_no_pods_any_more(node: Node, cache: Cache) -> None:

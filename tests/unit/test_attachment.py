@@ -92,6 +92,7 @@ def test_a_path_that_would_have_to_be_changed_is_left_out(netns: str) -> None:
         ("  x", Owner("", "", "x")),
         ("a b c d", Owner("a", "b", "c d")),
         ("a b 4:5 c", Owner("a", "b", "4:5 c")),
+        ("a b 4:5", Owner("a", "b", "", "4:5")),
         ("a b 4:5 /c d", Owner("a", "b", "/c d", "4:5")),
         ("a b /4:5 /c d", Owner("a", "b", "/4:5 /c d")),
     ],
