@@ -60,6 +60,7 @@ class Owner:
         return (
             bool(self.netns)
             and self.netns == attachment.netns
+            and (self.identity == attachment.identity or not (self.identity and attachment.identity))
             and self.container_id == attachment.container_id[: len(self.container_id)]
             and self.ifname != printable(attachment.ifname)
         )

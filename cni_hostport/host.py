@@ -28,6 +28,11 @@ NETLINK_ROUTE, RTM_GETLINK, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 18, 26, 1, 4  # 
 IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1  # linux/if_link.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
+KINDS_OF_ONE_POD = (
+    "veth",
+    "netkit",
+    "tun",
+)  # with a host route; others, such as a macvlan, have neighbours on the link
 # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
 # flags
 RTMSG = struct.Struct("=BBBBBBBBL")
@@ -185,14 +190,17 @@ def ways_to(addresses: Sequence[IPv4Interface | IPv6Interface]) -> dict[IPv4Addr
     for address in {address.version: address.ip for address in reversed(addresses)}.values():
         with suppress(NoRouteError):
             route = route_to(address)
-            if route.prefix_length:
+            if route.prefix_length and route.type != RTN_LOCAL:
                 is_host_route = route.prefix_length == address.max_prefixlen
-                ways[address] = Way(route.interface, is_host_route and not is_bridge(route.interface))
+                ways[address] = Way(route.interface, is_host_route and kind_of(route.interface) in KINDS_OF_ONE_POD)
     return ways
 
 
-def is_bridge(interface: int) -> bool:
-    """Tell whether an interface, by its index, is a bridge; raises ``OSError`` if there is no such interface."""
+def kind_of(interface: int) -> str:
+    """Return the kind of an interface, by its index, as ``ip -d link`` shows it, such as ``bridge`` or ``veth``.
+
+    Raises ``OSError`` if there is no such interface.
+    """
     # struct ifinfomsg (linux/rtnetlink.h): family, type, index, flags, change
     question = struct.pack("=BxHiII", 0, 0, interface, 0, 0)
     with Netlink(NETLINK_ROUTE) as netlink:
@@ -200,4 +208,4 @@ def is_bridge(interface: int) -> bool:
     if error:
         raise OSError(error, os.strerror(error))
     link = dict(attributes(answers[0][struct.calcsize("=BxHiII") :]))
-    return dict(attributes(link.get(IFLA_LINKINFO, b""))).get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"bridge"
+    return dict(attributes(link.get(IFLA_LINKINFO, b""))).get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()

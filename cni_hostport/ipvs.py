@@ -41,21 +41,24 @@ NONE = -1  # instead of a descriptor
 
 def addresses() -> set[IPv4Address | IPv6Address]:
     """Return the addresses of kube-proxy's interface; raises ``OSError`` if the kernel cannot be asked."""
-    return {ip_address(packed) for packed in _present()}
+    return {ip_address(packed) for packed in _present()[0]}
 
 
-def _present() -> set[bytes]:
-    """Return the addresses as bytes: there can be thousands, and each ADD looks at them."""
+def _present() -> tuple[set[bytes], bool]:
+    """Return the addresses as bytes, since there can be thousands, and whether these are all.
+
+    They may not be all while others come and go, as when kube-proxy starts. Raises ``OSError``.
+    """
     try:
         index = if_nametoindex(INTERFACE)
     except OSError:
-        return set()
+        return set(), True
     with Netlink(NETLINK_ROUTE) as netlink:
         for _ in range(ATTEMPTS):
             [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
             if error != EINTR:  # else some address of the node came or went meanwhile
                 break
-    if error:
+    if error not in {0, EINTR}:
         raise OSError(error, os.strerror(error))
     found = set()
     for answer in answers:
@@ -64,7 +67,7 @@ def _present() -> set[bytes]:
                 if kind in {IFA_ADDRESS, IFA_LOCAL}:  # the same, but for the peer of a point-to-point link
                     found.add(value)
                     break
-    return found
+    return found, not error
 
 
 def fill() -> list[str]:
@@ -102,14 +105,15 @@ def _held() -> dict[str, set[bytes] | None]:
 def _changes(held: dict[str, set[bytes]]) -> list[str]:
     # asked after the sets: what comes in between, and was put into them by others, is not taken out
     try:
-        present = _present() if held else set()
+        present, is_all = _present() if held else (set[bytes](), True)
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot list the addresses of {INTERFACE}: {error.strerror}") from error
     commands = []
     for name, members in held.items():
         family, size = FAMILIES[name]
         wanted = {address for address in present if len(address) == size}
-        for verb, changed in (("add", wanted - members), ("delete", members - wanted)):
+        gone = members - wanted if is_all else set()
+        for verb, changed in (("add", wanted - members), ("delete", gone)):
             if changed:
                 elements = ", ".join(inet_ntop(family, address) for address in changed)
                 commands.append(f"{verb} element {FAMILY} {TABLE} {name} {{ {elements} }}")

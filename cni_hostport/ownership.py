@@ -152,12 +152,15 @@ def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], 
 def shared(installed: Installed, attachment: Attachment, plan: Plan) -> dict[Forward, str]:
     """Return the forwards whose port another attachment of the same container has, with that one's key.
 
-    A runtime publishes a container's ports on each of its networks; the first one has them.
+    A runtime publishes a container's ports on each of its networks; the first one has them, unless it is the former
+    holder of the same address.
     """
+    places = {(f"pods_ip{pod_ip.version}", str(pod_ip)) for pod_ip in plan.masquerade}
+    former = {element.holder for element in installed.elements if (element.map, element.key) in places}
     holders = {
         (element.map, element.key): element.holder
         for element in installed.elements
-        if element.holder not in {"", attachment.key} and element.owner.is_beside(attachment)
+        if element.holder not in {"", attachment.key, *former} and element.owner.is_beside(attachment)
     }
     keys = {forward: ruleset.port_key(forward) for forward in plan.forwards}
     return {forward: holders[key] for forward, key in keys.items() if key in holders}

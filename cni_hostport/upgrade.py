@@ -31,7 +31,7 @@ def _guards(nft: Nft, installed: Installed) -> list[str]:
     if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
         for interface, _ in if_nameindex():
             with suppress(OSError):
-                if localnet.is_open(interface) and host.is_bridge(interface):
+                if localnet.is_open(interface) and host.kind_of(interface) == "bridge":
                     commands += ruleset.guard(interface, opens=True)
     for element in installed.elements:
         if (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from cni_hostport.operate import redirection, routing
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from cni_hostport.operate.statements import Statement
     from cni_hostport.operate.trace import Hop
 
-LOOPBACK6 = IPv6Address("::1")
 RESTORE = "hostport restore"
 # which rules of this plugin leave a connection alone, and why that is so
 LEFT = {

@@ -50,6 +50,24 @@ def test_behind_a_veth_of_its_own_a_neighbour_keeps_its_address(node: Node) -> N
     assert not node.cni("CHECK", pod, config(pod, mapping(8080))).status
 
 
+def test_a_host_route_to_a_shared_link_has_neighbours(node: Node) -> None:
+    node.ip(
+        "link add shim link uplink type macvlan mode bridge", "link set shim up", "route add 192.0.2.50/32 dev shim"
+    )
+    pod = node.pod(4)
+    result = {"cniVersion": "1.1.0", "ips": [{"address": "192.0.2.50/24"}]}
+    node.add(pod, mapping(8080), prevResult=result)
+    assert "ip saddr 192.0.2.0/24 masquerade" in node.ruleset()
+
+
+def test_an_address_that_is_local_on_the_node_closes_nothing_on_its_loopback(node: Node) -> None:
+    node.ip("route add local 10.99.1.0/24 dev lo")
+    node.serve("tcp", 9000, "own", "127.0.0.1")
+    pod = node.pod(4)
+    node.add(pod, mapping(8080), prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.99.1.5/24"}]})
+    assert node.ask("tcp", "127.0.0.1", 9000).startswith("own ")
+
+
 def test_a_host_route_to_a_bridge_has_neighbours(node: Node) -> None:
     node.ip("route add 10.88.0.60/32 dev cni0")
     pod = node.pod(addresses=["10.88.0.60/24"], gateways=[BRIDGE4])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +12,6 @@ from restoring import restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PORTS = [mapping(8080), mapping(8053, 53, "udp"), mapping(9443, 443, hostIP=NODE4)]
 MANY = [mapping(20000 + number, 80) for number in range(20)]
@@ -271,3 +272,36 @@ def test_restore_brings_back_both_and_who_waits(node: Node, container: Container
     assert container.passes("b")
     assert container.answers()
     assert "1 gone, 1 present" in restore(node, cache)
+
+
+def test_an_address_that_moves_to_another_network_of_the_container_takes_the_ports_with_it(
+    node: Node, container: Container
+) -> None:
+    container.add("a")
+    container.addresses["b"] = container.addresses["a"]
+    added = container.add("b")
+    assert "takes over" in added.stderr
+    assert container.passes("b")
+    assert container.answers()
+    assert node.ruleset().count("chain dnat-") == 1
+
+
+def test_a_path_that_is_another_namespace_by_now_is_no_network_of_the_same_container(
+    node: Node, container: Container
+) -> None:
+    container.add("a")
+    path = container.pod.path
+    container.pod.remove()
+    again = node.pod(4)
+    again.serve("tcp", 80, "again")
+    Path(path).touch()
+    subprocess.run(["mount", "--bind", again.path, path], check=True)
+    try:
+        other = config(again, *PORTS, name="b", prevResult={"ips": [{"address": again.addresses[0]}]})
+        added = node.cni("ADD", container.pod, other, IFNAME="eth-b")
+        assert not added.status, added
+        assert "takes over" in added.stderr
+        assert node.client.ask("tcp", NODE4, 8080) == f"again {CLIENT4}"
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+        Path(path).unlink()
