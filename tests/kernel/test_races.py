@@ -14,7 +14,7 @@ from cni_hostport.nft import Nft
 from cni_hostport.plan import make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 TRANSACTION = "transaction"
 LISTINGS = ["chains inet", *(f"map inet hostport {name}" for name in table.MAPS)]
@@ -84,6 +84,12 @@ def restarted(node: Node, pod: Pod, addresses: Sequence[str] = ()) -> Pod:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _closing() -> Iterator[None]:
+    with inprocess.closing():
+        yield
+
+
 @pytest.fixture
 def first(node: Node) -> Pod:
     pod = node.pod()
@@ -110,7 +116,7 @@ def test_a_slow_del_takes_nothing_from_the_next_holder(
             node.delete(first)
         node.add(second, mapping(8080))
 
-    with inprocess.on(node):
+    with node.inside():
         release(RacedNft(moment, others), first)
     assert not node.footprint(first)
     assert is_whole(node, second, mapping(8080))
@@ -126,7 +132,7 @@ def test_a_slow_del_of_what_is_added_again_is_all_or_nothing_and_takes_nothing_f
         node.add(second, mapping(8080))
         node.add(first, mapping(9090))
 
-    with inprocess.on(node):
+    with node.inside():
         release(RacedNft(moment, others), first)
     assert not node.footprint(first) or is_whole(node, first, mapping(9090))
     assert is_whole(node, second, mapping(8080))
@@ -177,7 +183,7 @@ def test_a_slow_repeated_add_takes_nothing_from_the_next_holder_of_its_old_port(
         node.delete(first)
         node.add(second, mapping(8080))
 
-    with inprocess.on(node):
+    with node.inside():
         claim(RacedNft(moment, others), first, mapping(9090))
     assert is_whole(node, first, mapping(9090))
     assert is_whole(node, second, mapping(8080))
@@ -189,7 +195,7 @@ def test_a_slow_heir_of_an_address_takes_nothing_from_its_holder_that_moved_on(
 ) -> None:
     heir, again = node.pod(addresses=first.addresses), restarted(node, first)
     first.remove()
-    with inprocess.on(node):
+    with node.inside():
         claim(RacedNft(moment, lambda: node.add(again, mapping(8080))), heir, mapping(9090))
     assert is_whole(node, heir, mapping(9090))
     assert is_whole(node, again, mapping(8080))
