@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.netlink import KEPT, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
+from cni_hostport.netlink import NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
 
 TYPE_CHECKING = False
@@ -98,7 +98,7 @@ def _held() -> dict[str, set[bytes] | None]:
     from cni_hostport.lookup import Lookup
 
     lookup = Lookup()
-    KEPT.append(lookup)
+    lookup.keep()
     return {name: lookup.members(name) for name in FAMILIES}
 
 
