@@ -9,7 +9,7 @@ from functools import partial
 
 from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
+from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
@@ -18,7 +18,6 @@ from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
-LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
 
 Log = Callable[[str], None]
 

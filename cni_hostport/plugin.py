@@ -80,7 +80,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
     if not leave:
         conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
         return
-    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    udp = plan.limited_to("udp")
     if udp.forwards:  # their clients may be sending right now
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
     if plan.forwards:
