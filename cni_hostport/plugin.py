@@ -29,19 +29,17 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
     result = _prev_result(call)
     plan = plan_of(call)
-    if plan is None:
+    for mapping, reason in plan.unmapped if plan else ():
+        log(f"host port {mapping} is not mapped: {reason}")
+    if not plan or not plan.forwards:
+        _remove_former(call, log)
         return result
     from cni_hostport import ownership, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
-    for mapping, reason in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {reason}")
     nft, attachment = Nft(), attachment_of(call)
-    if not plan.forwards:
-        ownership.release(nft, attachment.key, log)
-        return result
 
     def attempt() -> Plan:
         portmap.make_room(Lookup(), attachment, plan, log)
@@ -67,6 +65,24 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
     listeners.tell(attachment, installed, log)
     return result
+
+
+def _remove_former(call: Call, log: Log) -> None:
+    """Remove what an attachment that has no mappings had by an earlier ADD."""
+    from cni_hostport.lookup import Lookup
+
+    key = attachment_of(call).key
+    try:
+        lookup = Lookup()
+        lookup.keep()
+        held = lookup.find(key)
+    except NFTError as error:  # no reason to refuse a container that needs nothing of nftables
+        log(f"warning: host ports that {call.container_id} may have had before were not looked for: {error}")
+        return
+    if held:
+        from cni_hostport import deletion
+
+        deletion.remove(lookup, key, held, log)
 
 
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
