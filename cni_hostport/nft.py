@@ -9,7 +9,7 @@ from _socket import AF_NETLINK, SOL_SOCKET, socket
 from contextlib import suppress
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.netlink import KEPT, NETLINK_NETFILTER
+from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, report_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Nft:
         return output
 
     def _ask(self, command: str) -> tuple[int, str, str]:
+        report_progress()
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
         status, output, error = self._context.cmd(command.encode())
         return status, output.decode(errors="replace"), error.decode(errors="replace")
