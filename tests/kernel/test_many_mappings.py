@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cache import Cache
+from kernel.test_upgrade import make_older
 from lab import NODE4, Node, Pod, config, mapping
 from listed import listed
 from restoring import restore
@@ -91,6 +92,8 @@ class Work:
         took["restore"] = _seconds(lambda: restore(node, self.cache))
         assert node.footprint(first)["hostports"] == 2 * count
         self.cache.remove(first)
+        make_older(node)
+        took["upgrade"] = _seconds(lambda: cni("ADD"))
         first.remove()
         took["take-over"] = _seconds(lambda: cni("ADD", second))
         cni("DEL", second)
