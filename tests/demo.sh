@@ -53,7 +53,7 @@ ip -n "$client" link set uplink up
 ip -n "$node" link add cni0 type bridge
 ip -n "$node" addr add 10.88.0.1/24 dev cni0
 ip -n "$node" link set cni0 up
-ip netns exec "$node" sysctl -qw net.ipv4.ip_forward=1
+ip netns exec "$node" sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 add_pod "$web" 10.88.0.2
 add_pod "$rival" 10.88.0.3
 ip netns exec "$web" /usr/bin/python3 -I -c '
