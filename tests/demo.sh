@@ -5,10 +5,13 @@ set -euo pipefail
 plugin=${1:?usage: demo.sh PATH-OF-HOSTPORT}
 node=demo$$-node client=demo$$-client web=demo$$-web rival=demo$$-rival
 
+# sysctl, and kill as a program, are of a package that a minimal Debian does not have
 cleanup() {
+    local running
     for namespace in "$node" "$client" "$web" "$rival"; do
         if [ -e "/run/netns/$namespace" ]; then
-            ip netns pids "$namespace" | xargs -r kill 2>/dev/null || true
+            mapfile -t running < <(ip netns pids "$namespace")
+            [ ${#running[@]} -eq 0 ] || kill "${running[@]}" 2>/dev/null || true
             ip netns del "$namespace"
         fi
     done

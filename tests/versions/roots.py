@@ -66,17 +66,16 @@ class Root:
         """What to put before a command for it to run there, in the caller's network namespace."""
         return ["nsenter", f"--target={self._holder.pid}", "--mount", "--root", "--wd"]
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command there, in this process's network namespace, with this machine's ways to package registries."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """This machine's ways to package registries, for commands that are run there."""
         passed = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name in CERTIFICATES}
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": "/root",
-            "DEBIAN_FRONTEND": "noninteractive",
-            **PIP,
-            **passed,
-        }
-        ran = subprocess.run([*self.prefix, *command], capture_output=True, text=True, check=False, env=environment)
+        return {"PATH": os.environ["PATH"], "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **PIP, **passed}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command there, in this process's network namespace, until it and all that it started have ended."""
+        command = (*self.prefix, *command)
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment, timeout=600)
         assert not (check and ran.returncode), f"{command}: {ran.stdout}{ran.stderr}"
         return ran
 

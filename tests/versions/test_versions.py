@@ -105,6 +105,13 @@ def test_every_operation_works(node: Node, system: System, plan: str) -> None:
     assert is_empty(node, holder)
 
 
+def test_the_versions_are_told(node: Node, system: System, record_property: Callable[[str, object], None]) -> None:
+    versions = system.versions(node)
+    assert set(versions) == {"system", "nftables", "Python"}
+    for name, value in versions.items():
+        record_property(name, value)
+
+
 def test_doctor_finds_nothing_wrong_with_nftables_and_the_base(node: Node, system: System) -> None:
     holder = Holder(node)
     holder.call("ADD", system)
