@@ -177,6 +177,66 @@ def test_nobody_elses_nft_crashes_on_what_the_plugin_wrote(node: Node, pair: tup
         assert ran.returncode == 0, ran
 
 
+TYPES = {
+    "meta nfproto": "nf_proto",
+    "meta l4proto": "inet_proto",
+    "th dport": "inet_service",
+    "ip daddr": "ipv4_addr",
+    "ip6 daddr": "ipv6_addr",
+    "iif": "iface_index",
+}
+
+
+def declare_by_type(node: Node, system: System) -> None:
+    """Put the table into the form that an older release gave it, which had no maps of attachments' own."""
+    listed = system.nft(node, "list", "table", "inet", "hostport").stdout
+    lines = []
+    for line in listed.splitlines():
+        if line.startswith("\t\ttypeof "):
+            key, colon, data = line.removeprefix("\t\ttypeof ").partition(" : ")
+            types = " . ".join(TYPES[part] for part in key.split(" . "))
+            lines.append(f"\t\ttype {types}{colon}{data}")
+        else:
+            lines.append(line)
+    system.nft(node, "delete", "table", "inet", "hostport")
+    loaded = node.run(*system.prefix, "nft", "-f", "-", input="\n".join(lines), check=False)
+    assert loaded.returncode == 0, loaded
+
+
+def notes(node: Node, system: System) -> str:
+    said = system.hostport(node, "doctor", "--json")
+    return " ".join(of["text"] for of in json.loads(said.stdout))
+
+
+def test_a_table_of_an_older_release_works_as_before(node: Node, system: System) -> None:
+    old, new = Holder(node, "every-protocol"), Holder(node, "one-port", 100)
+    old.call("ADD", system)
+    declare_by_type(node, system)
+    old.call("CHECK", system)
+    new.call("ADD", system)
+    for holder in (old, new):
+        holder.call("CHECK", system)
+        assert holder.is_listed(system)
+        assert holder.answers()
+        holder.call("DEL", system)
+    assert system.nft(node, "list", "map", "inet", "hostport", "hostports").stdout.count("elements") == 0
+
+
+def test_doctor_tells_how_to_rid_older_nft_of_what_they_crash_on(
+    node: Node, suite: str, system_called: Callable[[str], System]
+) -> None:
+    holder, system = Holder(node), system_called(suite)
+    crashes = "nft of version 1.1.1 and earlier crashes on table inet hostport"
+    holder.call("ADD", system)
+    assert crashes not in notes(node, system)
+    declare_by_type(node, system)
+    assert crashes in notes(node, system)
+    assert system.nft(node, "delete", "table", "inet", "hostport").returncode == 0
+    holder.call("ADD", system)
+    assert crashes not in notes(node, system)
+    assert node.nft("list ruleset")
+
+
 def test_the_demonstration_runs(root: Callable[[str], Root], suite: str) -> None:
     shown = root(suite).install("--demo")
     assert "Done: the namespaces of this demonstration" in shown.stdout
