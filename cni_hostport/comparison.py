@@ -60,9 +60,8 @@ def declared_by_type(nft: Nft) -> list[str]:
     """
     _, alone = _alone([])
     expected, actual = (_declared(side) for side in (alone, nft))
-    return [
-        what for what, key in expected.items() if isinstance(key, dict) and not isinstance(actual.get(what, key), dict)
-    ]
+    by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
+    return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
 
 
 def _declared(nft: Nft) -> dict[str, object]:

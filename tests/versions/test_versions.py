@@ -226,7 +226,7 @@ def test_doctor_tells_how_to_rid_older_nft_of_what_they_crash_on(
     node: Node, suite: str, system_called: Callable[[str], System]
 ) -> None:
     holder, system = Holder(node), system_called(suite)
-    crashes = "nft of version 1.1.1 and earlier crashes on table inet hostport"
+    crashes = "nft 1.1.1 and earlier crashes on table inet hostport"
     holder.call("ADD", system)
     assert crashes not in notes(node, system)
     declare_by_type(node, system)
