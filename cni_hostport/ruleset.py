@@ -146,7 +146,7 @@ def _fill(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
         for forward in forwards
     )
     add, *_ = removal = _remove(name, declaration)
-    return [*removal, add, f"add element {FAMILY} {TABLE} {name} {{ {elements} }}"]
+    return [*removal, add, create(name, elements)]
 
 
 def forget_targets(key: str) -> list[str]:

@@ -307,14 +307,14 @@ class Node(Namespace):
         return {key: int(packets) for key, packets in counted}
 
     def footprint(self, pod: Pod, network: str = "pods", ifname: str = "eth0") -> Counter[str]:
-        """Count what the kernel holds of an attachment: elements by map, chains, rules; empty if nothing."""
+        """Count what the kernel holds of an attachment: elements by map, own maps, chains, rules; empty if nothing."""
         key = key_of(pod, network, ifname)
         counted: Counter[str] = Counter()
         for item in json.loads(self.nft("-j list ruleset"))["nftables"]:
             for kind, body in item.items():
                 if kind == "map":
                     verdicts = (str(verdict) for _, verdict in body.get("elem", ()))
-                    counted[body["name"]] += sum(key in verdict for verdict in verdicts)
+                    counted[body["name"]] += sum(key in verdict for verdict in verdicts) + body["name"].endswith(key)
                 else:
                     counted[kind] += str(body.get("chain" if kind == "rule" else "name")).endswith(key)
         return +counted

@@ -230,11 +230,11 @@ create chain inet hostport masq-N-A
 add map inet hostport given_ip4-N-A {{ typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
 delete map inet hostport given_ip4-N-A
 add map inet hostport given_ip4-N-A {{ typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
-add element inet hostport given_ip4-N-A {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }}
+create element inet hostport given_ip4-N-A {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }}
 add map inet hostport any_ip4-N-A {{ typeof meta l4proto . th dport : ip daddr . th dport; }}
 delete map inet hostport any_ip4-N-A
 add map inet hostport any_ip4-N-A {{ typeof meta l4proto . th dport : ip daddr . th dport; }}
-add element inet hostport any_ip4-N-A {{ {targets} }}
+create element inet hostport any_ip4-N-A {{ {targets} }}
 add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to ip daddr . meta l4proto . th dport map @given_ip4-N-A comment "web"
 add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to meta l4proto . th dport map @any_ip4-N-A comment "web"
 create element inet hostport pods_ip4 {{ 10.1.0.2 comment "pods" : goto masq-N-A }}
@@ -264,7 +264,7 @@ def test_many_mappings_of_one_kind_are_one_rule(host_ip: str, expected: str, ele
     commands = attach(*(mapping(port, hostIP=host_ip) for port in range(1, 18)), pod=BOTH[1:])
     (rule,) = (line for line in commands.splitlines() if line.startswith("add rule inet hostport dnat-N-A"))
     assert rule == f"add rule inet hostport dnat-N-A meta nfproto ipv6 {expected}"
-    assert f"add element inet hostport {elements}" in commands
+    assert f"create element inet hostport {elements}" in commands
 
 
 @pytest.mark.parametrize(("mappings", "rules"), [(16, 32), (17, 2)])
