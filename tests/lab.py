@@ -43,6 +43,17 @@ NOBODY = [
 ]
 
 _serial = itertools.count()
+_COUNT = re.compile(r"\t# count \d+$", re.MULTILINE)
+_ELEMENTS = re.compile(r"(?<=elements = \{ )[^{}]*(?= \})")
+
+
+def alike(listing: str) -> str:
+    """Return what nft lists as every version does: elements in one order, and no number of a set's elements."""
+
+    def ordered(elements: re.Match[str]) -> str:
+        return ",\n".join(sorted(re.split(r",\s+", elements[0])))
+
+    return _ELEMENTS.sub(ordered, _COUNT.sub("", listing))
 
 
 def ip(*batches: str) -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from platform import freedesktop_os_release
 from typing import TYPE_CHECKING, Self
 
 from tools import ROOT
@@ -18,7 +19,9 @@ from tools import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUITES = ("trixie", "sid")
+RELEASE = freedesktop_os_release().get("VERSION_CODENAME", "")
+# the oldest with a Python that is new enough, what came after it, and what is to come; this machine is one of its own
+SUITES = tuple(suite for suite in ("bookworm", "trixie", "sid") if suite != RELEASE)
 CACHE = Path(os.environ.get("HOSTPORT_ROOTS", ROOT / ".cache" / "roots"))
 INCLUDED = "ca-certificates"  # what a machine has before anything can be installed on it
 USED = ("nftables", "iproute2", "curl")  # by the tests, besides what install.sh installs
@@ -115,11 +118,9 @@ def _mirrors() -> Iterator[str]:
     """Yield where this machine gets Debian's packages from, nothing on a machine of another kind."""
     if not shutil.which("apt-get"):
         return
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    codename = release.get("VERSION_CODENAME", "").strip('"')
     asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
     ran = subprocess.run(
-        [*asked, "Created-By: Packages", "Origin: Debian", f"Codename: {codename}"],
+        [*asked, "Created-By: Packages", "Origin: Debian", f"Codename: {RELEASE}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     yield from ran.stdout.splitlines()[:1]
