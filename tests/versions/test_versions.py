@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from explaining import Explanation
+from kernel.test_upgrade import put_ahead
 from lab import CLIENT4, NODE4, NODE6, Node, config, key_of, mapping
 
 if TYPE_CHECKING:
@@ -220,6 +221,17 @@ def test_a_table_of_an_older_release_works_as_before(node: Node, system: System)
         assert holder.answers()
         holder.call("DEL", system)
     assert system.nft(node, "list", "map", "inet", "hostport", "hostports").stdout.count("elements") == 0
+
+
+def test_a_table_of_a_release_with_other_hooks_is_upgraded(node: Node, system: System) -> None:
+    old, new = Holder(node, "given-addresses"), Holder(node, "one-port", 100)
+    old.call("ADD", system)
+    put_ahead(node)
+    new.call("STATUS", system)
+    new.call("ADD", system)
+    for holder in (old, new):
+        holder.call("CHECK", system)
+        assert holder.answers()
 
 
 def test_doctor_tells_how_to_rid_older_nft_of_what_they_crash_on(
