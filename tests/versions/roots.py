@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RELEASE = freedesktop_os_release().get("VERSION_CODENAME", "")
 # the oldest with a Python that is new enough, what came after it, and what is to come; this machine is one of its own
 SUITES = tuple(suite for suite in ("bookworm", "trixie", "sid") if suite != RELEASE)
-CACHE = Path(os.environ.get("HOSTPORT_ROOTS", ROOT / ".cache" / "roots"))
+CACHE = ROOT / ".cache" / "roots"
 INCLUDED = "ca-certificates"  # what a machine has before anything can be installed on it
 USED = ("nftables", "iproute2", "curl")  # by the tests, besides what install.sh installs
 # how this machine reaches what it installs from, and whom it trusts there

@@ -95,9 +95,8 @@ def is_empty(node: Node, *holders: Holder) -> bool:
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_operation_works(node: Node, system: System, plan: str) -> None:
     holder = Holder(node, plan)
-    for _ in range(2):
-        holder.call("ADD", system)
-        holder.call("CHECK", system)
+    holder.call("ADD", system)
+    holder.call("CHECK", system)
     assert holder.answers()
     assert holder.is_listed(system)
     assert holder.explanation(system).problems == []
@@ -123,7 +122,9 @@ def test_doctor_finds_nothing_wrong_with_nftables_and_the_base(node: Node, syste
     assert texts["the rules below all host ports are as they should be"] == "ok"
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "plan", ["every-protocol", "given-addresses", "many-ports-of-both-kinds", "conditions", "host-addresses"]
+)
 def test_what_another_version_wrote_is_checked_listed_explained_and_deleted(
     node: Node, pair: tuple[System, System], plan: str
 ) -> None:
