@@ -65,6 +65,9 @@ class PortTakenError(CNIError):
         self.is_gone = is_gone
 
 
+DIFFERENT = {"already", "exists", "different"}  # words of a sentence of nftables'
+
+
 class NFTError(Exception):
     """nftables refused something, and nothing was changed.
 
@@ -82,12 +85,12 @@ class NFTError(Exception):
         """The refusals of chains, maps and sets that are there as another version of this plugin declared them.
 
         Newer kernels say of a base chain with another priority that this is not supported (nft_chain_parse_hook of
-        net/netfilter/nf_tables_api.c).
+        net/netfilter/nf_tables_api.c). Newer versions of nftables see themselves what differs from what there is
+        (chain_evaluate and set_evaluate of src/evaluate.c), and say it in a sentence.
         """
-        refused = {
-            "File exists": ("add chain ", "add map ", "add set "),
-            "Operation not supported": ("add chain ",),
-        }
+        refused = {"File exists": ("add chain ", "add map ", "add set "), "Operation not supported": ("add chain ",)}
+        seen = {reason: refused["File exists"] for reason, _ in self.refusals if {*reason.split()} >= DIFFERENT}
+        refused |= seen
         return [refusal for refusal in self.refusals if refusal[1].startswith(refused.get(refusal[0], ()))]
 
     @property

@@ -129,6 +129,7 @@ class Installed:
                 commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
             if dnat_chain(key) in self.chains:
                 commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
+                commands += ruleset.forget_targets(key)
         return commands
 
     def _left(self, leaving: Collection[str]) -> dict[str, list[str]]:

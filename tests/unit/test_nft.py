@@ -138,6 +138,21 @@ def test_another_error_is_passed_on_in_nftables_words(library: Library, error: s
         ((EXISTS, "add chain inet hostport output { type nat hook output priority -99; }"), True),
         (("Operation not supported", "add chain inet hostport output { type nat hook output priority -99; }"), True),
         ((EXISTS, "add map inet hostport hostports { type ipv4_addr : verdict; }"), True),
+        (
+            (
+                "Chain \"output\" already exists in table inet 'hostport' with different declaration",
+                "add chain inet hostport output { type nat hook output priority -99; }",
+            ),
+            True,
+        ),
+        (
+            (
+                "hostports already exists with different datatype (a vs b)",
+                "add map inet hostport hostports { typeof x; }",
+            ),
+            True,
+        ),
+        (("hostports already exists with different datatype (a vs b)", "create chain inet hostport dnat-N-A"), False),
         (("Operation not supported", "add map inet hostport hostports { type ipv4_addr : verdict; }"), False),
         (("Operation not permitted", "add chain inet hostport output { type nat hook output priority -99; }"), False),
         ((EXISTS, "create chain inet hostport dnat-1"), False),
