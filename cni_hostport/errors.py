@@ -108,3 +108,15 @@ class BusyError(NFTError):
 
 class UnavailableError(NFTError):
     """libnftables cannot be loaded, or has no netlink socket."""
+
+
+class LibraryEndedError(UnavailableError):
+    """libnftables ended the process that it ran in, and nobody can tell whether what it was to run was run.
+
+    ``is_crash`` tells whether that was no decision of its own, but a signal.
+    """
+
+    def __init__(self, reason: str, *, is_crash: bool) -> None:
+        """Keep what there is to say of it."""
+        super().__init__([(reason, "")])
+        self.is_crash = is_crash

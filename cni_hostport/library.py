@@ -1,0 +1,240 @@
+"""libnftables, in this process or in one of its own.
+
+It ends the process that it runs in where it has no netlink socket, no memory, or an error while it receives. It crashes
+on some conditions, and up to version 1.1.1 on sets that 1.1.3 and later have declared with ``type``. In a process of
+its own, that is an error like others.
+
+It reads the sets of all tables before it runs a transaction, and that is when it crashes on those of others. The kernel
+can be asked to cut these answers short, so that libnftables knows only of sets that the transaction itself declares.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+import struct
+from _socket import SOL_SOCKET, htons, socket
+from contextlib import contextmanager, nullcontext, suppress
+
+from cni_hostport.errors import LibraryEndedError, UnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from typing import BinaryIO, NoReturn
+
+    Answer = tuple[int, bytes, bytes]  # status, output, errors
+
+LIBRARY = "libnftables.so.1"
+JSON, HANDLES, STATELESS = OUTPUTS = ("json", "handle", "stateless")  # in the binding's words
+NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
+PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
+REQUESTS, ANSWERS, FIRST_OTHER, MOST_DESCRIPTORS = 3, 4, 5, 1 << 20  # descriptors of a process of its own
+LONGEST_WORDS = 1000  # bytes
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
+NEWSET, NLM_F_MULTI = 0x0A09, 0x2  # linux/netfilter/nf_tables.h, linux/netlink.h
+LOAD_SHORT, JUMP_EQUAL, JUMP_SET, RETURN = 0x28, 0x15, 0x45, 0x06  # linux/bpf_common.h
+CUT, WHOLE = 4, 0xFFFFFFFF  # bytes of a datagram that are left: less than a message has, which libmnl then passes over
+# struct sock_filter (linux/filter.h): what to do, how many to pass over if so and if not, with which number. Shorts are
+# loaded from a place of the message in the order of the network.
+WITHOUT_LISTED_SETS = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (LOAD_SHORT, 0, 0, 4),  # nlmsg_type
+        (JUMP_EQUAL, 0, 3, htons(NEWSET)),
+        (LOAD_SHORT, 0, 0, 6),  # nlmsg_flags
+        (JUMP_SET, 0, 1, htons(NLM_F_MULTI)),
+        (RETURN, 0, 0, CUT),
+        (RETURN, 0, 0, WHOLE),
+    )
+)
+
+
+class Context:
+    """A libnftables context in this process, bound for good to the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        """Open it; raises ``UnavailableError`` where there is no libnftables, or none that can be used."""
+        try:
+            from ctypes import CDLL
+
+            import nftables
+
+            library = CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
+            first_unused = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+            os.close(first_unused)
+            self._context = nftables.Nftables()
+        except Exception as error:  # an installation can be broken in every way
+            raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
+        self._netlink = first_unused
+        # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
+        with suppress(AttributeError):  # of another C library than glibc
+            CDLL(None).__getattr__("__nss_configure_lookup")(b"hosts", b"files")
+        with suppress(AttributeError):
+            library.nft_ctx_input_set_flags(self._context._Nftables__ctx, NFT_CTX_INPUT_NO_DNS)  # noqa: SLF001 - the binding has no word for it
+
+    def ask(self, command: bytes, output: Collection[str], *, without_sets: bool = False) -> Answer:
+        """Run a command, for these kinds of ``OUTPUTS``; libnftables then knows no sets but those it declares."""
+        for kind in OUTPUTS:
+            getattr(self._context, f"set_{kind}_output")(kind in output)
+        with self._sets_left_out() if without_sets else nullcontext():
+            answer: Answer = self._context.cmd(command)
+        return answer
+
+    @contextmanager
+    def _sets_left_out(self) -> Iterator[None]:
+        from ctypes import addressof, create_string_buffer
+
+        program = create_string_buffer(WITHOUT_LISTED_SETS, len(WITHOUT_LISTED_SETS))
+        length = len(WITHOUT_LISTED_SETS) // struct.calcsize("=HBBI")
+        netlink = socket(fileno=os.dup(self._netlink))
+        try:
+            # struct sock_fprog (linux/filter.h)
+            netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", length, addressof(program)))
+            yield
+            netlink.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+        finally:
+            netlink.close()
+
+
+class Process:
+    """A libnftables context in a process of its own, which is started again if libnftables has ended it.
+
+    It ends with this process, and when this object is no longer used.
+    """
+
+    def __init__(self) -> None:
+        """Start it; raises ``UnavailableError`` where that is not possible, or as ``Context`` does."""
+        self._pid, self._parent = 0, os.getpid()
+        try:
+            self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _not_started(error) from error
+        self._start(None)
+
+    def __del__(self) -> None:
+        """Let it end, and wait for that."""
+        if os.getpid() == self._parent:
+            self._wait()
+            os.close(self._namespace)
+
+    def ask(self, command: bytes, output: Collection[str], *, without_sets: bool = False) -> Answer:
+        """Do as ``Context.ask``; raises ``LibraryEndedError`` where libnftables ends its process instead."""
+        if not self._pid:
+            self._start(self._namespace)
+        try:
+            marshal.dump((command, tuple(output), without_sets), self._requests)
+            self._requests.flush()
+        except BrokenPipeError:
+            raise self._end() from None
+        return self._answer()
+
+    def _answer(self) -> Answer:
+        try:
+            answer: Answer = marshal.load(self._answers)  # noqa: S302 - from this very program
+        except (EOFError, ValueError, TypeError):
+            raise self._end() from None
+        return answer
+
+    def _start(self, namespace: int | None) -> None:
+        try:
+            their_requests, requests = os.pipe()
+            answers, their_answers = os.pipe()
+            words = os.memfd_create("words")
+            self._requests, self._answers = open(requests, "wb"), open(answers, "rb")
+            self._words = open(words, "rb")
+            self._pid = os.fork()
+        except OSError as error:
+            raise _not_started(error) from error
+        if not self._pid:
+            _serve(their_requests, their_answers, words, self._parent, namespace)
+        os.close(their_requests)
+        os.close(their_answers)
+        _, _, reason = self._answer()
+        if reason:
+            raise UnavailableError([(reason.decode(), "")])
+
+    def _end(self) -> LibraryEndedError:
+        """Return what is to be said of its end."""
+        status = self._wait()
+        self._words.seek(0)
+        said = self._words.read()[-LONGEST_WORDS:].decode(errors="replace")
+        words = f": {' '.join(said.split())}" if said.strip() else ""
+        if status is None:
+            return LibraryEndedError(f"libnftables ended its process{words}", is_crash=not words)
+        if status >= 0:
+            return LibraryEndedError(f"libnftables ended its process with exit status {status}{words}", is_crash=False)
+        from signal import Signals
+
+        return LibraryEndedError(f"libnftables crashed ({Signals(-status).name}){words}", is_crash=True)
+
+    def _wait(self) -> int | None:
+        """Wait for its end and return its exit status, or the number of the signal that ended it as a negative one.
+
+        ``None`` where this process was started so that it is not told.
+        """
+        pid, self._pid = self._pid, 0
+        if not pid:
+            return None
+        with suppress(OSError):
+            self._requests.close()
+        self._answers.close()
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            return None
+
+
+def _not_started(error: OSError) -> UnavailableError:
+    return UnavailableError([(f"libnftables cannot be started: {error.strerror}", "")])
+
+
+def _serve(requests: int, answers: int, words: int, parent: int, namespace: int | None) -> NoReturn:
+    """Be the process: it has nothing of the caller's but these two pipes, and a file for what libnftables says."""
+    try:
+        if namespace is not None:
+            from cni_hostport import host
+
+            host.enter_namespace(namespace)
+        requests, answers, words = (fcntl.fcntl(one, fcntl.F_DUPFD, FIRST_OTHER) for one in (requests, answers, words))
+        null = os.open(os.devnull, os.O_RDONLY)
+        for descriptor, number in ((null, 0), (words, 1), (words, 2), (requests, REQUESTS), (answers, ANSWERS)):
+            os.dup2(descriptor, number)
+        os.closerange(FIRST_OTHER, MOST_DESCRIPTORS)
+        _end_with(parent)
+        with open(REQUESTS, "rb") as asked, open(ANSWERS, "wb") as answered:
+            _answer_all(asked, answered)
+    except BaseException as error:  # noqa: BLE001 - it must not come back into the caller's code
+        with suppress(OSError):
+            os.write(2, f"{type(error).__name__}: {error}".encode())
+    os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that is: nothing is done in its name later."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _answer_all(asked: BinaryIO, answered: BinaryIO) -> NoReturn:
+    def answer(what: Answer) -> None:
+        marshal.dump(what, answered)
+        answered.flush()
+
+    try:
+        context = Context()
+    except UnavailableError as error:
+        answer((1, b"", str(error).encode()))
+        os._exit(0)
+    answer((0, b"", b""))
+    while True:
+        try:
+            command, output, without_sets = marshal.load(asked)  # noqa: S302 - from this very program
+        except EOFError:
+            os._exit(0)
+        answer(context.ask(command, output, without_sets=without_sets))
