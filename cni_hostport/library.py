@@ -31,6 +31,7 @@ JSON, HANDLES, STATELESS = OUTPUTS = ("json", "handle", "stateless")  # in the b
 NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
 PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
 REQUESTS, ANSWERS, FIRST_OTHER, MOST_DESCRIPTORS = 3, 4, 5, 1 << 20  # descriptors of a process of its own
+FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 LONGEST_WORDS = 1000  # bytes
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
@@ -127,15 +128,16 @@ class Process:
         try:
             marshal.dump((command, tuple(output), without_sets), self._requests)
             self._requests.flush()
-        except BrokenPipeError:
-            raise self._end() from None
-        return self._answer()
+            return self._answer()
+        except (BrokenPipeError, EOFError):
+            raise self._end(knew_sets=not without_sets) from None
 
     def _answer(self) -> Answer:
+        """Return the next answer; raises ``EOFError`` if the process ends before all of it is here."""
         try:
             answer: Answer = marshal.load(self._answers)  # noqa: S302 - from this very program
-        except (EOFError, ValueError, TypeError):
-            raise self._end() from None
+        except (ValueError, TypeError) as error:
+            raise EOFError from error
         return answer
 
     def _start(self, namespace: int | None) -> None:
@@ -143,8 +145,9 @@ class Process:
             their_requests, requests = os.pipe()
             answers, their_answers = os.pipe()
             words = os.memfd_create("words")
-            self._requests, self._answers = open(requests, "wb"), open(answers, "rb")
-            self._words = open(words, "rb")
+            self._requests = open(requests, "wb")  # noqa: SIM115 - this and the others are open while this object is used
+            self._answers = open(answers, "rb")  # noqa: SIM115
+            self._words = open(words, "rb")  # noqa: SIM115
             self._pid = os.fork()
         except OSError as error:
             raise _not_started(error) from error
@@ -152,23 +155,30 @@ class Process:
             _serve(their_requests, their_answers, words, self._parent, namespace)
         os.close(their_requests)
         os.close(their_answers)
-        _, _, reason = self._answer()
+        try:
+            _, _, reason = self._answer()
+        except EOFError:
+            raise self._end(knew_sets=False) from None
         if reason:
             raise UnavailableError([(reason.decode(), "")])
 
-    def _end(self) -> LibraryEndedError:
+    def _end(self, *, knew_sets: bool) -> LibraryEndedError:
         """Return what is to be said of its end."""
         status = self._wait()
         self._words.seek(0)
         said = self._words.read()[-LONGEST_WORDS:].decode(errors="replace")
         words = f": {' '.join(said.split())}" if said.strip() else ""
         if status is None:
-            return LibraryEndedError(f"libnftables ended its process{words}", is_crash=not words)
-        if status >= 0:
-            return LibraryEndedError(f"libnftables ended its process with exit status {status}{words}", is_crash=False)
-        from signal import Signals
+            reason, is_crash = "libnftables ended its process", not words
+        elif status >= 0:
+            reason, is_crash = f"libnftables ended its process with exit status {status}", False
+        else:
+            from signal import Signals
 
-        return LibraryEndedError(f"libnftables crashed ({Signals(-status).name}){words}", is_crash=True)
+            name = Signals(-status).name
+            is_crash = name in FAULTS
+            reason = f"libnftables crashed ({name})" if is_crash else f"libnftables was ended by a signal ({name})"
+        return LibraryEndedError(f"{reason}{words}", is_crash=is_crash, knew_sets=knew_sets)
 
     def _wait(self) -> int | None:
         """Wait for its end and return its exit status, or the number of the signal that ended it as a negative one.
