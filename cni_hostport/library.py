@@ -14,7 +14,7 @@ import fcntl
 import marshal
 import os
 import struct
-from _socket import SOL_SOCKET, htons, socket
+from _socket import SOL_SOCKET, htons, socket, socketpair
 from contextlib import contextmanager, nullcontext, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
@@ -30,7 +30,7 @@ LIBRARY = "libnftables.so.1"
 JSON, HANDLES, STATELESS = OUTPUTS = ("json", "handle", "stateless")  # in the binding's words
 NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
 PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
-REQUESTS, ANSWERS, FIRST_OTHER, MOST_DESCRIPTORS = 3, 4, 5, 1 << 20  # descriptors of a process of its own
+STDIN, STDOUT, STDERR, FIRST_OTHER, MOST_DESCRIPTORS = 0, 1, 2, 3, 1 << 20
 FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 LONGEST_WORDS = 1000  # bytes
 
@@ -68,7 +68,9 @@ class Context:
             os.close(first_unused)
             self._context = nftables.Nftables()
         except Exception as error:  # an installation can be broken in every way
-            raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
+            raise UnavailableError(
+                [(f"libnftables cannot be used: {str(error) or type(error).__name__}", "")]
+            ) from error
         self._netlink = first_unused
         # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
         with suppress(AttributeError):  # of another C library than glibc
@@ -129,7 +131,7 @@ class Process:
             marshal.dump((command, tuple(output), without_sets), self._requests)
             self._requests.flush()
             return self._answer()
-        except (BrokenPipeError, EOFError):
+        except (ConnectionError, EOFError):
             raise self._end(knew_sets=not without_sets) from None
 
     def _answer(self) -> Answer:
@@ -142,22 +144,20 @@ class Process:
 
     def _start(self, namespace: int | None) -> None:
         try:
-            their_requests, requests = os.pipe()
-            answers, their_answers = os.pipe()
             words = os.memfd_create("words")
-            self._requests = open(requests, "wb")  # noqa: SIM115 - this and the others are open while this object is used
-            self._answers = open(answers, "rb")  # noqa: SIM115
-            self._words = open(words, "rb")  # noqa: SIM115
+            self._words = open(words, "rb")  # noqa: SIM115 - this and the others are open while this object is used
+            ours, theirs = (end.detach() for end in socketpair())
+            self._answers = open(ours, "rb")  # noqa: SIM115
+            self._requests = open(ours, "wb", closefd=False)  # noqa: SIM115
             self._pid = os.fork()
         except OSError as error:
             raise _not_started(error) from error
         if not self._pid:
-            _serve(their_requests, their_answers, words, self._parent, namespace)
-        os.close(their_requests)
-        os.close(their_answers)
+            _serve(theirs, words, self._parent, namespace)
+        os.close(theirs)
         try:
             _, _, reason = self._answer()
-        except EOFError:
+        except (ConnectionError, EOFError):
             raise self._end(knew_sets=False) from None
         if reason:
             raise UnavailableError([(reason.decode(), "")])
@@ -201,24 +201,25 @@ def _not_started(error: OSError) -> UnavailableError:
     return UnavailableError([(f"libnftables cannot be started: {error.strerror}", "")])
 
 
-def _serve(requests: int, answers: int, words: int, parent: int, namespace: int | None) -> NoReturn:
-    """Be the process: it has nothing of the caller's but these two pipes, and a file for what libnftables says."""
+def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoReturn:
+    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says."""
     try:
+        os.dup2(words, STDERR)
         if namespace is not None:
             from cni_hostport import host
 
             host.enter_namespace(namespace)
-        requests, answers, words = (fcntl.fcntl(one, fcntl.F_DUPFD, FIRST_OTHER) for one in (requests, answers, words))
-        null = os.open(os.devnull, os.O_RDONLY)
-        for descriptor, number in ((null, 0), (words, 1), (words, 2), (requests, REQUESTS), (answers, ANSWERS)):
-            os.dup2(descriptor, number)
-        os.closerange(FIRST_OTHER, MOST_DESCRIPTORS)
+        caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
+        os.dup2(STDERR, STDOUT)
+        os.dup2(STDERR, STDIN)
+        os.closerange(FIRST_OTHER, caller)
+        os.closerange(caller + 1, MOST_DESCRIPTORS)
         _end_with(parent)
-        with open(REQUESTS, "rb") as asked, open(ANSWERS, "wb") as answered:
+        with open(caller, "rb") as asked, open(caller, "wb", closefd=False) as answered:
             _answer_all(asked, answered)
     except BaseException as error:  # noqa: BLE001 - it must not come back into the caller's code
         with suppress(OSError):
-            os.write(2, f"{type(error).__name__}: {error}".encode())
+            os.write(STDERR, f"{type(error).__name__}: {error}".encode())
     os._exit(1)
 
 
