@@ -15,7 +15,7 @@ import marshal
 import os
 import struct
 from _socket import SOL_SOCKET, htons, socket, socketpair
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
 
@@ -110,9 +110,10 @@ class Process:
 
     def __init__(self) -> None:
         """Start it; raises ``UnavailableError`` where that is not possible, or as ``Context`` does."""
-        self._pid, self._parent = 0, os.getpid()
+        self._pid, self._parent, self._streams = 0, os.getpid(), ExitStack()
         try:
             self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._words = os.memfd_create("words")
         except OSError as error:
             raise _not_started(error) from error
         self._start(None)
@@ -121,7 +122,9 @@ class Process:
         """Let it end, and wait for that."""
         if os.getpid() == self._parent:
             self._wait()
-            os.close(self._namespace)
+            with suppress(AttributeError):
+                os.close(self._namespace)
+                os.close(self._words)
 
     def ask(self, command: bytes, output: Collection[str], *, without_sets: bool = False) -> Answer:
         """Do as ``Context.ask``; raises ``LibraryEndedError`` where libnftables ends its process instead."""
@@ -144,16 +147,16 @@ class Process:
 
     def _start(self, namespace: int | None) -> None:
         try:
-            words = os.memfd_create("words")
-            self._words = open(words, "rb")  # noqa: SIM115 - this and the others are open while this object is used
+            os.ftruncate(self._words, 0)
+            os.lseek(self._words, 0, os.SEEK_SET)
             ours, theirs = (end.detach() for end in socketpair())
-            self._answers = open(ours, "rb")  # noqa: SIM115
-            self._requests = open(ours, "wb", closefd=False)  # noqa: SIM115
+            self._answers = self._streams.enter_context(open(ours, "rb"))  # noqa: SIM115 - closed by _wait
+            self._requests = self._streams.enter_context(open(ours, "wb", closefd=False))  # noqa: SIM115
             self._pid = os.fork()
         except OSError as error:
             raise _not_started(error) from error
         if not self._pid:
-            _serve(theirs, words, self._parent, namespace)
+            _serve(theirs, self._words, self._parent, namespace)
         os.close(theirs)
         try:
             _, _, reason = self._answer()
@@ -165,8 +168,7 @@ class Process:
     def _end(self, *, knew_sets: bool) -> LibraryEndedError:
         """Return what is to be said of its end."""
         status = self._wait()
-        self._words.seek(0)
-        said = self._words.read()[-LONGEST_WORDS:].decode(errors="replace")
+        said = os.pread(self._words, LONGEST_WORDS, 0).decode(errors="replace")
         words = f": {' '.join(said.split())}" if said.strip() else ""
         if status is None:
             reason, is_crash = "libnftables ended its process", not words
@@ -186,11 +188,10 @@ class Process:
         ``None`` where this process was started so that it is not told.
         """
         pid, self._pid = self._pid, 0
+        with suppress(OSError):  # what could not be sent
+            self._streams.close()
         if not pid:
             return None
-        with suppress(OSError):
-            self._requests.close()
-        self._answers.close()
         try:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except ChildProcessError:
@@ -204,12 +205,12 @@ def _not_started(error: OSError) -> UnavailableError:
 def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoReturn:
     """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says."""
     try:
+        caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(words, STDERR)
         if namespace is not None:
             from cni_hostport import host
 
             host.enter_namespace(namespace)
-        caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(STDERR, STDOUT)
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
