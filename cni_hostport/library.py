@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Answer = tuple[int, bytes, bytes]  # status, output, errors
 
+NAMESPACE = "/proc/{}/ns/net"
 LIBRARY = "libnftables.so.1"
 JSON, HANDLES, STATELESS = OUTPUTS = ("json", "handle", "stateless")  # in the binding's words
 NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
@@ -105,14 +106,15 @@ class Context:
 class Process:
     """A libnftables context in a process of its own, which is started again if libnftables has ended it.
 
-    It ends with this process, and when this object is no longer used.
+    It ends with this process, and when this object is no longer used. libnftables looks up the interfaces that commands
+    name where its process is, whatever namespace the context is bound to: it follows the thread that asks.
     """
 
     def __init__(self) -> None:
         """Start it; raises ``UnavailableError`` where that is not possible, or as ``Context`` does."""
         self._pid, self._parent, self._streams = 0, os.getpid(), ExitStack()
         try:
-            self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._namespace = os.open(NAMESPACE.format("thread-self"), os.O_RDONLY | os.O_CLOEXEC)
             self._words = os.memfd_create("words")
         except OSError as error:
             raise _not_started(error) from error
@@ -130,8 +132,11 @@ class Process:
         """Do as ``Context.ask``; raises ``LibraryEndedError`` where libnftables ends its process instead."""
         if not self._pid:
             self._start(self._namespace)
+        here = os.stat(NAMESPACE.format("thread-self")).st_ino
+        move = "" if here == self._place else NAMESPACE.format(os.readlink("/proc/thread-self"))
+        self._place = here
         try:
-            marshal.dump((command, tuple(output), without_sets), self._requests)
+            marshal.dump((move, command, tuple(output), without_sets), self._requests)
             self._requests.flush()
             return self._answer()
         except (ConnectionError, EOFError):
@@ -155,6 +160,7 @@ class Process:
             self._pid = os.fork()
         except OSError as error:
             raise _not_started(error) from error
+        self._place = os.fstat(self._namespace).st_ino
         if not self._pid:
             _serve(theirs, self._words, self._parent, namespace)
         os.close(theirs)
@@ -208,9 +214,7 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoRet
         caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(words, STDERR)
         if namespace is not None:
-            from cni_hostport import host
-
-            host.enter_namespace(namespace)
+            _enter(f"/proc/self/fd/{namespace}")
         os.dup2(STDERR, STDOUT)
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
@@ -222,6 +226,14 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoRet
         with suppress(OSError):
             os.write(STDERR, f"{type(error).__name__}: {error}".encode())
     os._exit(1)
+
+
+def _enter(namespace: str) -> None:
+    from cni_hostport import host
+
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    host.enter_namespace(descriptor)
+    os.close(descriptor)
 
 
 def _end_with(parent: int) -> None:
@@ -246,7 +258,9 @@ def _answer_all(asked: BinaryIO, answered: BinaryIO) -> NoReturn:
     answer((0, b"", b""))
     while True:
         try:
-            command, output, without_sets = marshal.load(asked)  # noqa: S302 - from this very program
+            move, command, output, without_sets = marshal.load(asked)  # noqa: S302 - from this very program
         except EOFError:
             os._exit(0)
+        if move:
+            _enter(move)
         answer(context.ask(command, output, without_sets=without_sets))
