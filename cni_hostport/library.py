@@ -113,6 +113,7 @@ class Process:
     def __init__(self) -> None:
         """Start it; raises ``UnavailableError`` where that is not possible, or as ``Context`` does."""
         self._pid, self._parent, self._streams = 0, os.getpid(), ExitStack()
+        self._place = 0  # the network namespace, by its inode, in which it looks for interfaces
         try:
             self._namespace = os.open(NAMESPACE.format("thread-self"), os.O_RDONLY | os.O_CLOEXEC)
             self._words = os.memfd_create("words")
