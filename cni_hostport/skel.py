@@ -45,7 +45,7 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 AFTERWARDS: list[Callable[[], None]] = []
 
 ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
-IMPORT = "<frozen importlib._bootstrap>"  # the file of the frames between an import and the module's own
+MODULE = "<module>"  # the name of the frame in which a module is being imported
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
@@ -120,9 +120,9 @@ def _lack(error: BaseException) -> str:
     if isinstance(error, SystemError):
         return f"Python itself failed, as it does without memory: {error}"
     place = error.__traceback__
-    while place and place.tb_frame.f_code.co_filename != IMPORT:
+    while place and place.tb_frame.f_code.co_name != MODULE:
         place = place.tb_next
-    if isinstance(error, ImportError) or place:
+    if isinstance(error, ImportError | SyntaxError) or place:
         return f"a module cannot be loaded: {type(error).__name__}: {error}"
     return ""
 
