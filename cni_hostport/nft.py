@@ -7,7 +7,7 @@ import re
 
 from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.library import HANDLES, JSON, STATELESS, Process
-from cni_hostport.netlink import KEPT
+from cni_hostport.netlink import keep
 from cni_hostport.table import with_declarations
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ class Nft:
         """Open the context; raises ``UnavailableError`` where there is no libnftables."""
         self._context = self.context_type()
         self.crash = ""
-        KEPT.append(self._context)
+        keep(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""

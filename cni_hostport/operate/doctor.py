@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # what the kernel or libnftables says, and what a person can do about that
 REMEDIES = {
+    "libnftables crashed": "Install a newer version of nftables.",
     "libnftables cannot be used": "Install the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
     "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
 }

@@ -128,7 +128,7 @@ def test_a_host_name_in_a_condition_is_refused_and_no_name_server_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "reason"),
+    "broken",
     [
         ("pydantic", "def", "SyntaxError"),
         ("pydantic", "import nowhere", "No module named 'nowhere'"),
@@ -139,8 +139,9 @@ def test_a_host_name_in_a_condition_is_refused_and_no_name_server_is_asked(
 )
 @pytest.mark.parametrize("command", ["ADD", "STATUS"])
 def test_a_module_that_cannot_be_used_is_told(
-    node: Node, tmp_path: Path, command: str, name: str, text: str, reason: str
+    node: Node, tmp_path: Path, command: str, broken: tuple[str, str, str]
 ) -> None:
+    name, text, reason = broken
     (tmp_path / f"{name}.py").write_text(text)
     start = f"import sys; sys.path.insert(0, '{tmp_path}'); from cni_hostport.__main__ import main; main()"
     outcome = call(node, command, node.pod(), [sys.executable, "-Ic", start])
