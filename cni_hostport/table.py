@@ -137,8 +137,8 @@ def with_declarations(commands: Iterable[str]) -> list[str]:
 
 
 def _name(command: str) -> str:
-    """Return what a command is about, such as a map: ``VERB KIND FAMILY TABLE NAME``; empty if about a table."""
-    return " ".join(command.split(" ", 5)[4:5])
+    """Return ``FAMILY TABLE NAME`` of a command ``VERB KIND FAMILY TABLE NAME``, as far as it has that."""
+    return " ".join(command.split(" ", 5)[2:5])
 
 
 def note_deleted(key: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cache import Cache
 from foreign import SET, crashes_nft, declare_set, delete_table
+from kernel.test_upgrade import make_older
 from lab import LAUNCHER, NODE4, config, key_of, mapping, require
 from resident import Resident, launcher
 from restoring import restore, running
@@ -150,3 +151,15 @@ def test_what_cannot_be_listed_is_told_and_everything_else_is_done(crashing: Nod
     said = [of["text"] for of in json.loads(ran.stdout)]
     assert f"what portmap left in nftables could not be checked: {CRASH}" in said
     assert "portmap left nothing in iptables" in said
+
+
+def test_a_table_that_an_older_version_declared_is_upgraded(node: Node) -> None:
+    old, new = serving(node), serving(node)
+    node.add(old, mapping(8080))
+    make_older(node)
+    declare_set(node)
+    require(crashes_nft(node), "needs libnftables up to 1.1.1")
+    node.add(new, mapping(9090))
+    assert is_reached(node, old)
+    assert is_reached(node, new, 9090)
+    assert node.cni("CHECK", old, config(old, mapping(8080))).status == 0
