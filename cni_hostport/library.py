@@ -54,6 +54,10 @@ WITHOUT_LISTED_SETS = b"".join(
 )
 
 
+class NoProcessError(UnavailableError):
+    """The kernel refuses another process."""
+
+
 class Context:
     """A libnftables context in this process, bound for good to the network namespace in which it was made."""
 
@@ -111,7 +115,7 @@ class Process:
     """
 
     def __init__(self) -> None:
-        """Start it; raises ``UnavailableError`` where that is not possible, or as ``Context`` does."""
+        """Start it; raises ``NoProcessError``, and ``UnavailableError`` as ``Context`` does."""
         self._pid, self._parent, self._streams = 0, os.getpid(), ExitStack()
         self._place = 0  # the network namespace, by its inode, in which it looks for interfaces
         try:
@@ -158,9 +162,14 @@ class Process:
             ours, theirs = (end.detach() for end in socketpair())
             self._answers = self._streams.enter_context(open(ours, "rb"))  # noqa: SIM115 - closed by _wait
             self._requests = self._streams.enter_context(open(ours, "wb", closefd=False))  # noqa: SIM115
-            self._pid = os.fork()
         except OSError as error:
             raise _not_started(error) from error
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            os.close(theirs)
+            self._streams.close()
+            raise NoProcessError([(f"libnftables cannot be started: {error.strerror}", "")]) from error
         self._place = os.fstat(self._namespace).st_ino
         if not self._pid:
             _serve(theirs, self._words, self._parent, namespace)

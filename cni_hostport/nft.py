@@ -6,7 +6,7 @@ import json
 import re
 
 from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
-from cni_hostport.library import HANDLES, JSON, STATELESS, Process
+from cni_hostport.library import HANDLES, JSON, STATELESS, Context, NoProcessError, Process
 from cni_hostport.netlink import keep
 from cni_hostport.table import with_declarations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_hostport.installed import Installed
-    from cni_hostport.library import Context
 
 COMMAND_END = "; "
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
@@ -42,7 +41,11 @@ class Nft:
 
     def __init__(self) -> None:
         """Open the context; raises ``UnavailableError`` where there is no libnftables."""
-        self._context = self.context_type()
+        self._context: Context | Process
+        try:
+            self._context = self.context_type()
+        except NoProcessError:
+            self._context = Context()
         self.crash = ""
         keep(self._context)
 
