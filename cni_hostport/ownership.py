@@ -264,10 +264,12 @@ def _forget_flows(elements: Iterable[Element], log: Log) -> None:
         conntrack.forget_to(pods, ports, log)
 
 
-def refused(error: NFTError) -> CNIError:
-    """Translate what nftables will not take, or that it cannot be used at all."""
+def refused(error: NFTError, config: Mapping[str, object] | None = None) -> CNIError:
+    """Translate what nftables will not take, or that it cannot be used at all, in a call with this configuration."""
     if isinstance(error, UnavailableError):
-        return CNIError(Code.RULESET_REFUSED, str(error))
+        from cni_hostport import crashes
+
+        return CNIError(Code.RULESET_REFUSED, crashes.explained(error, config or {}))
     first = ": ".join(error.refusals[0])
     return CNIError(Code.RULESET_REFUSED, f"nftables refused the host port rules: {first[:LONGEST_QUOTE]}", str(error))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_hostport import plugin
-from cni_hostport.errors import CNIError, NFTError
+from cni_hostport import crashes, plugin
+from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate import (
     conflists,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 # what the kernel or libnftables says, and what a person can do about that
 REMEDIES = {
-    "libnftables": "Install libnftables: the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
+    "libnftables crashed": "Install a newer version of nftables.",
+    "libnftables cannot be used": "Install the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
     "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
 }
 OLDEST = (1, 0, 2)  # of libnftables; 0.9.8 knows neither keys of verdict maps by expressions nor their counters
@@ -121,6 +122,15 @@ def nftables(examination: Examination) -> Iterator[Statement]:
         )
         return
     yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
+    try:
+        examination.nft.listing("sets")
+    except LibraryEndedError as end:
+        for name in crashes.sets():
+            yield note(
+                f"{end} on {name}",
+                "Host ports work all the same. nft itself crashes here, and what is about this set is not checked.",
+                f"{crashes.REMEDY[0].upper()}{crashes.REMEDY[1:]}.",
+            )
 
 
 def _version(examination: Examination) -> str:
