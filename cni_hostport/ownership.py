@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from cni_hostport import conntrack, host, ipvs, localnet, ruleset
+from cni_hostport import conntrack, ipvs, localnet, presence, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
@@ -30,7 +30,7 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     Raises ``CNIError``: code 100 if another container that lives holds one of the ports, 11 if too many races were
     lost; and ``NFTError`` if nftables refuses the rules.
     """
-    attachment.identity = host.identity(attachment.netns)
+    presence.note(attachment)
     holders, leaving, installed = dict[Forward, str](), dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
         try:
@@ -117,7 +117,7 @@ def reinstatement(
 
     Raises ``CNIError`` with code 100 if a container that lives is in the way.
     """
-    attachment.identity = host.identity(attachment.netns)
+    presence.note(attachment)
     holders = shared(seen, attachment, plan)
     own = plan.without(holders)
     leaving = _leaving(nft, seen, attachment, own, newest=False)
@@ -175,16 +175,18 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
     key = attachment.key
     leaving = {key: ""} if key in installed.holders or key in installed.interfaces else {}
 
-    def is_gone(owner: Owner) -> bool:
+    view = presence.View()
+
+    def is_gone(owner: Owner, view: presence.View | None = None) -> bool:
         # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead
-        return bool(attachment.identity and owner.netns) and host.is_gone(owner.netns, owner.identity)
+        return bool(attachment.identity) and (view or presence.View()).is_gone(owner)
 
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
         element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
         if element and element.holder not in {"", key}:
             owner = installed.owner_of(element.holder)
-            if not newest and not is_gone(owner):
+            if not newest and not is_gone(owner, view):
                 raise CNIError(Code.PORT_TAKEN, f"pod address {pod_ip} is that of {_who(owner)}")
             leaving[element.holder] = f"pod address {pod_ip} was that of {_who(owner)}"
     for forward in plan.forwards:
@@ -196,7 +198,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
         for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
             if holder in leaving:
                 continue
-            if not (holder and is_gone(owner)):
+            if not (holder and is_gone(owner, view)):
                 pod = nft.pod_name(holder)
                 whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
                 msg = f"host port {forward} is taken by {whose}"

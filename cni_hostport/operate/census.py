@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cni_hostport import host
+from cni_hostport import host, presence
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.operate import cache, namespaces
 
@@ -71,7 +71,7 @@ class Census:
             sees = any(of.inode not in {0, own} for of in seen)
         if newcomer and left_out not in {of.inode for of in seen}:
             sees = False
-        if not sees and not namespaces.is_everything_visible():
+        if not sees and not presence.sees_everything():
             raise CNIError(
                 Code.NOT_AVAILABLE,
                 "no container's network namespace is seen at all: this process may not see the runtime's mounts and"
@@ -113,20 +113,25 @@ def _known(caches: Sequence[Path]) -> tuple[tuple[cache.Interface, ...], tuple[P
 
 
 def _is_gone(interface: cache.Interface) -> bool:
-    return bool(interface.netns) and host.is_gone(interface.netns)
+    """Tell whether there certainly is no network namespace at a path."""
+    try:
+        return bool(interface.netns) and not host.identity(interface.netns)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_beside_others(interface: cache.Interface) -> bool:
-    """Tell whether a namespace is, or was, where this process does see others."""
+    """Tell whether a namespace is, or was, where this process does see others; raises ``OSError``."""
     directory = os.path.dirname(interface.netns)
     try:
-        return any(host.is_namespace(os.path.join(directory, name)) for name in os.listdir(directory))
-    except OSError:
+        return any(host.identity(os.path.join(directory, name)) for name in os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def _inode(interface: cache.Interface) -> int:
+    """Return the inode of an interface's network namespace, 0 where that is not known."""
     try:
         return os.stat(interface.netns).st_ino
-    except OSError:
+    except (OSError, ValueError):
         return 0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
-from socket import AF_INET, AF_INET6, if_nametoindex
+from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_hostport import host, skel
+from cni_hostport import host, interfaces, presence, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
 ATTEMPTS = 5  # to list addresses while none of them changes
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
@@ -68,15 +66,6 @@ def visible() -> Iterator[Namespace]:
                 raise
 
 
-def is_everything_visible() -> bool:
-    """Tell whether this process sees all processes and the mounts of the node, and so every namespace there is."""
-    try:
-        whole = os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
-        return whole and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
-    except OSError:
-        return False
-
-
 def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
     """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
 
@@ -89,17 +78,17 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
         raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
     try:
         skel.check_netns(netns)
+        if not host.identity(netns):
+            return f"{where} is gone"
         with host.inside(netns):
-            index = if_nametoindex(ifname)
+            index = interfaces.index(ifname)
             present = [of for of in addresses() if of.interface == index]
     except CNIError:
         return f"{where} is that of the node now"
     except (OSError, ValueError) as error:
-        if host.is_gone(netns):
-            return f"{where} is gone"
-        if host.is_namespace(netns):
-            return f"{ifname} is gone from {where}"
         raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
+    if not index:
+        return f"{ifname} is gone from {where}"
     lost = [str(ip) for ip in pods if ip not in {of.ip.ip for of in present}]
     if not lost or not any(of.is_global for of in present):
         return ""
@@ -115,7 +104,7 @@ def _mounted() -> Iterator[str]:
     for line in Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")  # proc_pid_mountinfo(5): the root of the mount is the fourth, its place the fifth
         if fields[3].startswith("net:["):
-            yield re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+            yield presence.unescaped(fields[4])
 
 
 def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
