@@ -96,8 +96,7 @@ def _held() -> dict[str, set[bytes] | None]:
     """Return what the sets hold, by name; ``None`` for one that is not there."""
     from cni_hostport.lookup import Lookup
 
-    lookup = Lookup()
-    lookup.keep()
+    lookup = Lookup(kept=True)
     return {name: lookup.members(name) for name in FAMILIES}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from socket import if_indextoname
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, host
+from cni_hostport import host
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
@@ -16,6 +16,7 @@ from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from cni_hostport.comparison import Comparison
     from cni_hostport.installed import Installed
     from cni_hostport.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
@@ -81,12 +82,12 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
         )
 
 
-def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
-    Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
+    Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
-    found = comparison.of_base(nft, WAY) if mappings else []
+    found = comparison.of_base(WAY) if mappings else []
     if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
@@ -96,14 +97,14 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
         )
 
 
-def route_localnet(nft: Nft, installed: Installed) -> Iterator[Statement]:
-    """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
+def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> Iterator[Statement]:
+    """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError``, ``CNIError``, ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
     routed = {name for name, value in _settings("route_localnet").items() if value}
     if not routed:
         return
     needed = _towards_pods(nft, installed)
-    guarded = set() if comparison.of_base(nft, [GUARD]) else _guarded(nft)
+    guarded = set() if comparison.of_base([GUARD]) else _guarded(nft)
     is_open = (needed if "all" in routed else needed & routed) - guarded
     if is_open:
         yield problem(
