@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cni_hostport import host, interfaces, presence, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+from cni_hostport.operate import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,7 +102,7 @@ def addresses() -> list[Address]:
 
 
 def _mounted() -> Iterator[str]:
-    for line in Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in files.text(Path("/proc/thread-self/mountinfo")).splitlines():
         fields = line.split(" ")  # proc_pid_mountinfo(5): the root of the mount is the fourth, its place the fifth
         if fields[3].startswith("net:["):
             yield presence.unescaped(fields[4])
@@ -121,7 +122,7 @@ def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return files.text(path).splitlines()
     except OSError as error:
         if error.errno not in VANISHED | {EINVAL}:
             raise

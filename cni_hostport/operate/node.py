@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from socket import if_indextoname
 from typing import TYPE_CHECKING
 
-from cni_hostport import host
+from cni_hostport import host, interfaces
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
@@ -34,10 +33,13 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say where the kernel does not forward; raises ``OSError`` if a setting cannot be read."""
     for version, path in ((4, NET / "ipv4/ip_forward"), (6, NET / "ipv6/conf/all/forwarding")):
         count = sum(mapping.version == version for mapping in mappings)
-        if not count and not path.exists():
-            continue  # a kernel without IPv6
-        if _value(path):
-            continue
+        try:
+            if _value(path):
+                continue
+        except FileNotFoundError:  # a kernel without IPv6
+            if not count:
+                continue
+            raise
         name = ".".join(path.relative_to(NET.parent).parts)
         say = problem if count else note
         yield say(
@@ -64,13 +66,10 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
     pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
     strict, filters = set(), _settings("rp_filter")
     for ip, index, is_global in addresses():
-        try:
-            name = if_indextoname(index)
-        except OSError:
-            continue  # it has just gone
+        name = interfaces.name(index)  # none of one that has just gone
         is_pods = name in bridges or any(pod in ip.network for pod in pods)
         is_strict = max(filters["all"], filters.get(name, 0)) == STRICT
-        if ip.version == 4 and is_global and name != "lo" and is_strict and not is_pods:  # noqa: PLR2004 - IP version
+        if ip.version == 4 and is_global and name not in {"", "lo"} and is_strict and not is_pods:  # noqa: PLR2004 - IP version
             strict.add(name)
     if len(strict) > 1:
         yield note(
@@ -132,7 +131,7 @@ def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
         if element.map == "pods_ip4" and element.chain in masquerading:
             with suppress(host.NoRouteError):
                 route = host.route_to(ip_address(element.key))
-                found |= {if_indextoname(route.interface)} if route.prefix_length else set()
+                found |= {interfaces.name(route.interface)} - {""} if route.prefix_length else set()
     return found
 
 

@@ -11,7 +11,6 @@ forgets it, for as long as that is watched.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -64,11 +63,18 @@ class Outcome:
 
 
 def candidates(directories: Sequence[Path]) -> list[Path]:
-    """Return the files of caches that are worth a look, in the order in which the attachments were added."""
+    """Return the files of caches that are worth a look, in the order in which the attachments were added.
+
+    Raises ``OSError`` if a cache cannot be looked at.
+    """
     found = []
     for path in cache.entries(directories):
-        with suppress(FileNotFoundError):
+        try:
             found.append((path.stat().st_mtime_ns, path))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            found.append((0, path))  # to be told
     return [path for _, path in sorted(found) if _may_map(path)]
 
 

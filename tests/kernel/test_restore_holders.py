@@ -4,11 +4,14 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import inprocess
 import pytest
 from cache import Cache
 from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
 from resident import eventually
 from restoring import restore, running
+
+from cni_hostport.operate import restore as restoration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,3 +206,35 @@ def test_a_failure_is_not_hidden_by_another_container_of_the_same_pod(node: Node
     cache.add(older, mapping(9090), cniArgs=[["K8S_POD_NAME", "web"]])
     older.remove()
     assert restore(node, cache, status=1).endswith("1 failed, 1 gone\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["restored", "dry run"])
+def test_a_pod_that_was_deleted_is_gone_though_another_has_its_port(
+    node: Node, cache: Cache, options: tuple[str, ...]
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.delete(pod)
+    newer = node.pod()
+    node.add(newer, mapping(8080))
+    said = restore(node, cache, options=options)
+    assert options or said == f"gone: pod shop/{pod.host_end} (eth0, network pods): it was deleted\n1 gone\n"
+    assert node.footprint(newer)
+
+
+@pytest.mark.parametrize("end", ["its namespace is gone", "its runtime forgets it"])
+def test_a_pod_that_is_being_deleted_is_gone_in_the_end_though_another_has_its_port(
+    node: Node, cache: Cache, end: str
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    newer = node.pod()
+    node.add(newer, mapping(8080))
+    with inprocess.on(node):
+        outcomes = restoration.restore(restoration.candidates([cache.directory]), print, watch=60)
+        assert next(outcomes)[1].status == "failed"
+        if end == "its namespace is gone":
+            pod.remove()
+        else:
+            cache.remove(pod)
+        assert [(path, outcome.status) for path, outcome in outcomes] == [(cache.path(pod), "gone")]
+    assert node.footprint(newer)
