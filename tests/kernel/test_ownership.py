@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lab
 import pytest
 from lab import Node, Pod, config, mapping
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BARE = {"cniVersion": "1.1.0", "name": "pods", "type": "hostport"}
 READ_ONLY_SYSCTLS = [
