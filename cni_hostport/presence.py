@@ -24,7 +24,7 @@ import re
 from contextlib import contextmanager
 from errno import EMFILE, ENFILE, ENOENT, ENOMEM, ENOTTY, ESRCH
 from functools import cached_property
-from os.path import normpath
+from os.path import normpath, split
 from stat import S_ISLNK
 
 from cni_hostport import host
@@ -76,9 +76,10 @@ class View:
 
     def _is_nowhere(self, owner: Owner) -> bool:
         """Tell whether a holder's network namespace certainly does not exist."""
-        if self._existing is None:
+        inode = owner.identity.partition(":")[2]
+        if self._existing is None or not inode.isdecimal():
             return False
-        path = self._existing.get(owner.identity.partition(":")[2])
+        path = self._existing.get(inode)
         cookie = owner.place.split(":")[2:]
         if path is None or not cookie:
             return path is None
@@ -124,10 +125,10 @@ def _is_at_path(owner: Owner) -> bool | None:
 @contextmanager
 def _directory(path: str) -> Iterator[tuple[int, str]]:
     """Open the directory in which a path is a name, and give that name; raises ``OSError`` if there is none."""
-    directory, _, name = path.rpartition("/")
+    directory, name = split(path)
     if _is_in_proc(path):
         directory, name = PROC, normpath(path).lstrip("/").removeprefix("proc/")
-    descriptor = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor, name
     finally:
@@ -135,7 +136,7 @@ def _directory(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_in_proc(path: str) -> bool:
-    return f"/{normpath(path).lstrip('/')}".startswith(f"{PROC}/")
+    return path.startswith("/") and f"/{normpath(path).lstrip('/')}".startswith(f"{PROC}/")
 
 
 def sees_all_processes() -> bool:

@@ -66,7 +66,7 @@ class Census:
         left_out = os.stat(newcomer).st_ino if newcomer else own
         seen = tuple(namespaces.visible())
         if interfaces:
-            sees = any(not _is_gone(of) or _is_beside_others(of) for of in interfaces)
+            sees = any(not _is_gone(of) or namespaces.others_are_beside(of.netns) for of in interfaces)
         else:
             sees = any(of.inode not in {0, own} for of in seen)
         if newcomer and left_out not in {of.inode for of in seen}:
@@ -117,15 +117,6 @@ def _is_gone(interface: cache.Interface) -> bool:
     try:
         return bool(interface.netns) and not host.identity(interface.netns)
     except (OSError, ValueError):
-        return False
-
-
-def _is_beside_others(interface: cache.Interface) -> bool:
-    """Tell whether a namespace is, or was, where this process does see others; raises ``OSError``."""
-    directory = os.path.dirname(interface.netns)
-    try:
-        return any(host.identity(os.path.join(directory, name)) for name in os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -79,13 +79,14 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
         raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
     try:
         skel.check_netns(netns)
+    except CNIError:
+        return f"{where} is that of the node now"
+    try:
         if not host.identity(netns):
-            return f"{where} is gone"
+            return _why_absent(where, netns)
         with host.inside(netns):
             index = interfaces.index(ifname)
             present = [of for of in addresses() if of.interface == index]
-    except CNIError:
-        return f"{where} is that of the node now"
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
     if not index:
@@ -94,6 +95,34 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
     if not lost or not any(of.is_global for of in present):
         return ""
     return f"{ifname} in {where} does not have {', '.join(lost)} any more"
+
+
+def _why_absent(where: str, netns: str) -> str:
+    """Return that there is no namespace, unless its runtime may have mounts that this process does not see."""
+    if others_are_beside(netns) or presence.sees_everything():
+        return f"{where} is gone"
+    raise CNIError(
+        Code.HOST_SETTING,
+        f"{where} is not seen, nor any other in the same place: run this where its runtime runs, with"
+        " nsenter --mount --target PID-OF-THE-RUNTIME",
+    )
+
+
+def others_are_beside(netns: str) -> bool:
+    """Tell whether there are network namespaces in the directory in which one is, or was; raises ``OSError``."""
+    directory = os.path.dirname(netns)
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    for name in names:
+        try:
+            if host.identity(os.path.join(directory, name)):
+                return True
+        except OSError as error:
+            if error.errno in presence.EXHAUSTED:
+                raise
+    return False
 
 
 def addresses() -> list[Address]:

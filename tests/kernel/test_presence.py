@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,22 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import LAUNCHER, Namespace, Node, Pod, config, mapping
 from resident import NEVER_COLD, Resident, launcher
+from seeing import SEES_ALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PRIVATE = ["unshare", "--mount", "--propagation", "private"]
+
+
 # in a namespace of process IDs in which it is the first, the executable sees all processes
-ALL = """
-import os
-from cni_hostport import presence
-presence.INITIAL_PID_NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
-from cni_hostport.__main__ import main
-main()
-"""
-SEES_ALL = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-Ic", ALL]
-
-
 @pytest.fixture(scope="module")
 def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
     with Resident(tmp_path_factory.mktemp("resident") / "socket") as made:
