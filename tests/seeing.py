@@ -1,4 +1,4 @@
-"""An executable that sees all processes: the first in a namespace of process IDs, which it takes for the initial one."""
+"""An executable that sees all processes: the first in a namespace of process IDs that it takes for the initial one."""
 
 from __future__ import annotations
 
