@@ -82,13 +82,15 @@ def inside(path: str) -> Iterator[None]:
 
 @contextmanager
 def _return() -> Iterator[None]:
-    """Come back to this thread's network namespace at the end of the block."""
+    """Come back to this thread's network namespace at the end of the block; raises ``CNIError`` if it cannot."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
     finally:
         try:
             enter_namespace(own)
+        except OSError as error:  # nothing may be done in the other one
+            raise CNIError(Code.HOST_SETTING, f"cannot come back to this network namespace: {error}") from error
         finally:
             os.close(own)
 
@@ -99,13 +101,13 @@ def enter_namespace(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
 
 
-def identity(path: str, directory: int | None = None) -> str:
+def identity(path: str) -> str:
     """Return what tells the network namespace at ``path`` from others, ``<device>:<inode>``; empty if there is none.
 
-    A relative path begins at an open ``directory``. Raises ``OSError`` where it cannot be told.
+    Raises ``OSError`` where it cannot be told.
     """
     try:
-        with namespace(path, directory) as descriptor:
+        with namespace(path) as descriptor:
             return file_identity(descriptor)
     except OSError as error:
         if error.errno not in GONE:

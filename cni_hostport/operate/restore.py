@@ -182,7 +182,7 @@ class _Restoration:
         return Outcome(Status.FAILED, name, text=failure.msg)
 
     def _failed(self, path: Path, name: str, error: CNIError) -> Outcome:
-        """Return what became of an attachment that was refused: one that is gone, and somebody else has its port."""
+        """Return what became of an attachment that was refused; if somebody else has its port, it may be gone."""
         refused = _Refused(path, name)
         if error.code == Code.PORT_TAKEN:
             gone = self._why_gone(refused)
