@@ -140,13 +140,15 @@ def _status_from(connection: socket, descriptors: list[int]) -> int | None:
     process, in_time = _taken(connection)
     if process is None:
         return None
-    try:
-        if in_time:
+    if in_time:
+        try:
             connection.settimeout(UNTIL_DONE)
-            if status := connection.recv(1):  # without one, it is dead
-                return status[0]
-    except OSError:
-        pass
+            status = connection.recv(1)
+            return status[0] if status else None  # without one, it is dead
+        except ConnectionResetError:
+            return None
+        except OSError:
+            pass
     _kill(process)
     return None
 

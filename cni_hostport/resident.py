@@ -92,7 +92,7 @@ def serve(path: str = SOCKET) -> NoReturn:
 
 def _serve(listener: socket.socket, stage: int) -> NoReturn:
     listener.settimeout(0)  # of the children that a call wakes, one gets it
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # connections have it from the beginning
     lifeline, alive = os.pipe()
     # each child is known by a descriptor, on which it tells when it takes a call, and which ends with it
     children, waiting = set[int](), set[int]()
@@ -207,6 +207,7 @@ def _rehearse(stage: int) -> None:
 def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     """Run a caller's call, unless it is not to be run here, which the caller sees by the closed connection."""
     connection.settimeout(PATIENCE)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # it was made before the listener had that
     caller = credentials.caller(connection)  # while it prepares its request
     request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
     identity, netns, *variables = os.fsdecode(request.content).split("\0")
