@@ -181,16 +181,22 @@ def _kill(process: int) -> None:
 
 def _print(stdout: int, stderr: int, status: int, data: bytes | Exception | None) -> None:
     """Print what the call did; does not return if its result cannot be printed."""
-    try:  # noqa: SIM105 - contextlib would be another import
-        _copy(stderr, 2)
-    except (OSError, MemoryError):
-        pass  # logging is best effort
+    _log(stderr)
     try:
         _copy(stdout, 1)
     except (OSError, MemoryError) as error:
+        if status:
+            _log(stdout)  # a runtime shows it where there is no error JSON
         from cni_hostport.__main__ import withdraw
 
         withdraw(status, data, error)
+
+
+def _log(source: int) -> None:
+    try:  # noqa: SIM105 - contextlib would be another import
+        _copy(source, 2)
+    except (OSError, MemoryError):
+        pass  # no call fails because nobody listens
 
 
 def _copy(source: int, target: int) -> None:
