@@ -96,6 +96,7 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
     lifeline, alive = os.pipe()
     # each child is known by a descriptor, on which it tells when it takes a call, and which ends with it
     children, waiting = set[int](), set[int]()
+    begun = False
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that ended
     rights = credentials.Process(os.getpid()).rights
     events = select.poll()
@@ -110,13 +111,15 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
             try:
                 is_child = not os.fork()
             except OSError:
-                if not children:
+                os.close(hears)
+                if not begun:
                     raise
                 time.sleep(PATIENCE)  # callers do without
             else:
                 if is_child:
                     os.close(alive)
                     _wait_for_a_call(listener, lifeline, tells, rights, stage if waiting else None)
+                begun = True
                 children.add(hears)
                 waiting.add(hears)
                 events.register(hears, select.POLLIN)
