@@ -115,11 +115,12 @@ def _hand_over(path: str) -> tuple[int | None, bytes | Exception | None]:
                 write(shared[0], data)
                 os.lseek(shared[0], 0, os.SEEK_SET)
                 status = _status_from(connection, shared)
+                if status is not None:
+                    stdout, stderr = map(_content, shared[1:3])
+                    _print(stdout, stderr, status, data)
+                    return status, data
     except (OSError, MemoryError):
         pass
-    if status is not None:
-        _print(shared[1], shared[2], status, data)
-        return status, data
     for descriptor in shared:
         os.closerange(descriptor, descriptor + 1)  # which does not fail
     return None, data
@@ -179,12 +180,16 @@ def _kill(process: int) -> None:
         pass  # it is dead, or ends with the connection
 
 
-def _print(stdout: int, stderr: int, status: int, data: bytes | Exception | None) -> None:
+def _content(memory: int) -> bytes:
+    return os.pread(memory, os.fstat(memory).st_size, 0)
+
+
+def _print(stdout: bytes, stderr: bytes, status: int, data: bytes | Exception | None) -> None:
     """Print what the call did; does not return if its result cannot be printed."""
     _log(stderr)
     try:
-        _copy(stdout, 1)
-    except (OSError, MemoryError) as error:
+        write(1, stdout)
+    except OSError as error:
         if status:
             _log(stdout)  # a runtime shows it where there is no error JSON
         from cni_hostport.__main__ import withdraw
@@ -192,17 +197,11 @@ def _print(stdout: int, stderr: int, status: int, data: bytes | Exception | None
         withdraw(status, data, error)
 
 
-def _log(source: int) -> None:
+def _log(text: bytes) -> None:
     try:  # noqa: SIM105 - contextlib would be another import
-        _copy(source, 2)
-    except (OSError, MemoryError):
+        write(2, text)
+    except OSError:
         pass  # no call fails because nobody listens
-
-
-def _copy(source: int, target: int) -> None:
-    os.lseek(source, 0, os.SEEK_SET)
-    while data := os.read(source, CHUNK):
-        write(target, data)
 
 
 def _pack(descriptors: list[int]) -> bytes:
