@@ -102,7 +102,7 @@ def _hand_over(path: str) -> tuple[int | None, bytes | Exception | None]:
     The latter is ``None`` if it has not been read, and an error if it could not be.
     """
     shared: list[int] = []
-    status = data = None
+    data = None
     try:
         connection = socket(AF_UNIX, SOCK_SEQPACKET)
         connection.settimeout(UNTIL_TAKEN)
@@ -211,5 +211,8 @@ def _pack(descriptors: list[int]) -> bytes:
 def _cannot_start(error: BaseException) -> "NoReturn":
     """End with an error JSON where nothing can be imported that would make one; code 5 is an I/O failure."""
     reason = "".join(letter for letter in str(error) if " " <= letter <= "~" and letter not in '"\\')
-    write(1, f'{{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: {reason}"}}\n'.encode())
-    os._exit(1)
+    text = f'{{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: {reason}"}}\n'
+    try:
+        write(1, text.encode())
+    finally:
+        os._exit(1)
