@@ -18,7 +18,7 @@ import re
 import socket
 import struct
 from array import array
-from contextlib import suppress
+from errno import ENOPROTOOPT
 from typing import NamedTuple, Self
 
 from cni_hostport import host
@@ -58,12 +58,18 @@ class Process:
         self.is_in_this_pid_namespace = b"\t" not in status["numbers"]
 
     def sent(self, request: "Request", connection: socket.socket) -> bool:
-        """Tell whether it is the one that sent a request; its last descriptor is one of the sender."""
+        """Tell whether it is the one that sent a request, whose last descriptor is one of the sender.
+
+        Raises ``OSError`` if it has ended.
+        """
         if request.sender != self._number:
             return False
-        descriptor = request.descriptors[-1]
-        with suppress(OSError):  # an older kernel
+        try:
             descriptor = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno != ENOPROTOOPT:
+                raise
+            descriptor = request.descriptors[-1]  # on an older kernel
         found = NUMBER.search(_content(f"/proc/self/fdinfo/{descriptor}"))
         return found is not None and int(found[1]) == self._number
 

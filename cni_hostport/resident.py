@@ -9,6 +9,8 @@ No file of a caller's root directory becomes code here: modules and libraries ar
 there is data, by nftables (/etc/protocols, /etc/iproute2, /etc/hosts), and for what operations are about.
 """
 
+from __future__ import annotations
+
 import ctypes
 import fcntl
 import gc
@@ -23,12 +25,15 @@ import time
 from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cni_hostport import afterwards, credentials, departure, handover, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.nft import LIBRARY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPARES = 2  # children that wait for a call
 WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
@@ -78,16 +83,17 @@ def serve(path: str = SOCKET) -> NoReturn:
     _load_everything()
     with host.scratch_namespace():
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        _serve(socket.socket(fileno=FIRST_INHERITED), stage)
-    parent = os.getpid()
-    listener = _listener(path)
+    listener, remove = _listener(path)
+
+    def end(*_: object) -> NoReturn:
+        remove()
+        os._exit(0)  # an exception would be lost within a hook of fork
+
+    signal.signal(signal.SIGTERM, end)
     try:
         _serve(listener, stage)
     finally:
-        if os.getpid() == parent:  # and not a child that a signal ended
-            os.unlink(path)
+        remove()
 
 
 def _serve(listener: socket.socket, stage: int) -> NoReturn:
@@ -150,8 +156,13 @@ def _load_everything() -> None:
     gc.disable()
 
 
-def _listener(path: str) -> socket.socket:
-    """Make a socket at a path; what is there already may only be one on which nobody listens any more."""
+def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
+    """Return the socket that systemd hands over or one made at a path, and what removes the latter in the end.
+
+    What is at the path already may only be a socket on which nobody listens any more.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=FIRST_INHERITED), lambda: None
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     error = probe.connect_ex(path)
     if error in {0, EAGAIN}:
@@ -165,7 +176,14 @@ def _listener(path: str) -> socket.socket:
     listener.bind(path)
     os.umask(mask)
     listener.listen(socket.SOMAXCONN)
-    return listener
+    parent = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == parent:  # and not a child that a signal ends
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    return listener, remove
 
 
 def _wait_for_a_call(
