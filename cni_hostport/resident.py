@@ -45,6 +45,7 @@ LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # of a request: standard streams, and the process that sends it
 # databases of nsswitch.conf(5) by which libnftables looks names up
 DATABASES = ("group", "hosts", "networks", "passwd", "protocols", "services")
+ENDS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # and the status, which is a shell's for the latter
 FIRST_INHERITED = 3  # sd_listen_fds(3)
 OPERATIONS_IMPORT = (
     *(
@@ -76,7 +77,7 @@ REHEARSAL = (
 
 
 def serve(path: str = SOCKET) -> NoReturn:
-    """Answer calls until SIGTERM, on the socket that systemd hands over or else on one made at ``path``.
+    """Answer calls until SIGTERM or SIGINT, on the socket that systemd hands over or else on one made at ``path``.
 
     Raises ``OSError`` if there cannot be such a socket, or no child.
     """
@@ -85,11 +86,12 @@ def serve(path: str = SOCKET) -> NoReturn:
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     listener, remove = _listener(path)
 
-    def end(*_: object) -> NoReturn:
+    def end(number: int, _: object) -> NoReturn:
         remove()
-        os._exit(0)  # an exception would be lost within a hook of fork
+        os._exit(ENDS[signal.Signals(number)])  # an exception would be lost within a hook of fork
 
-    signal.signal(signal.SIGTERM, end)
+    for number in ENDS:
+        signal.signal(number, end)
     try:
         _serve(listener, stage)
     finally:
@@ -191,8 +193,8 @@ def _wait_for_a_call(
 ) -> NoReturn:
     """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # pyroute2 has children of its own
+        for number in (*ENDS, signal.SIGCHLD):  # pyroute2 has children of its own
+            signal.signal(number, signal.SIG_DFL)
         if stage is not None:
             _rehearse(stage)
         ready = select.epoll()

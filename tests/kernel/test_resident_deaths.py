@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,6 +189,9 @@ def test_a_child_runs_a_call_unless_it_was_withdrawn(node: Node, tmp_path: Path,
         finally:
             resident.signal(signal.SIGCONT)
         assert eventually(lambda: not set(stopped) <= set(resident.children))
+        if not withdrawn:
+            assert eventually(lambda: "goto dnat-" in node.nft("list ruleset"))
+        time.sleep(0.3)
         assert ("goto dnat-" in node.nft("list ruleset")) is not withdrawn
 
 
