@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cni_hostport import afterwards, credentials, departure, handover, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
-from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
+from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.nft import LIBRARY
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would sl
 # children, those that are at work included; callers beyond them wait, and help themselves in the end. One that waits
 # for a container to go is not among them: it sleeps, and ends with its caller
 MOST = 32
+BETWEEN_REPORTS = 1.0  # seconds; a caller waits for ``handover.UNTIL_DONE``
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # of a request: standard streams, and the process that sends it
@@ -254,7 +255,9 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
+        netlink.PROGRESS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
+        netlink.PROGRESS.clear()
         if status and not os.fstat(1).st_size:
             return  # there was no memory even for the error
         if skel.AFTERWARDS:
@@ -269,3 +272,18 @@ class _Abroad:
 
     def find_spec(self, *_: object) -> NoReturn:
         os._exit(0)
+
+
+def _reporting(connection: socket.socket) -> Callable[[], None]:
+    """Return what tells a caller now and then that its call gets on."""
+    told = time.monotonic()
+
+    def report() -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now > told + BETWEEN_REPORTS:
+            told = now
+            with suppress(OSError):  # the caller's end is noticed elsewhere
+                connection.send(AT_WORK)
+
+    return report
