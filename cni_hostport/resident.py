@@ -4,16 +4,11 @@ Children wait on the listening socket before there is a call, so that a call doe
 caller's streams, environment, network namespace and directories, and then is what the executable would have been: it
 runs the same entry point, and ends. ``handover`` has the caller's side and the protocol, ``credentials`` decides who is
 served. Besides, the addresses of Services are watched (``ipvs``).
-
-No file of a caller's root directory becomes code here: modules and libraries are loaded beforehand. What is still read
-there is data, by nftables (/etc/protocols, /etc/iproute2, /etc/hosts), and for what operations are about.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import gc
 import io
 import os
 import select
@@ -24,13 +19,11 @@ import sys
 import time
 from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
-from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, credentials, departure, handover, host, ipvs, netlink, skel
+from cni_hostport import afterwards, code, credentials, departure, handover, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
-from cni_hostport.nft import LIBRARY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,33 +37,8 @@ BETWEEN_REPORTS = 1.0  # seconds; a caller waits for ``handover.UNTIL_DONE``
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # of a request: standard streams, and the process that sends it
-# databases of nsswitch.conf(5) by which libnftables looks names up
-DATABASES = ("group", "hosts", "networks", "passwd", "protocols", "services")
 ENDS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # and the status, which is a shell's for the latter
 FIRST_INHERITED = 3  # sd_listen_fds(3)
-OPERATIONS_IMPORT = (
-    *(
-        f"cni_hostport.{module}"
-        for module in (
-            "comparison",
-            "config",
-            "conntrack",
-            "deletion",
-            "listeners",
-            "listings",
-            "lookup",
-            "ownership",
-            "plugin",
-            "portmap",
-            "upgrade",
-        )
-    ),
-    "nftables",
-    "pyroute2",
-    "random",
-    "syslog",
-    "traceback",
-)
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
     b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
@@ -82,7 +50,7 @@ def serve(path: str = SOCKET) -> NoReturn:
 
     Raises ``OSError`` if there cannot be such a socket, or no child.
     """
-    _load_everything()
+    code.load()
     with host.scratch_namespace():
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     listener, remove = _listener(path)
@@ -143,20 +111,6 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
             if descriptor in waiting:  # it did not get as far as a call: do not fork as fast as children die
                 waiting.discard(descriptor)
                 time.sleep(PATIENCE)
-
-
-def _load_everything() -> None:
-    """Load the code of all operations, so that children share it, and take none from a caller's root directory."""
-    for module in OPERATIONS_IMPORT:
-        import_module(module)
-    ctypes.CDLL(LIBRARY)
-    with suppress(AttributeError):  # another C library than glibc loads nothing to look names up
-        for database in DATABASES:
-            ctypes.CDLL(None)["__nss_configure_lookup"](database.encode(), b"files")
-    ctypes.CDLL(None).getprotobyname(b"tcp")  # before glibc 2.34, the lookup in files is a library too
-    gc.collect()
-    gc.freeze()  # children then do not copy all of it only to count references
-    gc.disable()
 
 
 def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
@@ -243,7 +197,7 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     ):
         return
     caller.follow()
-    sys.meta_path[:] = [_Abroad()]
+    code.close()
     environ = dict(variable.partition("=")[::2] for variable in variables)
     if netns != handover.file_at(environ.get("CNI_NETNS", "")):
         return  # the path means another file here, as paths in /proc/self do
@@ -265,13 +219,6 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
         connection.send(bytes([status]))
     if skel.AFTERWARDS:
         afterwards.run(skel.AFTERWARDS)
-
-
-class _Abroad:
-    """Where modules would come from a caller's root directory: the caller then runs its call itself."""
-
-    def find_spec(self, *_: object) -> NoReturn:
-        os._exit(0)
 
 
 def _reporting(connection: socket.socket) -> Callable[[], None]:
