@@ -65,7 +65,9 @@ def _operate(arguments: list[str]) -> NoReturn:
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
-            sys.exit(f"Error: cannot {' '.join(arguments)}: {error.strerror}")
+            from cni_hostport.text import escaped
+
+            sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror}"))
     if sys.stdout is None:  # it was closed, and is to be no other file that is opened
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate

@@ -184,6 +184,8 @@ def _sync_and_end() -> NoReturn:
     try:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
-        sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {error}\n")
+        from cni_hostport.text import escaped
+
+        sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {escaped(str(error))}\n")
         sys.stderr.flush()
     os._exit(0)

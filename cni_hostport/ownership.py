@@ -277,6 +277,8 @@ def announce(log: Log, line: str) -> None:
     """Tell the operator, who may not see the stderr of a plugin that succeeded."""
     import syslog
 
+    from cni_hostport.text import escaped
+
     log(line)
     syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_NOTICE, line)
+    syslog.syslog(syslog.LOG_NOTICE, escaped(line))

@@ -24,6 +24,7 @@ from typing import NoReturn
 from cni_hostport import afterwards, departure, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
+from cni_hostport.text import escaped
 
 SPARES = 2  # children that wait for a call
 WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
@@ -48,6 +49,7 @@ OPERATIONS_IMPORT = (
             "ownership",
             "plugin",
             "portmap",
+            "text",
             "upgrade",
         )
     ),
@@ -116,7 +118,7 @@ def _listener(path: str) -> socket.socket:
     else:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         if probe.connect_ex(path) in {0, EAGAIN}:
-            sys.exit(f"hostport: another process listens on {path}")
+            sys.exit(f"hostport: another process listens on {escaped(path)}")
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -145,7 +147,7 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: 
                 _answer(connection)
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
-        sys.stderr.write(f"hostport: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"hostport: {type(error).__name__}: {escaped(str(error))}\n")
         sys.stderr.flush()
     os._exit(0)
 

@@ -72,7 +72,9 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
     version = LATEST
 
     def log(line: str) -> None:
-        stderr.write(f"hostport: {line}\n")
+        from cni_hostport.text import escaped
+
+        stderr.write(f"hostport: {escaped(line)}\n")
 
     try:
         _check_environment(environ)
@@ -87,24 +89,39 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
     except CNIError as error:
         failure = error
     except Exception as error:  # noqa: BLE001 - the edge: whatever happens, the runtime gets an error JSON
-        import traceback
-
-        traceback.print_exc(file=stderr)
+        _print_traceback(error, stderr)
         failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
     else:
         if result is not None:
             _print(stdout, {**result, "cniVersion": version})
         return 0
 
-    body = {"cniVersion": version, "code": int(failure.code), "msg": failure.msg}
-    _print(stdout, {**body, "details": failure.details} if failure.details else body)
+    _print(stdout, _error(version, failure))
     return 1
+
+
+def _error(version: str, failure: CNIError) -> dict[str, Any]:
+    """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
+    from cni_hostport.text import escaped, escaped_lines
+
+    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
+    return {**body, "details": escaped_lines(failure.details)} if failure.details else body
 
 
 def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
     json.dump(document, stdout)
     stdout.write("\n")
     stdout.flush()
+
+
+def _print_traceback(error: Exception, stderr: TextIO) -> None:
+    import traceback
+
+    from cni_hostport.text import escaped
+
+    for part in traceback.format_exception(error):
+        is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
+        stderr.write(part if is_place else f"{escaped(part.strip())}\n")
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,15 +69,16 @@ def acceptance(nft: Nft, family: str, table: str, chain: str, what: Connections 
     if owner is not None:
         return f"Only {_program(owner)} can change table {family} {table}: have it accept {what.nft}."
     if _is_of_iptables(nft, family, table):
-        option = "" if table == "filter" else f"-t {table} "
-        return f"{IPTABLES[family]} {option}-I {chain} {what.iptables} -j ACCEPT {AS_WELL}"
-    return f"nft insert rule {family} {table} {chain} {what.nft} accept {AS_WELL}"
+        option = "" if table == "filter" else f"-t {shlex.quote(table)} "
+        return f"{IPTABLES[family]} {option}-I {shlex.quote(chain)} {what.iptables} -j ACCEPT {AS_WELL}"
+    return f"nft insert rule {family} {shlex.quote(table)} {shlex.quote(chain)} {what.nft} accept {AS_WELL}"
 
 
 def _program(port: int) -> str:
     """Name the program behind a netlink port, which the kernel makes the number of its process if that is free."""
     try:
-        return f"{Path(f'/proc/{port}/comm').read_text().strip()} (process {port})" if port else "its owner"
+        name = Path(f"/proc/{port}/comm").read_text(errors="surrogateescape") if port else ""
+        return f"{name.removesuffix(chr(10))} (process {port})" if port else "its owner"
     except OSError:
         return "its owner"
 
