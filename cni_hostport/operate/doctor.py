@@ -19,6 +19,7 @@ from cni_hostport.operate import (
     mappings,
     node,
     runtimes,
+    terminal,
 )
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
@@ -96,7 +97,7 @@ def nftables(examination: Examination) -> Iterator[Statement]:
     """Ask the kernel, as STATUS does, whether it takes every expression of the ruleset."""
     release = os.uname().release
     try:
-        plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), print)
+        plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), terminal.log)
     except CNIError as error:
         reason = error.details or error.msg
         remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in reason), OTHERWISE)
