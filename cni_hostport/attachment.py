@@ -6,10 +6,16 @@ Its chains are named by two hashes, so that any ID fits a chain name and GC can 
 
 from __future__ import annotations
 
-from _blake2 import blake2b  # hashlib itself loads OpenSSL
 from os.path import normpath
 
 from cni_hostport.handover import OWN_PATHS
+
+try:
+    from _blake2 import blake2b  # hashlib itself loads OpenSSL
+
+    blake2b()  # in FIPS mode, Pythons refuse the one or the other
+except (ImportError, ValueError):
+    from cni_hostport.blake2 import blake2b  # type: ignore[assignment]
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
