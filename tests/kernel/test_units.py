@@ -88,7 +88,7 @@ def test_the_units_are_installed_started_and_limited(systemd: Systemd) -> None:
     for name in ("hostport.socket", "hostport.service", "hostport-restore.service"):
         assert systemd.run("systemctl", "is-active", name).stdout == "active\n"
         assert systemd.run("systemctl", "is-enabled", name).stdout == "enabled\n"
-    for name, memory, tasks in (("hostport", 1 << 30, 512), ("hostport-restore", 1 << 30, 64)):
+    for name, memory, tasks in (("hostport", 2 << 30, 256), ("hostport-restore", 1 << 30, 64)):
         shown = systemd.run("systemctl", "show", "--property=MemoryMax,TasksMax", f"{name}.service").stdout
         assert shown.splitlines() == [f"MemoryMax={memory}", f"TasksMax={tasks}"]
 
@@ -217,6 +217,27 @@ def test_calls_that_are_run_without_the_resident_process_work_beside_it(node: No
     finally:
         node.launcher = [*systemd.inside, WARM]
     assert not node.holds(pod)
+
+
+def test_a_call_for_which_the_units_memory_does_not_do_is_run_by_its_caller(node: Node, systemd: Systemd) -> None:
+    def show(name: str) -> str:
+        return systemd.run("systemctl", "show", f"--property={name}", "--value", "hostport.service").stdout.strip()
+
+    def limit(size: str) -> None:
+        systemd.run("systemctl", "set-property", "--runtime", "hostport.service", f"MemoryMax={size}")
+
+    pod = web(node)
+    mappings = [mapping(number) for number in range(2000, 3000)]
+    limit(str(int(show("MemoryCurrent")) + (4 << 20)))
+    node.launcher = [*systemd.inside, COLD]
+    try:
+        node.add(pod, *mappings)
+    finally:
+        limit("2G")
+        node.launcher = [*systemd.inside, WARM]
+    assert node.client.ask("tcp", NODE4, 2000, timeout=3).startswith("web")
+    assert eventually(lambda: show("ActiveState") == "active" and len(_tasks(systemd)) > 2)
+    node.delete(pod)
 
 
 def test_host_ports_are_restored_by_the_unit_as_it_is_confined(node: Node, systemd: Systemd) -> None:
