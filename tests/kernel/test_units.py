@@ -227,8 +227,8 @@ def test_a_call_for_which_the_units_memory_does_not_do_is_run_by_its_caller(node
         systemd.run("systemctl", "set-property", "--runtime", "hostport.service", f"MemoryMax={size}")
 
     pod = web(node)
-    mappings = [mapping(number) for number in range(2000, 3000)]
-    limit(str(int(show("MemoryCurrent")) + (4 << 20)))
+    mappings = [mapping(number) for number in range(2000, 2400)]
+    limit(str(int(show("MemoryCurrent")) + (2 << 20)))
     node.launcher = [*systemd.inside, COLD]
     try:
         node.add(pod, *mappings)
