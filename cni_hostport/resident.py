@@ -51,6 +51,7 @@ OPERATIONS_IMPORT = (
             "portmap",
             "text",
             "upgrade",
+            "xtables",
         )
     ),
     "nftables",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,28 +195,49 @@ def test_addresses_of_services_are_followed(node: Node) -> None:
     node.delete(pod)
 
 
-def test_rules_of_legacy_iptables_are_removed(node: Node) -> None:
-    pod = web(node)
+@contextmanager
+def cold(systemd: Systemd) -> Iterator[None]:
+    """Let calls be run by the caller too."""
+    systemd.node.launcher = [*systemd.inside, COLD]
+    try:
+        yield
+    finally:
+        systemd.node.launcher = [*systemd.inside, WARM]
+
+
+def left_by_portmap(node: Node, pod: Pod) -> str:
+    """Have what portmap left of a container in legacy iptables, and return the name of the chain."""
     chain = chain_name("pods", pod.id)
-    comment = f'dnat name: "pods" id: "{pod.id}"'
-    made = node.run("iptables-legacy", "-t", "nat", "-N", TOP, check=False)
+    node.run("iptables-legacy", "-t", "nat", "-N", TOP, check=False)
+    made = node.run("iptables-legacy", "-t", "nat", "-N", chain, check=False)
     require(made.returncode == 0, "needs a kernel with legacy iptables")
-    for rule in (["-N", chain], ["-A", TOP, "-m", "comment", "--comment", comment, "-j", chain]):
-        node.run("iptables-legacy", "-t", "nat", *rule)
+    comment = f'dnat name: "pods" id: "{pod.id}"'
+    node.run("iptables-legacy", "-t", "nat", "-A", TOP, "-m", "comment", "--comment", comment, "-j", chain)
+    return chain
+
+
+def legacy_iptables(node: Node) -> str:
+    return node.run("iptables-legacy-save", "-t", "nat").stdout
+
+
+def test_legacy_iptables_is_looked_at_and_what_portmap_left_there_removed(node: Node, systemd: Systemd) -> None:
+    pod = web(node)
+    chain = left_by_portmap(node, pod)
+    with cold(systemd):
+        node.delete(pod)
+    assert TOP in legacy_iptables(node)
+    assert chain not in legacy_iptables(node)
+    node.add(pod, mapping(8080))
     node.delete(pod)
-    assert chain not in node.run("iptables-legacy-save", "-t", "nat").stdout
 
 
-def test_calls_that_are_run_without_the_resident_process_work_beside_it(node: Node, systemd: Systemd) -> None:
+def test_calls_that_the_caller_runs_work_beside_the_resident_process(node: Node, systemd: Systemd) -> None:
     pod = web(node)
     node.add(pod, mapping(8080))
-    node.launcher = [*systemd.inside, COLD]
-    try:
-        status = {"cniVersion": "1.1.0", "name": "pods", "type": "hostport"}
+    status = {"cniVersion": "1.1.0", "name": "pods", "type": "hostport"}
+    with cold(systemd):
         assert node.cni("STATUS", None, status).status == 0
         assert node.cni("GC", None, {**status, "cni.dev/valid-attachments": []}).status == 0
-    finally:
-        node.launcher = [*systemd.inside, WARM]
     assert not node.holds(pod)
 
 
@@ -229,12 +251,11 @@ def test_a_call_for_which_the_units_memory_does_not_do_is_run_by_its_caller(node
     pod = web(node)
     mappings = [mapping(number) for number in range(2000, 2400)]
     limit(str(int(show("MemoryCurrent")) + (2 << 20)))
-    node.launcher = [*systemd.inside, COLD]
     try:
-        node.add(pod, *mappings)
+        with cold(systemd):
+            node.add(pod, *mappings)
     finally:
         limit("2G")
-        node.launcher = [*systemd.inside, WARM]
     assert node.client.ask("tcp", NODE4, 2000, timeout=3).startswith("web")
     assert eventually(lambda: show("ActiveState") == "active" and len(_tasks(systemd)) > 2)
     node.delete(pod)
@@ -248,11 +269,13 @@ def test_host_ports_are_restored_by_the_unit_as_it_is_confined(node: Node, syste
     cache.add(pod, *mappings)
     for verb in ("restart", "reload", "reload"):
         node.set_sysctl("net/ipv4/conf/cni0/route_localnet", 0)
+        chain = left_by_portmap(node, pod)
         systemd.run("systemctl", verb, "nftables.service")
         assert eventually(lambda: node.holds(pod))
         assert eventually(lambda: node.get_sysctl("net/ipv4/conf/cni0/route_localnet") == "1")
         assert node.client.ask("tcp", NODE4, 8080).startswith("web")
         assert node.ask("tcp", "127.0.0.1", 8080).startswith("web")
+        assert chain not in legacy_iptables(node)
         later = web(node)
         node.add(later, mapping(9090))
         cache.add(later, mapping(9090))
