@@ -6,7 +6,7 @@ from __future__ import annotations
 def escaped(text: str) -> str:
     r"""Return a text as one line that a terminal only shows: what is not printable becomes what Python writes for it.
 
-    That are line breaks and escape sequences (``\n``, ``\x1b``), C1 controls, marks that reorder what is shown
+    Those are line breaks and escape sequences (``\n``, ``\x1b``), C1 controls, marks that reorder what is shown
     (``\u202e``), and the lone surrogates that stand for bytes which are not UTF-8 (``\udcff``). Every outlet for people
     does this, none of them twice; results of CNI and output in JSON are data, and have JSON's own escapes.
     """
