@@ -7,6 +7,7 @@ import os
 import sys
 
 from cni_hostport import skel
+from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def _operate(arguments: list[str]) -> NoReturn:
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
-            from cni_hostport.text import escaped
-
             sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror}"))
     if sys.stdout is None:  # it was closed, and is to be no other file that is opened
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

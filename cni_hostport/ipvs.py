@@ -19,6 +19,7 @@ from struct import Struct
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.netlink import NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,8 +185,6 @@ def _sync_and_end() -> NoReturn:
     try:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
-        from cni_hostport.text import escaped
-
         sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {escaped(str(error))}\n")
         sys.stderr.flush()
     os._exit(0)

@@ -15,6 +15,7 @@ from math import isfinite
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.handover import LONGEST_IFNAME
+from cni_hostport.text import escaped, escaped_lines
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 # what the call leaves to be done once the caller has its answer
 AFTERWARDS: list[Callable[[], None]] = []
 
+ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
+MODULE = "<module>"  # the name of the frame in which a module is being imported
+
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
@@ -72,8 +76,6 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
     version = LATEST
 
     def log(line: str) -> None:
-        from cni_hostport.text import escaped
-
         stderr.write(f"hostport: {escaped(line)}\n")
 
     try:
@@ -88,9 +90,16 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
         result = _dispatch(environ, config, requested, log)
     except CNIError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - the edge: whatever happens, the runtime gets an error JSON
-        _print_traceback(error, stderr)
-        failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the edge: whatever happens, a panic in pydantic included, is told
+        lack = _lack(error)
+        if lack:
+            code = Code.NOT_AVAILABLE if environ["CNI_COMMAND"] == "STATUS" else Code.RULESET_REFUSED
+            failure = CNIError(code, f"{environ['CNI_COMMAND']} cannot be carried out: {lack}")
+        else:
+            _print_traceback(error, stderr)
+            failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
     else:
         if result is not None:
             _print(stdout, {**result, "cniVersion": version})
@@ -102,10 +111,24 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
 
 def _error(version: str, failure: CNIError) -> dict[str, Any]:
     """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
-    from cni_hostport.text import escaped, escaped_lines
-
     body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
     return {**body, "details": escaped_lines(failure.details)} if failure.details else body
+
+
+def _lack(error: BaseException) -> str:
+    """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
+        return f"there are not enough file descriptors: {error.strerror}"
+    if isinstance(error, SystemError):
+        return f"Python itself failed, as it does without memory: {error}"
+    place = error.__traceback__
+    while place and place.tb_frame.f_code.co_name != MODULE:
+        place = place.tb_next
+    if isinstance(error, ImportError | SyntaxError) or place:
+        return f"a module cannot be loaded: {type(error).__name__}: {error}"
+    return ""
 
 
 def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
@@ -114,10 +137,8 @@ def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
     stdout.flush()
 
 
-def _print_traceback(error: Exception, stderr: TextIO) -> None:
+def _print_traceback(error: BaseException, stderr: TextIO) -> None:
     import traceback
-
-    from cni_hostport.text import escaped
 
     for part in traceback.format_exception(error):
         is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
