@@ -7,6 +7,7 @@ import os
 import sys
 
 from cni_hostport import handover, skel
+from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _operate(arguments: list[str]) -> NoReturn:
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
-            sys.exit(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}")
+            sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}"))
     if sys.stdout is None:  # it was closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate

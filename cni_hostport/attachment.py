@@ -6,8 +6,14 @@ Its chains are named by two hashes, so that any ID fits a chain name and GC can 
 
 from __future__ import annotations
 
-from _blake2 import blake2b  # hashlib itself loads OpenSSL
 from os.path import normpath
+
+try:
+    from _blake2 import blake2b  # hashlib itself loads OpenSSL
+
+    blake2b()  # in FIPS mode, Pythons refuse the one or the other
+except (ImportError, ValueError):
+    from cni_hostport.blake2 import blake2b  # type: ignore[assignment]
 
 OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)

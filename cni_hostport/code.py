@@ -34,6 +34,7 @@ OPERATIONS_IMPORT = (
             "plugin",
             "portmap",
             "upgrade",
+            "xtables",
         )
     ),
     "nftables",

@@ -19,6 +19,7 @@ from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.netlink import NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _sync_and_end() -> NoReturn:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
         with suppress(OSError):
-            os.write(2, f"hostport: addresses of Services: {type(error).__name__}: {error}\n".encode())
+            reason = escaped(f"{type(error).__name__}: {error}")
+            os.write(2, f"hostport: addresses of Services: {reason}\n".encode())
     finally:
         os._exit(0)

@@ -15,6 +15,7 @@ from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
 from cni_hostport.plan import Forward, Plan
 from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
+from cni_hostport.text import escaped
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
@@ -295,4 +296,4 @@ def announce(log: Log, line: str) -> None:
 
     log(line)
     syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_NOTICE, line)
+    syslog.syslog(syslog.LOG_NOTICE, escaped(line))

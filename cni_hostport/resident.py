@@ -25,6 +25,7 @@ from cni_hostport import afterwards, code, credentials, departure, handover, hos
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.nft import Nft
+from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,10 +125,10 @@ def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     error = probe.connect_ex(path)
     if error in {0, EAGAIN}:
-        sys.exit(f"hostport: another process listens on {path}")
+        sys.exit(f"hostport: another process listens on {escaped(path)}")
     if error != ENOENT:
         if error != ECONNREFUSED or not stat.S_ISSOCK(os.lstat(path).st_mode):
-            sys.exit(f"hostport: {path} exists, and is not a socket that was left behind")
+            sys.exit(f"hostport: {escaped(path)} exists, and is not a socket that was left behind")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = os.umask(0o177)
@@ -166,7 +167,7 @@ def _wait_for_a_call(
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
         with suppress(OSError):
-            handover.write(2, f"hostport: {type(error).__name__}: {error}\n".encode())
+            handover.write(2, f"hostport: {escaped(f'{type(error).__name__}: {error}')}\n".encode())
     finally:
         os._exit(0)
 

@@ -15,6 +15,7 @@ from math import isfinite
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.handover import LARGEST_INPUT, LONGEST_IFNAME
+from cni_hostport.text import escaped, escaped_lines
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
@@ -109,9 +110,8 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: W
     else:
         return 0
 
-    body = {"cniVersion": version, "code": int(failure.code), "msg": failure.msg}
     try:
-        _print(stdout, {**body, "details": failure.details} if failure.details else body)
+        _print(stdout, _error(version, failure))
     except CNIError:
         log(failure.msg)  # a runtime shows it where there is no error JSON
     return 1
@@ -127,10 +127,14 @@ def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
     if lack:
         code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
         return CNIError(code, f"{command} cannot be carried out: {lack}")
-    import traceback
-
-    _say(stderr, traceback.format_exc())
+    _print_traceback(error, stderr)
     return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+
+
+def _error(version: str, failure: CNIError) -> dict[str, Any]:
+    """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
+    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
+    return {**body, "details": escaped_lines(failure.details)} if failure.details else body
 
 
 def _lack(error: BaseException) -> str:
@@ -172,7 +176,7 @@ def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log) -> No
 
 
 def _logger(stderr: Writable) -> Log:
-    return lambda line: _say(stderr, f"hostport: {line}\n")
+    return lambda line: _say(stderr, f"hostport: {escaped(line)}\n")
 
 
 def _say(stderr: Writable, text: str) -> None:
@@ -193,6 +197,14 @@ def _print(stdout: Writable, document: Mapping[str, Any]) -> None:
 
 def _unwritten(error: Exception) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"cannot write the result to stdout: {error}")
+
+
+def _print_traceback(error: BaseException, stderr: Writable) -> None:
+    import traceback
+
+    for part in traceback.format_exception(error):
+        is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
+        _say(stderr, part if is_place else f"{escaped(part.strip())}\n")
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.operate import files
+from cni_hostport.operate import files, terminal
 from cni_hostport.operate.cache import PLUGIN, Conflist
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.skel import VERSIONS, Call
@@ -131,11 +131,11 @@ def _unusual_conditions(path: Path, conflist: Conflist, config: dict[str, Any]) 
         return
     environ = {"CNI_COMMAND": "STATUS"}
     try:
-        plugin.OPERATIONS["STATUS"](Call(environ, {"name": conflist.name}), print)
+        plugin.OPERATIONS["STATUS"](Call(environ, {"name": conflist.name}), terminal.log)
     except CNIError:
         return
     try:
-        plugin.OPERATIONS["STATUS"](Call(environ, {**config, "name": conflist.name}), print)
+        plugin.OPERATIONS["STATUS"](Call(environ, {**config, "name": conflist.name}), terminal.log)
     except CNIError as error:
         yield problem(
             f"{path}: nftables refuses the conditions",

@@ -21,6 +21,7 @@ from cni_hostport.operate import (
     mappings,
     node,
     runtimes,
+    terminal,
 )
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
@@ -116,7 +117,7 @@ def nftables(examination: Examination) -> Iterator[Statement]:
         )
         return
     try:
-        plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), print)
+        plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), terminal.log)
     except CNIError as error:
         reason = error.details or error.msg
         remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in reason), OTHERWISE)

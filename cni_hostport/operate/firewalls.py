@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,9 @@ def acceptance(nft: Nft, family: str, table: str, chain: str, what: Connections 
     if owner is not None:
         return f"Only {_program(owner)} can change table {family} {table}: have it accept {what.nft}."
     if _is_of_iptables(nft, family, table):
-        option = "" if table == "filter" else f"-t {table} "
-        return f"{IPTABLES[family]} {option}-I {chain} {what.iptables} -j ACCEPT {AS_WELL}"
-    return f"nft insert rule {family} {table} {chain} {what.nft} accept {AS_WELL}"
+        option = "" if table == "filter" else f"-t {shlex.quote(table)} "
+        return f"{IPTABLES[family]} {option}-I {shlex.quote(chain)} {what.iptables} -j ACCEPT {AS_WELL}"
+    return f"nft insert rule {family} {shlex.quote(table)} {shlex.quote(chain)} {what.nft} accept {AS_WELL}"
 
 
 def _program(port: int) -> str:
@@ -81,7 +82,8 @@ def _program(port: int) -> str:
     It goes without a name where that cannot be read.
     """
     try:
-        return f"{files.text(Path(f'/proc/{port}/comm')).strip()} (process {port})" if port else "its owner"
+        name = files.text(Path(f"/proc/{port}/comm")) if port else ""
+        return f"{name.removesuffix(chr(10))} (process {port})" if port else "its owner"
     except OSError:
         return "its owner"
 

@@ -15,7 +15,7 @@ import socket
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENODEV
+from errno import EINVAL, ENODEV
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TABLE = "hostport-probe"  # begins the names of these tables
 DEVICE = b"hostport%d"  # the kernel counts
 TUN = "/dev/net/tun"
+UNWRITABLE = {'"', "*"}  # in a device's name: between quotes, nft takes one for their end, the other for a wildcard
 # Hooks and priorities: before all that others do, and after it but before connection tracking remembers the connection.
 # What a bridge passes to the node is another packet to the kernel's trace when it comes to forward or input.
 CHAINS = {
@@ -77,6 +78,8 @@ def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None
     """
     if interface and interface not in (name for _, name in socket.if_nameindex()):
         raise OSError(ENODEV, f"there is no interface {interface}")
+    if not interface.isprintable() or UNWRITABLE & set(interface):
+        raise OSError(EINVAL, f"the name of interface {interface} cannot be written in a command of nft's")
     nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
     try:
         nft.run(list(_commands(table, packet, interface, CONNECTION)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -44,7 +45,7 @@ def forwarding(of: PortMapping, client: Client) -> Statement:
     return problem(
         f"{_dotted(off)} is 0",
         "The node forwards nothing that comes in there." if off != names[0] else "The node forwards nothing to pods.",
-        f"sysctl -w {_dotted(off)}=1",
+        f"sysctl -w {shlex.quote(_dotted(off))}=1",
     )
 
 

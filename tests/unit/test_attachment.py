@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from itertools import product
 
 import pytest
 
 from cni_hostport.attachment import Attachment, Owner, pod_name, printable
+from cni_hostport.blake2 import blake2b
 
 LONG = "c0ffee" * 34
 NAMESPACE = "/var/run/netns/cni-5f8a1b2c-0001-0002-0003-000000000004"
@@ -146,3 +148,11 @@ def test_printable_text_has_no_quotes_backslashes_or_other_alphabets() -> None:
 )
 def test_a_pods_name_is_taken_from_whatever_arguments_there_are(cni_args: str, name: str) -> None:
     assert pod_name(cni_args) == name
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 127, 128, 129, 255, 256, 257, 1000])
+def test_a_key_is_the_same_where_python_refuses_blake2(length: int) -> None:
+    data = bytes(range(256)) * 4
+    for size in (1, 8, 32, 64):
+        digest = hashlib.blake2b(data[:length], digest_size=size).hexdigest()
+        assert blake2b(data[:length], digest_size=size).hexdigest() == digest

@@ -49,7 +49,7 @@ SLOW = NEVER | {
     "socket", "tempfile", "threading", "typing", "urllib", "uuid", "zoneinfo",
 }  # fmt: skip
 
-START = {"handover", "__main__", "skel", "errors"}
+START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "interfaces", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
