@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cni_hostport.installed import Element
 
 
+LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
+
+
 class Code(IntEnum):
     """What went wrong, as the number a runtime sees.
 
@@ -68,12 +71,13 @@ DIFFERENT = {"already", "exists", "different"}  # words of a sentence of nftable
 class NFTError(Exception):
     """nftables refused something, and nothing was changed.
 
-    ``refusals`` are (reason, command), ``str()`` of the error the same for a person.
+    ``refusals`` are (reason, command), ``str()`` of the error the same for a person, who sees how long commands begin.
     """
 
     def __init__(self, refusals: list[tuple[str, str]]) -> None:
         """Keep the refusals apart."""
-        super().__init__("; ".join(": ".join(filter(None, refusal)) for refusal in refusals))
+        quotes = (": ".join(filter(None, (reason, command[:LONGEST_QUOTE]))) for reason, command in refusals)
+        super().__init__("; ".join(quotes))
         self.refusals = refusals
 
     @property
