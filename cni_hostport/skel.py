@@ -14,18 +14,27 @@ from math import isfinite
 
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.handover import LONGEST_IFNAME
+from cni_hostport.handover import LARGEST_INPUT, LONGEST_IFNAME
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Protocol, TextIO
+    from typing import Any, Protocol
+
+    Log = Callable[[str], None]
 
     class Readable(Protocol):
         """Where the network configuration comes from."""
 
         def read(self) -> bytes:
-            """Return everything, or raise ``OSError``."""
+            """Return everything, or more than ``LARGEST_INPUT`` bytes of it; or raise ``OSError``."""
+            ...
+
+    class Writable(Protocol):
+        """Where results or messages go to."""
+
+        def write(self, text: str, /) -> object:
+            """Write all of it, or raise ``OSError``."""
             ...
 
 
@@ -43,6 +52,9 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 # what the call leaves to be done once the caller has its answer
 AFTERWARDS: list[Callable[[], None]] = []
+
+ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
+MODULE = "<module>"  # the name of the frame in which a module is being imported
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
@@ -63,17 +75,17 @@ class Call:
         self.network: str = config["name"]
 
 
-def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: TextIO) -> int:
-    """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout."""
+def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: Writable) -> int:
+    """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout.
+
+    Of what cannot be written, messages are lost, while a result makes it an error, and an ADD is undone.
+    """
+    log = _logger(stderr)
     if not environ.get("CNI_COMMAND"):
-        stderr.write(f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
+        _say(stderr, f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
         return 0
 
     version = LATEST
-
-    def log(line: str) -> None:
-        stderr.write(f"hostport: {line}\n")
-
     try:
         _check_environment(environ)
         if environ["CNI_COMMAND"] == "VERSION":
@@ -84,27 +96,103 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
         version = requested if requested in VERSIONS else LATEST
         _check_network_name(config)
         result = _dispatch(environ, config, requested, log)
-    except CNIError as error:
-        failure = error
-    except Exception as error:  # noqa: BLE001 - the edge: whatever happens, the runtime gets an error JSON
-        import traceback
-
-        traceback.print_exc(file=stderr)
-        failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
-    else:
         if result is not None:
-            _print(stdout, {**result, "cniVersion": version})
+            try:
+                _print(stdout, {**result, "cniVersion": version})
+            except BaseException:
+                _undo(environ, config, log)
+                raise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the edge: whatever happens, a panic in pydantic included, is told
+        failure = _failure(error, environ["CNI_COMMAND"], stderr)
+    else:
         return 0
 
     body = {"cniVersion": version, "code": int(failure.code), "msg": failure.msg}
-    _print(stdout, {**body, "details": failure.details} if failure.details else body)
+    try:
+        _print(stdout, {**body, "details": failure.details} if failure.details else body)
+    except CNIError:
+        log(failure.msg)  # a runtime shows it where there is no error JSON
     return 1
 
 
-def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
-    json.dump(document, stdout)
-    stdout.write("\n")
-    stdout.flush()
+def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
+    """Return what the runtime is told of an error."""
+    if isinstance(error, CNIError):
+        return error
+    if isinstance(error, RecursionError):
+        return CNIError(Code.DECODING_FAILURE, "the network configuration is nested too deeply")
+    lack = _lack(error)
+    if lack:
+        code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
+        return CNIError(code, f"{command} cannot be carried out: {lack}")
+    import traceback
+
+    _say(stderr, traceback.format_exc())
+    return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+
+
+def _lack(error: BaseException) -> str:
+    """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
+        return f"there are not enough file descriptors: {error.strerror}"
+    if isinstance(error, SystemError):
+        return f"Python itself failed, as it does without memory: {error}"
+    place = error.__traceback__
+    while place and place.tb_frame.f_code.co_name != MODULE:
+        place = place.tb_next
+    if isinstance(error, ImportError | SyntaxError) or place:
+        return f"a module cannot be loaded: {type(error).__name__}: {error}"
+    return ""
+
+
+def withdraw(environ: Mapping[str, str], installed: Readable | None, error: Exception, stderr: Writable) -> None:
+    """Say that the output of a call, which was run already, cannot be written, and undo it if it is an ADD.
+
+    ``installed`` is the standard input of a call that succeeded.
+    """
+    log = _logger(stderr)
+    log(_unwritten(error).msg)
+    if installed and environ["CNI_COMMAND"] == "ADD":
+        _undo(environ, _read_config(installed), log)
+
+
+def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log) -> None:
+    """Remove what an ADD has installed, because the runtime does not get its result."""
+    from cni_hostport import plugin
+
+    AFTERWARDS.clear()
+    try:
+        plugin.OPERATIONS["DEL"](Call(environ, config), log)
+    except Exception as error:  # noqa: BLE001 - the call fails already
+        log(f"what was installed cannot be removed: {error}")
+
+
+def _logger(stderr: Writable) -> Log:
+    return lambda line: _say(stderr, f"hostport: {line}\n")
+
+
+def _say(stderr: Writable, text: str) -> None:
+    try:  # noqa: SIM105 - contextlib would be another import
+        stderr.write(text)
+    except OSError:
+        pass  # no operation fails because nobody listens
+
+
+def _print(stdout: Writable, document: Mapping[str, Any]) -> None:
+    """Write a document; raises ``CNIError`` with code 5 if that fails."""
+    text = json.dumps(document)
+    try:
+        stdout.write(f"{text}\n")
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: Exception) -> CNIError:
+    return CNIError(Code.IO_FAILURE, f"cannot write the result to stdout: {error}")
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:
@@ -139,8 +227,13 @@ def is_ifname(name: str) -> bool:
 def _read_config(stdin: Readable) -> dict[str, Any]:
     try:
         data = stdin.read()
-    except OSError as error:
-        raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {error}") from error
+    except (OSError, MemoryError) as error:
+        reason = str(error) or "there is no memory for it"
+        raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {reason}") from error
+    if len(data) > LARGEST_INPUT:
+        raise CNIError(
+            Code.IO_FAILURE, f"the network configuration on stdin is not read: it has more than {LARGEST_INPUT} bytes"
+        )
     try:
         config = json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
