@@ -76,6 +76,17 @@ class Comparison:
         found = listings.differences("", expected=expected, actual=actual)
         return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
 
+    def declared_by_type(self) -> list[str]:
+        """Return the maps and sets that an older version of this plugin declared so that older nft crash.
+
+        None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises
+        what ``differences`` does.
+        """
+        _, alone = self._run_alone([])
+        expected, actual = (_declared(side) for side in (alone, self._nft))
+        by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
+        return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
+
     def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
         from cni_hostport import listings, ownership
 
@@ -94,6 +105,16 @@ class Comparison:
         self._alone[1].run([*emptied, *table.base(), *commands])
         self._is_empty = False
         return self._alone
+
+
+def _declared(nft: Nft) -> dict[str, object]:
+    listed = nft.listing(f"table {table.FAMILY} {table.TABLE}")
+    return {
+        f"{kind} {table.FAMILY} {table.TABLE} {item[kind]['name']}": item[kind]["type"]
+        for item in listed
+        for kind in ("map", "set")
+        if kind in item
+    }
 
 
 def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:

@@ -145,6 +145,13 @@ class Lookup:
             raise _failure(error)
         return None if error == errno.ENOENT else {key for answer in answers for key in nf_tables.members(answer)}
 
+    def notes_at_sets(self) -> list[tuple[str, bytes]]:
+        """Return all sets and maps that there are, each with what nft noted there; perhaps not those changed now."""
+        [(error, answers)] = self._exchange([nf_tables.get_sets()])
+        if error not in {0, errno.EINTR}:
+            raise _failure(error)
+        return [nf_tables.notes_at_set(answer) for answer in answers]
+
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
         return self._ask(nf_tables.get_deleted(key)) != [None]

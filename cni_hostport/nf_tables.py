@@ -10,7 +10,18 @@ from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import DELETED, FAMILY, LOCALNET, LOCALNET_NEEDS, TABLE, localnet_chain, waiting_map
+from cni_hostport.table import (
+    ADDRESS_SETS,
+    DELETED,
+    FAMILY,
+    LOCALNET,
+    LOCALNET_NEEDS,
+    MAPS,
+    SETS,
+    TABLE,
+    localnet_chain,
+    waiting_map,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +42,7 @@ TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
+SET_USERDATA, SET_MAP = 13, 0x8
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
@@ -51,6 +63,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
 DADDR = {FAMILIES["ip"]: (1, 16, 4), FAMILIES["ip6"]: (1, 24, 16)}
+
+_BASE_SETS = {name.encode() + b"\0" for name in (*MAPS, *SETS, *ADDRESS_SETS)}
 
 # what of an object its effect depends on
 COMPARED = {
@@ -91,6 +105,20 @@ def owner(table: bytes) -> int | None:
 def get_set(name: str) -> Message:
     """Ask for a set or map, without its elements."""
     return GETSET, 0, body(in_table(), attribute(SET_NAME, c_string(name)))
+
+
+def get_sets() -> Message:
+    """Ask for all sets and maps of all tables, without their elements."""
+    return GETSET, NLM_F_DUMP, struct.pack(">BBH", 0, 0, 0)
+
+
+def notes_at_set(answer: bytes) -> tuple[str, bytes]:
+    """Return what a set is, as in ``map inet filter marks``, and what nft noted there for itself, from its answer."""
+    values = dict(attributes(answer[4:]))
+    kind = "map" if int.from_bytes(values.get(SET_FLAGS, b"")) & SET_MAP else "set"
+    family = next((name for name, number in FAMILIES.items() if number == answer[0]), str(answer[0]))
+    table, name = (values[number].rstrip(b"\0").decode(errors="replace") for number in (IN_TABLE, SET_NAME))
+    return f"{kind} {family} {table} {name}", values.get(SET_USERDATA, b"")
 
 
 def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
@@ -244,13 +272,13 @@ def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
 
 
 def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
-    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a map of the rule's own.
+    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a set besides the base's.
 
-    Such a map has another name in every table.
+    What is in such a set is part of the rule's effect, and one without a name has another name in every table.
     """
     effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
-    own = any(name == "lookup" and inside(data, LOOKUP_SET).startswith(b"__") for name, data in effects)
-    return None if own else effects
+    used = {inside(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
+    return effects if used <= _BASE_SETS else None
 
 
 def body(*parts: bytes, family: str = FAMILY) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.netlink import KEPT
+from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
+from cni_hostport.library import HANDLES, JSON, STATELESS, Context, NoProcessError, Process
+from cni_hostport.netlink import keep, report_progress
+from cni_hostport.table import with_declarations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 
     from cni_hostport.installed import Installed
 
-LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
+LONG = 4096  # characters of a command that is not broken into lines
+ELEMENTS_IN_LINE = 20
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
 GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
 
@@ -30,35 +33,45 @@ _KINDS = {
 
 
 class Nft:
-    """A libnftables context, bound for good to the network namespace in which it was made."""
+    """A libnftables context, bound for good to the network namespace in which it was made.
+
+    All methods raise ``LibraryEndedError`` where libnftables ends instead of answering. ``crash`` is what it said of
+    sets of others on which it crashes, where it could be used without them; empty where there are none.
+    """
+
+    context_type: type[Context | Process] = Process
 
     def __init__(self) -> None:
         """Open the context; raises ``UnavailableError`` where there is no libnftables."""
+        self._context: Context | Process
         try:
-            from ctypes import CDLL
-
-            import nftables
-
-            CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
-            self._context = nftables.Nftables()
-        except (ImportError, OSError, AttributeError) as error:
-            raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
-        self._context.set_json_output(True)
-        KEPT.append(self._context)
+            self._context = self.context_type()
+        except NoProcessError:
+            self._context = Context()
+        self.crash = ""
+        keep(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
         if not commands:
             return
-        # on one line: libnftables marks the column of what was refused, but shows the first line whatever line it is
-        status, _, error = self._ask(COMMAND_END.join(commands))
+        if self.crash:
+            commands = with_declarations(commands)
+        try:
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=bool(self.crash))
+        except LibraryEndedError as end:
+            if self.crash or not end.is_crash:
+                raise
+            commands = with_declarations(commands)
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=True)
+            self.crash = str(end)
         if status:
             raise _failure(error, commands)
 
     def listing(self, what: str) -> list[dict[str, Any]]:
         """Return the objects of ``list WHAT`` in libnftables' JSON, an empty list if there is no such thing."""
         command = f"list {what}"
-        status, output, error = self._ask(command)
+        status, output, error = self._list(command, JSON)
         if not status:
             try:
                 return _objects(output)
@@ -73,20 +86,15 @@ class Nft:
 
     def rules(self, chain: str) -> dict[int, str]:
         """Return the rules of a chain, ``FAMILY TABLE NAME``, as nft prints them, by handle; none if it is gone."""
-        self._context.set_handle_output(True)
-        self._context.set_stateless_output(True)
-        try:
-            output = self._text(f"list chain {chain}")
-        finally:
-            self._context.set_stateless_output(False)
-            self._context.set_handle_output(False)
+        _, output, _ = self._list(f"list chain {chain}", HANDLES, STATELESS)
         return {int(handle): rule for rule, handle in re.findall(r"^\t\t(.*) # handle (\d+)$", output, re.MULTILINE)}
 
     def _tables(self, command: str) -> list[dict[str, Any]]:
         """Return the tables of a listing whose JSON ends at one with flags that libnftables does not know."""
         from cni_hostport.lookup import Lookup
 
-        tables = [line.split() for line in self._text(command).splitlines() if line.startswith("table ")]
+        _, output, _ = self._list(command)
+        tables = [line.split() for line in output.splitlines() if line.startswith("table ")]
         lookup = Lookup()
         return [
             {"table": {"family": family, "name": name} | ({"flags": "dormant"} if dormant else {})}
@@ -94,18 +102,21 @@ class Nft:
             for dormant in [lookup.is_dormant(name, family)]
         ]
 
-    def _text(self, command: str) -> str:
-        self._context.set_json_output(False)
-        try:
-            _, output, _ = self._ask(command)
-        finally:
-            self._context.set_json_output(True)
-        return output
-
-    def _ask(self, command: str) -> tuple[int, str, str]:
+    def _ask(self, command: str, *output: str, without_sets: bool = False) -> tuple[int, str, str]:
+        report_progress()
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
-        status, output, error = self._context.cmd(command.encode())
-        return status, output.decode(errors="replace"), error.decode(errors="replace")
+        answer = self._context.ask(command.encode(), output, without_sets=without_sets)
+        status, printed, error = answer
+        return status, printed.decode(errors="replace"), error.decode(errors="replace")
+
+    def _list(self, command: str, *output: str) -> tuple[int, str, str]:
+        try:
+            return self._ask(command, *output)
+        except LibraryEndedError as end:
+            # without sets, it lists everything that is not about them, and does not say that something lacks
+            if not end.is_crash or not command.startswith("list tables"):
+                raise
+            return self._ask(command, *output, without_sets=True)
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
@@ -141,19 +152,57 @@ def _objects(output: str) -> list[dict[str, Any]]:
     return objects
 
 
-def _failure(error: str, commands: Sequence[str]) -> NFTError:
-    """Translate libnftables' messages; each is a line ``Error: reason``, the commands' line and a line of marks."""
-    refusals = []
-    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
-        refusals.append((reason.removeprefix("Could not process rule: "), _command_at(marks.find("^"), commands)))
-    refusals = refusals or [(error.strip() or "libnftables failed without a reason", "")]
-    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in refusals))
-    return next(kinds, NFTError)(refusals)
+def _in_columns(commands: Sequence[str]) -> str:
+    """Return commands as one text, in which each has columns of its own.
 
-
-def _command_at(column: int, commands: Sequence[str]) -> str:
+    libnftables says of a refusal in which columns it is, but not in which line, and repeats the first line each time:
+    many elements are in lines below.
+    """
+    parts, column, gap = list[str](), 0, ""
     for command in commands:
-        if 0 <= column < len(command):
+        lines = _lines(command)
+        parts += [gap, ("\n" + " " * column).join(lines)]
+        column += _width(command) + len(COMMAND_END)
+        gap = COMMAND_END + ("\n" + " " * column if len(lines) > 1 else "")
+    return "".join(parts)
+
+
+def _lines(command: str) -> list[str]:
+    """Break a long command after commas within braces, where nft takes a new line."""
+    if len(command) <= LONG:
+        return [command]
+    lines, line, depth, in_quotes = list[str](), list[str](), 0, False
+    for piece in command.split(", "):
+        line.append(piece)
+        parts = piece.split('"')
+        code = "".join(parts[in_quotes::2])
+        depth += code.count("{") - code.count("}")
+        in_quotes ^= len(parts) % 2 == 0
+        if len(line) >= ELEMENTS_IN_LINE and depth and not in_quotes:
+            lines.append(", ".join(line) + ",")
+            line = []
+    return [*lines, ", ".join(line)]
+
+
+def _width(command: str) -> int:
+    return max(map(len, _lines(command)))
+
+
+def _failure(error: str, commands: Sequence[str]) -> NFTError:
+    """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
+    refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
+    widths = [_width(command) for command in commands]
+    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
+        command = _command_at(marks.find("^"), commands, widths)
+        refusals[reason.removeprefix("Could not process rule: "), command] = None
+    found = list(refusals) or [(error.strip() or "libnftables failed without a reason", "")]
+    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in found))
+    return next(kinds, NFTError)(found)
+
+
+def _command_at(column: int, commands: Sequence[str], widths: Sequence[int]) -> str:
+    for command, width in zip(commands, widths, strict=True):
+        if 0 <= column < width:
             return command
-        column -= len(command) + len(COMMAND_END)
+        column -= width + len(COMMAND_END)
     return ""

@@ -29,19 +29,17 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
     result = _prev_result(call)
     plan = plan_of(call)
-    if plan is None:
+    for mapping, reason in plan.unmapped if plan else ():
+        log(f"host port {mapping} is not mapped: {reason}")
+    if not plan or not plan.forwards:
+        _remove_former(call, log)
         return result
     from cni_hostport import ownership, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
-    for mapping, reason in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {reason}")
     nft, attachment = Nft(), attachment_of(call)
-    if not plan.forwards:
-        ownership.release(nft, attachment.key, log)
-        return result
 
     def attempt() -> Plan:
         portmap.make_room(Lookup(), attachment, plan, log)
@@ -55,6 +53,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         from cni_hostport import departure
 
         installed = departure.claim(attempt, refusal, call, log)
+    if nft.crash:
+        log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
     try:
         follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
@@ -69,6 +69,24 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     return result
 
 
+def _remove_former(call: Call, log: Log) -> None:
+    """Remove what an attachment that has no mappings had by an earlier ADD."""
+    from cni_hostport.lookup import Lookup
+
+    key = attachment_of(call).key
+    try:
+        lookup = Lookup()
+        lookup.keep()
+        held = lookup.find(key)
+    except NFTError as error:  # no reason to refuse a container that needs nothing of nftables
+        log(f"warning: host ports that {call.container_id} may have had before were not looked for: {error}")
+        return
+    if held:
+        from cni_hostport import deletion
+
+        deletion.remove(lookup, key, held, log)
+
+
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
     """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
@@ -80,7 +98,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
     if not leave:
         conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
         return
-    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    udp = plan.limited_to("udp")
     if udp.forwards:  # their clients may be sending right now
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
     if plan.forwards:
@@ -156,9 +174,11 @@ def status(call: Call, _log: Log) -> None:
         # of other versions right
         refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
         if refusals != [("No such file or directory", probe[-1])]:
-            raise CNIError(
-                Code.NOT_AVAILABLE, "host ports are not available: nftables cannot be used on this node", str(error)
-            ) from error
+            from cni_hostport import ownership
+
+            msg = "host ports are not available: nftables cannot be used on this node"
+            reason = ownership.refused(error, call.config)
+            raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
 
 
 def _translated(operation: Operation) -> Operation:
@@ -168,7 +188,7 @@ def _translated(operation: Operation) -> Operation:
         except NFTError as error:
             from cni_hostport import ownership
 
-            raise ownership.refused(error) from error
+            raise ownership.refused(error, call.config) from error
 
     return run
 

@@ -54,13 +54,16 @@ NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "interfaces", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 PORTMAP = {"foreign_rules", "portmap"}
+FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
+NFT = {"library", "nft"}
 ADD = (
     PLAN
     | LOOKUP
     | PORTMAP
     | CONNTRACK
+    | NFT
     | {
         *(
             "afterwards",
@@ -69,14 +72,13 @@ ADD = (
             "ipvs",
             "listeners",
             "localnet",
-            "nft",
             "ownership",
             "presence",
             "ruleset",
         )
     }
 )
-CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
+CHECK = PLAN | LOOKUP | NFT | {"attachment", "comparison", "ruleset"}
 
 
 class Imported:
@@ -118,7 +120,7 @@ def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (START, set(), set())
 
 
-@pytest.mark.parametrize("command", ["ADD", "CHECK"])
+@pytest.mark.parametrize(("command", "more"), [("ADD", FORMER), ("CHECK", set())])
 @pytest.mark.parametrize(
     "keys",
     [
@@ -128,32 +130,34 @@ def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
         {"conditionsV4": ["tcp", "dport", "!=", "9"], "snat": False},
     ],
 )
-def test_a_pod_without_mappings_imports_nothing_but_the_operation(
-    call: Caller, command: str, keys: Mapping[str, Any]
+def test_a_pod_without_mappings_imports_nothing_but_the_operation_and_a_look_for_former_ones(
+    call: Caller, command: str, more: set[str], keys: Mapping[str, Any]
 ) -> None:
     imported = call(command, **keys)
-    assert (imported.own, imported.others, imported.slow) == (NOTHING_TO_MAP, set(), set())
-    assert not imported.all & {"struct", "errno", "contextlib", "collections.abc"}
+    assert (imported.own, imported.others, imported.slow) == (NOTHING_TO_MAP | more, set(), set())
+    unneeded = {"contextlib", "collections.abc"} | (set() if more else {"struct", "errno"})
+    assert not imported.all & (unneeded - modules_of("import json"))
 
 
-@pytest.mark.parametrize("command", ["ADD", "CHECK"])
-def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(call: Caller, command: str) -> None:
+@pytest.mark.parametrize(("command", "more"), [("ADD", FORMER), ("CHECK", set())])
+def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(
+    call: Caller, command: str, more: set[str]
+) -> None:
     imported = call(command, runtimeConfig={"portMappings": [mapping(0)]})
-    assert (imported.own, imported.others) == (PLAN, PYDANTIC)
+    assert (imported.own, imported.others) == (PLAN | more, PYDANTIC)
     assert not imported.slow & NEVER
 
 
 @pytest.mark.parametrize(("command", "own"), [("ADD", ADD), ("CHECK", CHECK)])
 @PROTOCOL
-def test_a_mapping_needs_pydantic_and_libnftables_only(
+def test_a_mapping_needs_pydantic_only_besides_libnftables_in_its_own_process(
     call: Caller, command: str, own: set[str], protocol: str
 ) -> None:
     keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     if command == "CHECK":
         call("ADD", **keys)
     imported = call(command, **keys)
-    assert (imported.own, imported.others) == (own, PYDANTIC | {"nftables"})
-    assert "ctypes" in imported.slow
+    assert (imported.own, imported.others) == (own, PYDANTIC)
     assert not imported.slow & NEVER
 
 
@@ -176,11 +180,9 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
 
 
-def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
+def test_a_del_of_mappings_where_there_is_no_table_imports_nothing_slow_but_in_another_process(call: Caller) -> None:
     imported = call("DEL", **TCP)
-    assert (imported.own, imported.others) == (DEL | {"nft"}, {"nftables"})
-    assert "ctypes" in imported.slow
-    assert not imported.slow & NEVER
+    assert (imported.own, imported.others, imported.slow) == (DEL | NFT, set(), set())
 
 
 def modules_of(script: str) -> set[str]:

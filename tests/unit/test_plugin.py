@@ -27,6 +27,7 @@ KEY = Attachment("pods", "c1", "eth0").key
 class Kernel:
     holders: tuple[Attachment, ...] = ()
     refusal: NFTError | None = None
+    crash = ""
 
     def __init__(self) -> None:
         self.commands: list[str] = []
