@@ -1,4 +1,4 @@
-"""The kernel's nftables through libnftables: run a transaction, list. The only importer of ``nftables``."""
+"""The kernel's nftables through libnftables: run a transaction, list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.library import HANDLES, JSON, STATELESS, Context, NoProcessError, Process
-from cni_hostport.netlink import keep
+from cni_hostport.netlink import keep, report_progress
 from cni_hostport.table import with_declarations
 
 TYPE_CHECKING = False
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cni_hostport.installed import Installed
 
 COMMAND_END = "; "
+LONG = 4096  # characters of a command that is not broken into lines
+ELEMENTS_IN_LINE = 20
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
 GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
 
@@ -55,14 +57,13 @@ class Nft:
             return
         if self.crash:
             commands = with_declarations(commands)
-        # on one line: libnftables marks the column of what was refused, but shows the first line whatever line it is
         try:
-            status, _, error = self._ask(COMMAND_END.join(commands), JSON, without_sets=bool(self.crash))
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=bool(self.crash))
         except LibraryEndedError as end:
             if self.crash or not end.is_crash:
                 raise
             commands = with_declarations(commands)
-            status, _, error = self._ask(COMMAND_END.join(commands), JSON, without_sets=True)
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=True)
             self.crash = str(end)
         if status:
             raise _failure(error, commands)
@@ -102,6 +103,7 @@ class Nft:
         ]
 
     def _ask(self, command: str, *output: str, without_sets: bool = False) -> tuple[int, str, str]:
+        report_progress()
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
         answer = self._context.ask(command.encode(), output, without_sets=without_sets)
         status, printed, error = answer
@@ -150,19 +152,57 @@ def _objects(output: str) -> list[dict[str, Any]]:
     return objects
 
 
-def _failure(error: str, commands: Sequence[str]) -> NFTError:
-    """Translate libnftables' messages; each is a line ``Error: reason``, the commands' line and a line of marks."""
-    refusals = []
-    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
-        refusals.append((reason.removeprefix("Could not process rule: "), _command_at(marks.find("^"), commands)))
-    refusals = refusals or [(error.strip() or "libnftables failed without a reason", "")]
-    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in refusals))
-    return next(kinds, NFTError)(refusals)
+def _in_columns(commands: Sequence[str]) -> str:
+    """Return commands as one text, in which each has columns of its own.
 
-
-def _command_at(column: int, commands: Sequence[str]) -> str:
+    libnftables says of a refusal in which columns it is, but not in which line, and repeats the first line each time:
+    many elements are in lines below.
+    """
+    parts, column, gap = list[str](), 0, ""
     for command in commands:
-        if 0 <= column < len(command):
+        lines = _lines(command)
+        parts += [gap, ("\n" + " " * column).join(lines)]
+        column += _width(command) + len(COMMAND_END)
+        gap = COMMAND_END + ("\n" + " " * column if len(lines) > 1 else "")
+    return "".join(parts)
+
+
+def _lines(command: str) -> list[str]:
+    """Break a long command after commas within braces, where nft takes a new line."""
+    if len(command) <= LONG:
+        return [command]
+    lines, line, depth, in_quotes = list[str](), list[str](), 0, False
+    for piece in command.split(", "):
+        line.append(piece)
+        parts = piece.split('"')
+        code = "".join(parts[in_quotes::2])
+        depth += code.count("{") - code.count("}")
+        in_quotes ^= len(parts) % 2 == 0
+        if len(line) >= ELEMENTS_IN_LINE and depth and not in_quotes:
+            lines.append(", ".join(line) + ",")
+            line = []
+    return [*lines, ", ".join(line)]
+
+
+def _width(command: str) -> int:
+    return max(map(len, _lines(command)))
+
+
+def _failure(error: str, commands: Sequence[str]) -> NFTError:
+    """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
+    refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
+    widths = [_width(command) for command in commands]
+    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
+        command = _command_at(marks.find("^"), commands, widths)
+        refusals[reason.removeprefix("Could not process rule: "), command] = None
+    found = list(refusals) or [(error.strip() or "libnftables failed without a reason", "")]
+    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in found))
+    return next(kinds, NFTError)(found)
+
+
+def _command_at(column: int, commands: Sequence[str], widths: Sequence[int]) -> str:
+    for command, width in zip(commands, widths, strict=True):
+        if 0 <= column < width:
             return command
-        column -= len(command) + len(COMMAND_END)
+        column -= width + len(COMMAND_END)
     return ""
