@@ -1,0 +1,45 @@
+"""How long the attacks last.
+
+``HOSTPORT_TESTS_ATTACK=N`` makes them N times as long, with other cases for every N. Without it they take some minutes,
+and are the same every time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, TypeVar
+
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+
+FACTOR = max(1, int(os.environ.get("HOSTPORT_TESTS_ATTACK", "1")))
+
+
+def searching(examples: int, **options: int) -> settings:
+    """Return how hypothesis searches: for this many examples, which nobody keeps from run to run."""
+    return settings(
+        max_examples=examples * FACTOR,
+        derandomize=FACTOR == 1,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        **options,
+    )
+
+
+def chance(name: str) -> random.Random:
+    """Return the source of random numbers of the attack of this name."""
+    return random.Random(f"{name} {FACTOR}")  # noqa: S311 - no secret
+
+
+def sample(name: str, cases: Sequence[T], number: int) -> list[T]:
+    """Return some of the cases, as many as this effort is worth, in their order."""
+    if number * FACTOR >= len(cases):
+        return list(cases)
+    return [cases[index] for index in sorted(chance(name).sample(range(len(cases)), number * FACTOR))]
