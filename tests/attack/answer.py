@@ -43,10 +43,7 @@ class Answer:
             document = self.document
         except ValueError:
             return "what it printed is not one JSON document"
-        if not isinstance(document, dict):
-            return "what it printed is not an object"
-        if not self.status:
-            return ""
-        if not KEYS <= set(document) <= {*KEYS, "details"}:
+        if self.status and not (isinstance(document, dict) and KEYS <= set(document) <= {*KEYS, "details"}):
             return "what it printed is not an error"
-        return "" if document["code"] in CODES and document["msg"] else f"code {document['code']} is none to expect"
+        is_expected = not self.status or (document["code"] in CODES and document["msg"])
+        return "" if is_expected else f"code {document['code']} is none to expect"

@@ -16,23 +16,29 @@ COMMANDS = ["ADD", "ADD", "ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION"]
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 NUMBERS = [0, -0.0, 1, -1, 0.5, 80.0, 80, 8080, 65535, 65536, 70000, 2**31, 2**63, 2**64, 10**400, 1e308, -(2**64)]
 TEXTS = [
-    "", " ", "0", "80", "tcp", "UDP", "sctp", "icmp", "tcp; flush ruleset", '"', "\\", "\n", "\0", "é", "\ud800", "x" * 300,
-    "127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1", "fe80::1%eth0", "::ffff:192.0.2.1", "192.0.2.1", "2001:db8::1",
-    "192.0.2.1/24", "192.0.2.1/33", "10.88.0.77/24", "fd00:88::77/64", "255.255.255.255/0", "224.0.0.1/4", "::/0",
-    "example.com", "localhost", "$x", "@deleted", "{ 1 }", "#", "..", "/", "eth0", "pods", "1.0.0", "9.9.9", "nftables",
+    "", " ", "0", "80", "tcp", "UDP", "sctp", "icmp", "tcp; flush ruleset", '"', "\\", "\n", "\0", "é", "\ud800",
+    "x" * 300, "127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1", "fe80::1%eth0", "::ffff:192.0.2.1", "192.0.2.1",
+    "2001:db8::1", "192.0.2.1/24", "192.0.2.1/33", "10.88.0.77/24", "fd00:88::77/64", "255.255.255.255/0",
+    "224.0.0.1/4", "::/0", "example.com", "localhost", "$x", "@deleted", "{ 1 }", "#", "..", "/", "eth0", "pods",
+    "1.0.0", "9.9.9", "nftables",
 ]  # fmt: skip
-# matches of nftables, and what is none, a name that only a name server knows, and a word that libnftables died of included
+# words of nftables' matches, some that are none, and a name that only a name server knows
 CONDITIONS = [
-    "ip", "ip6", "saddr", "daddr", "tcp", "dport", "meta", "l4proto", "iifname", "oif", "ct", "state", "new", "mark", "limit",
-    "rate", "10/second", "1.1.1.1", "!=", "==", "{", "}", ",", ":", "map", "vmap", "set", "@deleted", "@hostports", "192.0.2.0/24",
-    "2001:db8::/32", "example.com", "0x10", "and", "or", "drop", "accept", "goto", "jump", "dispatch", "counter", "log", "return",
-    "fib", "type", "local", "numgen", "random", "mod", "2", "0-1", "jhash", "offset", "socket", "osf", "name", '"x"', "99999999999",
+    "ip", "ip6", "saddr", "daddr", "tcp", "dport", "meta", "l4proto", "iifname", "oif", "ct", "state", "new",
+    "mark", "limit", "rate", "10/second", "1.1.1.1", "!=", "==", "{", "}", ",", ":", "map", "vmap", "set",
+    "@deleted", "@hostports", "192.0.2.0/24", "2001:db8::/32", "example.com", "0x10", "and", "or", "drop",
+    "accept", "goto", "jump", "dispatch", "counter", "log", "return", "fib", "type", "local", "numgen",
+    "random", "mod", "2", "0-1", "jhash", "offset", "socket", "osf", "name", '"x"', "99999999999",
 ]  # fmt: skip
 DEADLY = ["ip", "saddr", "map", "{", "1.1.1.1", ":", "2.2.2.2", "}", "1.1.1.1"]
 
-scalars = st.one_of(st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.floats(), st.text(max_size=8))
+scalars = st.one_of(
+    st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.floats(), st.text(max_size=8)
+)
 anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=8
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
 )
 conditions = st.one_of(
     st.lists(st.sampled_from(CONDITIONS), max_size=8),
@@ -55,7 +61,9 @@ results = st.one_of(
         {},
         optional={
             "cniVersion": st.sampled_from(VERSIONS) | scalars,
-            "ips": st.lists(st.fixed_dictionaries({"address": addresses}, optional={"interface": scalars}) | anything, max_size=3),
+            "ips": st.lists(
+                st.fixed_dictionaries({"address": addresses}, optional={"interface": scalars}) | anything, max_size=3
+            ),
             "interfaces": st.lists(
                 st.fixed_dictionaries({}, optional={"name": scalars, "sandbox": scalars}) | anything, max_size=3
             ),
@@ -90,16 +98,22 @@ KEYS: dict[str, SearchStrategy[Any]] = {
 }
 VARIABLES: dict[str, SearchStrategy[str]] = {
     "CNI_COMMAND": st.sampled_from(["add", "NOTHING", "", " ADD"]),
-    "CNI_CONTAINERID": st.sampled_from(["", "c", "a" * 3000, "../c", "c c", "-c", "é", "c\n", "\udcff"]) | st.text(max_size=8),
+    "CNI_CONTAINERID": st.sampled_from(
+        ["", "c", "a" * 3000, "../c", "c c", "-c", "é", "c\n", "\udcff"]
+    ) | st.text(max_size=8),
     "CNI_NETNS": st.sampled_from(
-        ["", "/nowhere", "relative", "/dev/null", "/dev/zero", "/etc", "/etc/passwd", "/proc/self/ns/net", "/proc/1/ns/mnt",
-         "/" * 5000, "/run/netns/" + "x" * 300, "/run/netns/a b", "/run/\n", "/run/\udcff", "//proc/self/fd/0"]
+        ["", "/nowhere", "relative", "/dev/null", "/dev/zero", "/etc", "/etc/passwd", "/proc/self/ns/net",
+         "/proc/1/ns/mnt", "/" * 5000, "/run/netns/" + "x" * 300, "/run/netns/a b", "/run/\n", "/run/\udcff",
+         "//proc/self/fd/0"]
     ),
-    "CNI_IFNAME": st.sampled_from(["", "lo", ".", "..", "a/b", "a:b", "a b", "x" * 16, "éééééééé", "\x1b[2J", "$(id)", "e\udcff"])
-    | st.text(max_size=8),
+    "CNI_IFNAME": st.sampled_from(
+        ["", "lo", ".", "..", "a/b", "a:b", "a b", "x" * 16, "éééééééé", "\x1b[2J", "$(id)", "e\udcff"]
+    ) | st.text(max_size=8),
     "CNI_PATH": st.sampled_from(["", ":", "/nowhere"]),
-    "CNI_ARGS": st.sampled_from(["", ";;;", "=", "K8S_POD_NAME=\n\x1b", "K8S_POD_NAMESPACE=a\";K8S_POD_NAME=b\\", "K8S_POD_NAME=" + "x" * 500])
-    | st.text(max_size=20),
+    "CNI_ARGS": st.sampled_from(
+        ["", ";;;", "=", "K8S_POD_NAME=\n\x1b", 'K8S_POD_NAMESPACE=a";K8S_POD_NAME=b\\',
+         "K8S_POD_NAME=" + "x" * 500]
+    ) | st.text(max_size=20),
     "CNI_NETNS_OVERRIDE": st.sampled_from(["1", "TRUE", "no"]),
 }  # fmt: skip
 

@@ -20,8 +20,8 @@ T = TypeVar("T")
 FACTOR = max(1, int(os.environ.get("HOSTPORT_TESTS_ATTACK", "1")))
 
 
-def searching(examples: int, **options: int) -> settings:
-    """Return how hypothesis searches: for this many examples, which nobody keeps from run to run."""
+def searching(examples: int, steps: int = 1) -> settings:
+    """Return how hypothesis searches: for this many examples, of so many steps."""
     return settings(
         max_examples=examples * FACTOR,
         derandomize=FACTOR == 1,
@@ -29,7 +29,7 @@ def searching(examples: int, **options: int) -> settings:
         deadline=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
-        **options,
+        stateful_step_count=steps,
     )
 
 

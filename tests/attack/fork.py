@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from attack.answer import Answer
+
 from cni_hostport import skel
 from cni_hostport.resident import OPERATIONS_IMPORT
 

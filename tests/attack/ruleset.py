@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,21 +19,42 @@ PASSING = {"deleted", "local_ip4", "local_ip6"}  # sets whose elements end by th
 UNSTEADY = {"handle", "counter", "index"}
 
 
-def of(node: Namespace) -> Counter[str]:
-    """Return the parts of the table: what is declared, each element and each rule; the order of rules does not show."""
+class Part(NamedTuple):
+    """Something declared, an element or a rule; ``name`` is that of its map, set or chain, ``body`` JSON."""
+
+    kind: str
+    name: str
+    body: str
+
+
+Table = Counter[Part]
+
+
+def of(node: Namespace) -> Table:
+    """Return the parts of the table; the order of rules does not show."""
     listed = node.run("nft", "-j", "list", "table", "inet", "hostport", check=False).stdout
     return Counter(part for item in json.loads(listed or '{"nftables": []}')["nftables"] for part in _parts(item))
 
 
-def _parts(item: dict[str, Any]) -> Iterator[str]:
+def elements(table: Table) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of a table, as libnftables' JSON has them, each with the name of its map or set."""
+    return ((part.name, json.loads(part.body)) for part in table if part.kind == "element")
+
+
+def chains(table: Table) -> list[str]:
+    """Return the names of a table's chains."""
+    return [part.name for part in table if part.kind == "chain"]
+
+
+def _parts(item: dict[str, Any]) -> Iterator[Part]:
     [(kind, body)] = item.items()
     if kind == "metainfo":
         return
     name = body.get("name") or body["chain"]
     for element in body.pop("elem", ()) if name not in PASSING else ():
-        yield f"{name} {json.dumps(_steady(element))}"
+        yield Part("element", name, json.dumps(_steady(element)))
     body.pop("elem", None)
-    yield f"{kind} {json.dumps(_steady(body))}"
+    yield Part(kind, name, json.dumps(_steady(body)))
 
 
 def _steady(value: Any) -> Any:
@@ -42,7 +63,7 @@ def _steady(value: Any) -> Any:
     return [_steady(item) for item in value] if isinstance(value, list) else value
 
 
-def difference(expected: Counter[str], actual: Counter[str]) -> str:
+def difference(expected: Table, actual: Table) -> str:
     """Tell in what two tables differ, empty if they do not."""
     return "; ".join([f"lacks {part}" for part in expected - actual] + [f"has {part}" for part in actual - expected])
 

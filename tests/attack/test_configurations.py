@@ -12,10 +12,9 @@ from attack import configurations, fork, ruleset
 from attack.effort import searching
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import Node, config, mapping
+from lab import Node, mapping
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Iterator
 
     from lab import Pod
@@ -35,7 +34,7 @@ class Target:
     node: Node
     pod: Pod
     generation: ruleset.Generation
-    ruleset: Counter[str]
+    ruleset: ruleset.Table
     questions: int = 0
 
 
