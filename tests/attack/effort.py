@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import HealthCheck, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-T = TypeVar("T")
 
 FACTOR = max(1, int(os.environ.get("HOSTPORT_TESTS_ATTACK", "1")))
 
@@ -36,10 +30,3 @@ def searching(examples: int, steps: int = 1) -> settings:
 def chance(name: str) -> random.Random:
     """Return the source of random numbers of the attack of this name."""
     return random.Random(f"{name} {FACTOR}")  # noqa: S311 - no secret
-
-
-def sample(name: str, cases: Sequence[T], number: int) -> list[T]:
-    """Return some of the cases, as many as this effort is worth, in their order."""
-    if number * FACTOR >= len(cases):
-        return list(cases)
-    return [cases[index] for index in sorted(chance(name).sample(range(len(cases)), number * FACTOR))]

@@ -1,0 +1,131 @@
+"""System calls that fail: which can, with what, and how strace makes one of a program fail."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from attack.answer import Answer
+from attack.effort import chance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lab import Namespace
+
+BEGINNING = "the call begins"  # asked for by an executable when it is itself, after the start of Python
+PATIENCE = 100  # seconds
+# what a machine does that is short of memory, descriptors or permissions, or has a broken disk; brk(2) has no errors of
+# this kind, and libc does without it
+ERRORS = {
+    "accept4": ["EMFILE", "ENOMEM"],
+    "bind": ["ENOMEM", "EACCES"],
+    "chroot": ["EACCES", "EPERM"],
+    "clone": ["EAGAIN", "ENOMEM"],
+    "close": ["EIO"],
+    "connect": ["EACCES", "ENOMEM", "EAGAIN"],
+    "dup": ["EMFILE"],
+    "dup2": ["EBUSY"],
+    "epoll_create1": ["EMFILE", "ENOMEM"],
+    "epoll_ctl": ["ENOMEM"],
+    "fchdir": ["EACCES"],
+    "fcntl": ["ENOMEM"],
+    "fork": ["EAGAIN", "ENOMEM"],
+    "ftruncate": ["EIO"],
+    "getdents64": ["EIO"],
+    "getsockname": ["ENOBUFS"],
+    "getsockopt": ["ENOMEM"],
+    "ioctl": ["EIO", "ENOMEM"],
+    "lseek": ["EIO"],
+    "memfd_create": ["EMFILE", "ENOMEM"],
+    "mmap": ["ENOMEM"],
+    "mprotect": ["ENOMEM"],
+    "newfstatat": ["ENOMEM", "EACCES", "EIO"],
+    "openat": ["EMFILE", "ENFILE", "ENOMEM", "EACCES", "EIO"],
+    "pidfd_open": ["EMFILE", "ENOMEM"],
+    "pipe2": ["EMFILE", "ENFILE"],
+    "poll": ["ENOMEM", "EINTR"],
+    "pselect6": ["ENOMEM", "EINTR"],
+    "read": ["EIO", "ENOMEM", "EINTR"],
+    "readlink": ["EIO", "ENOMEM"],
+    "recvfrom": ["ENOBUFS", "ENOMEM", "EINTR"],
+    "recvmsg": ["ENOBUFS", "ENOMEM", "EINTR"],
+    "sendmsg": ["ENOBUFS", "ENOMEM", "EINTR", "EACCES"],
+    "sendto": ["ENOBUFS", "ENOMEM", "EINTR", "EACCES"],
+    "setns": ["ENOMEM", "EPERM"],
+    "setsockopt": ["ENOMEM", "EPERM"],
+    "shutdown": ["ENOMEM"],
+    "socket": ["EMFILE", "ENFILE", "ENOMEM", "EACCES"],
+    "socketpair": ["EMFILE", "ENOMEM"],
+    "statx": ["ENOMEM", "EACCES", "EIO"],
+    "unshare": ["ENOSPC", "ENOMEM"],
+    "vfork": ["EAGAIN", "ENOMEM"],
+    "write": ["ENOSPC", "EIO", "EINTR"],
+}
+
+
+class Fault(NamedTuple):
+    """The Nth system call of a name fails."""
+
+    call: str
+    error: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.call}:error={self.error}:when={self.number}"
+
+
+@dataclass
+class Trace:
+    """What strace saw: system calls before and in all, by their names, and the line of the one that it made fail."""
+
+    before: Counter[str] = field(default_factory=Counter)
+    all: Counter[str] = field(default_factory=Counter)
+    injected: str = ""
+
+    @classmethod
+    def read(cls, path: Path, *, has_begun: bool = False) -> Trace:
+        """Read strace's file; only the calls of the process that is the first in it count."""
+        trace, first = cls(), ""
+        for line in path.read_text(errors="replace").splitlines():
+            process, _, text = line.partition(" ")
+            first = first or process
+            has_begun = has_begun or BEGINNING in text
+            if "(INJECTED)" in text:
+                trace.injected = text.strip()
+            name = re.match(r" *(\w+)\(", text)
+            if name and process == first:
+                trace.all[name[1]] += 1
+                trace.before[name[1]] += not has_begun
+        return trace
+
+    def faults(self, name: str, number: int) -> list[Fault]:
+        """Return some faults of the operation itself: of each system call one, then of each another, and so on."""
+        random = chance(name)
+        rounds: list[tuple[int, float, Fault]] = []
+        for call in sorted(set(self.all) & set(ERRORS)):
+            places = range(self.before[call] + 1, self.all[call] + 1)
+            every = [Fault(call, error, place) for place in places for error in ERRORS[call]]
+            random.shuffle(every)
+            rounds += [(turn, random.random(), fault) for turn, fault in enumerate(every)]
+        return [fault for _, _, fault in sorted(rounds)[:number]]
+
+
+def options(trace: Path, fault: Fault | None = None) -> list[str]:
+    """Return the command that watches a program with strace, and makes it fail."""
+    watched = f"trace={fault.call if fault else ','.join(f'?{call}' for call in [*ERRORS, 'access'])}"
+    injection = ["-e", f"inject={fault}"] if fault else []
+    return ["strace", "-f", "-o", str(trace), "-e", watched, *injection]
+
+
+def traced(
+    node: Namespace, executable: Sequence[str], environ: Mapping[str, str], stdin: bytes, *strace: str
+) -> Answer:
+    """Run an executable on a node, with strace as ``options`` say."""
+    command = ["nsenter", f"--net={node.path}", *strace, "--seccomp-bpf", "-qq", *executable]
+    ran = subprocess.run(command, input=stdin, env=environ, capture_output=True, check=False, timeout=PATIENCE)
+    return Answer(ran.returncode, ran.stdout, ran.stderr)
