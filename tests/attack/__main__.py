@@ -1,4 +1,4 @@
-"""``sudo .venv/bin/python tests/attack [FACTOR]``: all attacks, FACTOR times as long, and a table of how many there were."""
+"""``sudo .venv/bin/python tests/attack [FACTOR]``: all attacks, FACTOR times as long, and their numbers."""
 
 from __future__ import annotations
 

@@ -81,26 +81,31 @@ class Fault(NamedTuple):
 
 @dataclass
 class Trace:
-    """What strace saw: system calls before and in all, by their names, and the line of the one that it made fail."""
+    """What strace saw, and the lines of calls that it made fail.
+
+    System calls are counted by their names: in the first process before its own beginning, and in the process that has
+    most of them in all. strace counts in each process for itself.
+    """
 
     before: Counter[str] = field(default_factory=Counter)
     all: Counter[str] = field(default_factory=Counter)
-    injected: str = ""
+    injected: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, *, has_begun: bool = False) -> Trace:
-        """Read strace's file; only the calls of the process that is the first in it count."""
-        trace, first = cls(), ""
+        """Read strace's file."""
+        trace, processes = cls(), dict[str, Counter[str]]()
         for line in path.read_text(errors="replace").splitlines():
             process, _, text = line.partition(" ")
-            first = first or process
-            has_begun = has_begun or BEGINNING in text
+            counted = processes.setdefault(process, Counter())
+            if BEGINNING in text:
+                trace.before, has_begun = counted.copy(), True
             if "(INJECTED)" in text:
-                trace.injected = text.strip()
-            name = re.match(r" *(\w+)\(", text)
-            if name and process == first:
-                trace.all[name[1]] += 1
-                trace.before[name[1]] += not has_begun
+                trace.injected.append(text.strip() if has_begun else "")
+            if name := re.match(r" *(\w+)\(", text):
+                counted[name[1]] += 1
+        for counted in processes.values():
+            trace.all |= counted
         return trace
 
     def faults(self, name: str, number: int) -> list[Fault]:

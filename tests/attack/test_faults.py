@@ -109,7 +109,7 @@ class Attack:
         self.after = ruleset.of(stage.node)
         stage.delete()
         self.cleaned = ruleset.of(stage.node)
-        assert not self.breach(self.answer, ""), self.answer
+        assert not self.breach(self.answer, self.trace), self.answer
 
     def run(self, fault: Fault | None = None) -> tuple[Answer, Trace]:
         """Run the operation with a fault, or without."""
@@ -126,11 +126,11 @@ class Attack:
         answer = Answer(ran.returncode, ran.stdout.encode(), ran.stderr.encode())
         return answer, Trace.read(self.path, has_begun=True)
 
-    def breach(self, answer: Answer, injected: str) -> str:
+    def breach(self, answer: Answer, trace: Trace) -> str:
         """Tell what is wrong with the text and the status of an answer."""
         if not self.operation.command:
             return ""  # a person sees by the status that it failed, however
-        if injected.startswith("write(1,") and answer.status == 1:
+        if answer.status == 1 and any(line.startswith("write(1,") for line in trace.injected):
             return "it shows a traceback" if b"Traceback" in answer.stderr else ""
         return answer.breach(self.operation.command)
 
@@ -141,8 +141,8 @@ class Attack:
             answer, trace = self.run(fault)
         except subprocess.TimeoutExpired:
             return f"{fault}: it hangs"
-        wrong = self.breach(answer, trace.injected) or self._state(answer) or self._rest()
-        return f"{fault}: {wrong}; {trace.injected}; {answer}" if wrong else ""
+        wrong = self.breach(answer, trace) or self._state(answer) or self._rest()
+        return f"{fault}: {wrong}; {'; '.join(trace.injected)}; {answer}" if wrong else ""
 
     def _state(self, answer: Answer) -> str:
         found = ruleset.of(self.stage.node)
