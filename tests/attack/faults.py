@@ -122,9 +122,9 @@ class Trace:
 
 def options(trace: Path, fault: Fault | None = None) -> list[str]:
     """Return the command that watches a program with strace, and makes it fail."""
-    watched = f"trace={fault.call if fault else ','.join(f'?{call}' for call in [*ERRORS, 'access'])}"
+    watched = ",".join(f"?{call}" for call in ["access", *([fault.call] if fault else ERRORS)])
     injection = ["-e", f"inject={fault}"] if fault else []
-    return ["strace", "-f", "-o", str(trace), "-e", watched, *injection]
+    return ["strace", "-f", "-o", str(trace), "-e", f"trace={watched}", *injection]
 
 
 def traced(
