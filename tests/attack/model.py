@@ -101,7 +101,8 @@ class Model:
         shared = {port for port in shared if self.queues[port][0] not in former}
         leaving = set(former)
         for holder in former:
-            if not self._is_gone(holder, who) and (again or holder.network != who.network):
+            has_moved = holder.network == who.network or self._is_beside(holder, who)
+            if not self._is_gone(holder, who) and (again or not has_moved):
                 raise RefusedError
         for port in set(wanted) - shared:
             queue = self.queues.get(port, [])

@@ -59,8 +59,6 @@ class Sequences(RuleBasedStateMachine):
     def add(self, who: Who, wishes: list[Wish], families: tuple[int, ...], borrowed: Who | None) -> None:
         number = 50 + ATTACHMENTS.index(borrowed or who)
         addresses = [{4: f"10.88.0.{number}", 6: f"fd00:88::{number}"}[family] for family in families]
-        if self.is_moved_between_networks(who, addresses):
-            return
         answer = self.world.add(who, wishes, addresses)
         try:
             self.model.claim(who, wishes, addresses)
@@ -72,13 +70,6 @@ class Sequences(RuleBasedStateMachine):
         self.cached.pop(who, None)
         self.cached[who] = (wishes, addresses)
         self.world.remember(who, wishes, addresses)
-
-    def is_moved_between_networks(self, who: Who, addresses: list[str]) -> bool:
-        """Tell whether another network has given an address to the same container, of which nothing is promised."""
-        return any(
-            of.container == who.container and of.network != who.network and set(addresses) & set(held.addresses)
-            for of, held in self.model.held.items()
-        )
 
     @rule(who=whos, has_mappings=st.booleans(), forgets=st.sampled_from([True, True, False]))
     def delete(self, who: Who, has_mappings: bool, forgets: bool) -> None:
