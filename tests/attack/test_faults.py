@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FAULTS = 8 * FACTOR  # of each operation
+UNWRITABLE = b"cannot write the result"
 MAPPINGS = [mapping(8080), mapping(8081, 81, hostIP="192.0.2.1"), mapping(5353, 53, "udp")]
 
 
@@ -130,7 +131,9 @@ class Attack:
         """Tell what is wrong with the text and the status of an answer."""
         if not self.operation.command:
             return ""  # a person sees by the status that it failed, however
-        if answer.status == 1 and any(line.startswith("write(1,") for line in trace.injected):
+        if answer.status == 1 and (
+            UNWRITABLE in answer.stderr or any(of.startswith("write(1,") for of in trace.injected)
+        ):
             return "it shows a traceback" if b"Traceback" in answer.stderr else ""
         return answer.breach(self.operation.command)
 
