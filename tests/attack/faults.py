@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +14,7 @@ from attack.answer import Answer
 from attack.effort import chance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lab import Namespace
@@ -125,6 +127,21 @@ def options(trace: Path, fault: Fault | None = None) -> list[str]:
     watched = ",".join(f"?{call}" for call in ["access", *([fault.call] if fault else ERRORS)])
     injection = ["-e", f"inject={fault}"] if fault else []
     return ["strace", "-f", "-o", str(trace), "-e", f"trace={watched}", *injection]
+
+
+@contextmanager
+def watching(processes: Sequence[int], *strace: str) -> Iterator[None]:
+    """Have strace watch processes that run already."""
+    selected = [word for process in processes for word in ("-p", str(process))]
+    with subprocess.Popen([*strace, *selected], stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stderr is not None
+        for _ in processes:
+            watcher.stderr.readline()  # that this one is attached
+        try:
+            yield
+        finally:
+            watcher.send_signal(signal.SIGINT)
+            watcher.communicate(timeout=20)
 
 
 def traced(

@@ -30,7 +30,7 @@ class Part(NamedTuple):
 Table = Counter[Part]
 
 
-def of(node: Namespace) -> Table:
+def read(node: Namespace) -> Table:
     """Return the parts of the table; the order of rules does not show."""
     listed = node.run("nft", "-j", "list", "table", "inet", "hostport", check=False).stdout
     return Counter(part for item in json.loads(listed or '{"nftables": []}')["nftables"] for part in _parts(item))

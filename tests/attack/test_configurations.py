@@ -50,7 +50,7 @@ def target(node: Node) -> Iterator[Target]:
     bystander = node.pod()
     node.add(bystander, mapping(8080), name="bystanders")
     with ruleset.Generation(node) as generation:
-        yield Target(node, node.pod(), generation, ruleset.of(node))
+        yield Target(node, node.pod(), generation, ruleset.read(node))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,6 @@ def _attack(target: Target, environ: dict[str, str], stdin: bytes) -> None:
         deleted = fork.call(target.node, environ | {"CNI_COMMAND": "DEL"}, json.dumps(bare).encode())
         assert not deleted.status, (answer, deleted)
     if target.generation.number != before:
-        assert not ruleset.difference(target.ruleset, ruleset.of(target.node)), answer
+        assert not ruleset.difference(target.ruleset, ruleset.read(target.node)), answer
     asked, target.questions = target.questions, questions(target.node)
     assert asked == target.questions, answer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import pytest
 from attack import fork, ruleset
 from attack.answer import Answer
 from attack.effort import FACTOR
-from attack.faults import BEGINNING, Fault, Trace, options, traced
+from attack.faults import BEGINNING, Fault, Trace, options, traced, watching
 from cache import Cache
 from lab import Node, config, mapping, require
 from resident import Resident, eventually, launcher
@@ -58,7 +57,7 @@ OPERATIONS = {
     "restore": Operation("", arguments=("restore", "--watch=0")),
     "list": Operation("", "own", arguments=("list",)),
 }
-WARM = [name for name, of in OPERATIONS.items() if of.command in {"ADD", "CHECK", "DEL"}]
+WARM = [name for name, operation in OPERATIONS.items() if operation.command in {"ADD", "CHECK", "DEL"}]
 
 
 class Stage:
@@ -105,11 +104,11 @@ class Attack:
         sent = config(stage.pod, *MAPPINGS) | operation.keys
         self.stdin = json.dumps({key: value for key, value in sent.items() if value is not None}).encode()
         stage.begin(operation.present)
-        self.before = ruleset.of(stage.node)
+        self.before = ruleset.read(stage.node)
         self.answer, self.trace = self.run()
-        self.after = ruleset.of(stage.node)
+        self.after = ruleset.read(stage.node)
         stage.delete()
-        self.cleaned = ruleset.of(stage.node)
+        self.cleaned = ruleset.read(stage.node)
         assert not self.breach(self.answer, self.trace), self.answer
 
     def run(self, fault: Fault | None = None) -> tuple[Answer, Trace]:
@@ -122,7 +121,9 @@ class Attack:
         command = [*self.executable, *arguments]
         if self.resident is None:
             return traced(node, command, environ, self.stdin, *options(self.path, fault)), Trace.read(self.path)
-        with watched(self.resident, self.path, fault):
+        resident = self.resident
+        assert eventually(lambda: len(resident.children) > 1), "the resident process has no children"
+        with watching(resident.children, *options(self.path, fault)):
             ran = node.run(*command, input=self.stdin.decode(), env=environ, check=False)
         answer = Answer(ran.returncode, ran.stdout.encode(), ran.stderr.encode())
         return answer, Trace.read(self.path, has_begun=True)
@@ -132,7 +133,7 @@ class Attack:
         if not self.operation.command:
             return ""  # a person sees by the status that it failed, however
         if answer.status == 1 and (
-            UNWRITABLE in answer.stderr or any(of.startswith("write(1,") for of in trace.injected)
+            UNWRITABLE in answer.stderr or any(line.startswith("write(1,") for line in trace.injected)
         ):
             return "it shows a traceback" if b"Traceback" in answer.stderr else ""
         return answer.breach(self.operation.command)
@@ -148,7 +149,7 @@ class Attack:
         return f"{fault}: {wrong}; {'; '.join(trace.injected)}; {answer}" if wrong else ""
 
     def _state(self, answer: Answer) -> str:
-        found = ruleset.of(self.stage.node)
+        found = ruleset.read(self.stage.node)
         if not answer.status and self.answer.status:
             return "it succeeded"
         if not answer.status and found != self.after:
@@ -162,27 +163,8 @@ class Attack:
         if deleted.status:
             return f"DEL afterwards: {deleted}"
         rests = [self.cleaned] if self.operation.present == "own" else [self.cleaned, self.before]
-        found = ruleset.of(self.stage.node)
+        found = ruleset.read(self.stage.node)
         return "" if found in rests else f"DEL afterwards leaves: {ruleset.difference(self.cleaned, found)}"
-
-
-class watched:  # noqa: N801 - used as a function
-    """Have strace watch the children of a resident process that wait for a call."""
-
-    def __init__(self, resident: Resident, trace: Path, fault: Fault | None) -> None:
-        assert eventually(lambda: len(resident.children) > 1), "the resident process has no children"
-        self.children = resident.children
-        selected = [word for child in self.children for word in ("-p", str(child))]
-        self.strace = subprocess.Popen([*options(trace, fault), *selected], stderr=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> None:
-        assert self.strace.stderr is not None
-        for _ in self.children:
-            self.strace.stderr.readline()  # "Process 1 attached"
-
-    def __exit__(self, *_: object) -> None:
-        self.strace.send_signal(signal.SIGINT)
-        self.strace.communicate(timeout=20)
 
 
 @pytest.fixture

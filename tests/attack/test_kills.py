@@ -32,9 +32,9 @@ class Stage:
         begun = time.monotonic()
         node.add(self.pod, *MAPPINGS)
         self.seconds = time.monotonic() - begun
-        self.states = {"ADD": ruleset.of(node)}
+        self.states = {"ADD": ruleset.read(node)}
         node.delete(self.pod)
-        self.states["DEL"] = ruleset.of(node)
+        self.states["DEL"] = ruleset.read(node)
 
     def start_and_kill(self, command: str, after: float, victim: Callable[[int], list[int]]) -> int | None:
         """Start a call, kill somebody after some seconds, and return the status of the call, ``None`` if it was it."""
@@ -48,7 +48,7 @@ class Stage:
         return None if started.returncode == -signal.SIGKILL else started.returncode
 
     def is_settled(self) -> bool:
-        return ruleset.of(self.node) in self.states.values()
+        return ruleset.read(self.node) in self.states.values()
 
 
 @pytest.fixture(params=["cold", "warm", "resident's child"])
@@ -81,11 +81,11 @@ def test_a_kill_at_any_moment_leaves_the_ruleset_whole(
             # the child of a caller that was killed ends with it, but not before it
             assert eventually(stage.is_settled, 5)
             if status == 0:
-                assert ruleset.of(node) == stage.states[command]
+                assert ruleset.read(node) == stage.states[command]
             if command == "ADD":
                 node.add(stage.pod, *MAPPINGS)
-                assert ruleset.of(node) == stage.states["ADD"]
+                assert ruleset.read(node) == stage.states["ADD"]
         node.delete(stage.pod)
-        assert ruleset.of(node) == stage.states["DEL"]
+        assert ruleset.read(node) == stage.states["DEL"]
     assert None in statuses or name == "resident's child"
     record_property("kills", len(statuses))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attack.effort import FACTOR, searching
-from attack.model import Model, RefusedError, Who, Wish
+from attack.model import Attachment, Model, PortMapping, RefusedError
 from attack.world import ATTACHMENTS, CONTAINERS, World, expected, observed
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 EXAMPLES, STEPS = 25, 30
 
-whos = st.sampled_from(ATTACHMENTS)
-wishes = st.lists(
+attachments = st.sampled_from(ATTACHMENTS)
+mappings = st.lists(
     st.builds(
-        Wish,
+        PortMapping,
         st.sampled_from([0, 8080, 8080, 8081, 8082]),
         st.sampled_from([80, 81]),
         st.sampled_from(["tcp", "tcp", "udp"]),
         st.sampled_from(["", "", "", "192.0.2.1", "2001:db8::1", "::1"]),
     ),
     max_size=3,
-    unique_by=lambda wish: (wish.port, wish.protocol, wish.host_ip),
+    unique_by=lambda mapping: (mapping.port, mapping.protocol, mapping.host_ip),
 )
 families = st.sampled_from([(4, 6), (4, 6), (4,), (6,)])
 borrowed = st.sampled_from([None, None, None, *ATTACHMENTS])  # an address that is that of another attachment, or was
@@ -53,41 +53,49 @@ class Sequences(RuleBasedStateMachine):
         self.world.reset()
         self.births = 0
         self.model = Model(namespaces=dict.fromkeys(CONTAINERS, 0))
-        self.cached: dict[Who, tuple[list[Wish], list[str]]] = {}
+        self.cached: dict[Attachment, tuple[list[PortMapping], list[str]]] = {}
 
-    @rule(who=whos, wishes=wishes, families=families, borrowed=borrowed)
-    def add(self, who: Who, wishes: list[Wish], families: tuple[int, ...], borrowed: Who | None) -> None:
-        number = 50 + ATTACHMENTS.index(borrowed or who)
+    @rule(attachment=attachments, mappings=mappings, families=families, borrowed=borrowed)
+    def add(
+        self,
+        attachment: Attachment,
+        mappings: list[PortMapping],
+        families: tuple[int, ...],
+        borrowed: Attachment | None,
+    ) -> None:
+        number = 50 + ATTACHMENTS.index(borrowed or attachment)
         addresses = [{4: f"10.88.0.{number}", 6: f"fd00:88::{number}"}[family] for family in families]
-        answer = self.world.add(who, wishes, addresses)
+        answer = self.world.add(attachment, mappings, addresses)
         try:
-            self.model.claim(who, wishes, addresses)
+            self.model.claim(attachment, mappings, addresses)
         except RefusedError:
             assert answer.status == 1, answer
             assert answer.code == 100, answer
             return
         assert not answer.status, answer
-        self.cached.pop(who, None)
-        self.cached[who] = (wishes, addresses)
-        self.world.remember(who, wishes, addresses)
+        self.cached.pop(attachment, None)
+        self.cached[attachment] = (mappings, addresses)
+        self.world.remember(attachment, mappings, addresses)
 
-    @rule(who=whos, has_mappings=st.booleans(), forgets=st.sampled_from([True, True, False]))
-    def delete(self, who: Who, has_mappings: bool, forgets: bool) -> None:
-        asked, _ = self.cached.get(who, ([], []))
-        answer = self.world.delete(who, asked if has_mappings else None)
+    @rule(attachment=attachments, has_mappings=st.booleans(), forgets=st.sampled_from([True, True, False]))
+    def delete(self, attachment: Attachment, has_mappings: bool, forgets: bool) -> None:
+        asked, _ = self.cached.get(attachment, ([], []))
+        answer = self.world.delete(attachment, asked if has_mappings else None)
         assert not answer.status, answer
-        self.model.release(who, wants_ports=has_mappings and any(wish.port for wish in asked))
+        self.model.release(attachment, wants_ports=has_mappings and any(mapping.port for mapping in asked))
         if forgets:
-            self.cached.pop(who, None)
-            self.world.forget(who)
+            self.cached.pop(attachment, None)
+            self.world.forget(attachment)
 
-    @rule(who=whos)
-    def check(self, who: Who) -> None:
-        asked, addresses = self.cached.get(who, ([Wish(8080, 80, "tcp", "")], ["10.88.0.99"]))
-        assert self.world.check(who, asked, addresses).code == (0 if self.model.has(who, asked, addresses) else 103)
+    @rule(attachment=attachments)
+    def check(self, attachment: Attachment) -> None:
+        asked, addresses = self.cached.get(attachment, ([PortMapping(8080, 80, "tcp", "")], ["10.88.0.99"]))
+        assert self.world.check(attachment, asked, addresses).code == (
+            0 if self.model.has(attachment, asked, addresses) else 103
+        )
 
-    @rule(network=st.sampled_from(["red", "blue", "green"]), valid=st.sets(whos))
-    def collect(self, network: str, valid: set[Who]) -> None:
+    @rule(network=st.sampled_from(["red", "blue", "green"]), valid=st.sets(attachments))
+    def collect(self, network: str, valid: set[Attachment]) -> None:
         answer = self.world.collect(network, valid)
         assert not answer.status, answer
         self.model.collect(network, valid)

@@ -13,10 +13,12 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from attack import fork, ruleset
-from attack.model import Who
+from attack.model import Attachment
 from lab import Namespace, Node, ip
 
-from cni_hostport.operate import cli, mappings, restore  # noqa: F401 - the commands' own modules, once
+import cni_hostport.operate.mappings
+import cni_hostport.operate.restore  # noqa: F401 - imported once, instead of in each fork
+from cni_hostport.operate import cli
 from cni_hostport.table import BASE_CHAINS
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attack.answer import Answer
-    from attack.model import Model, Port, Wish
+    from attack.model import Model, Port, PortMapping
 
 OPEN = "net/ipv4/conf/cni0/route_localnet"
 INTERFACES = {"eth0": "red", "eth1": "blue", "eth2": "red"}
 CONTAINERS = ["one", "two", "three"]
-ATTACHMENTS = [Who(network, container, ifname) for container in CONTAINERS for ifname, network in INTERFACES.items()]
+ATTACHMENTS = [
+    Attachment(network, container, ifname) for container in CONTAINERS for ifname, network in INTERFACES.items()
+]
 
 
 class World:
@@ -39,7 +43,7 @@ class World:
         self.node = node
         self.directory = directory / "results"
         self._closing = ExitStack()
-        self.namespaces = {of: self._closing.enter_context(Namespace(of)) for of in CONTAINERS}
+        self.namespaces = {name: self._closing.enter_context(Namespace(name)) for name in CONTAINERS}
         self._present = set[str]()
         self._clock = itertools.count(1)
         self.base = self._base()
@@ -55,7 +59,7 @@ class World:
         self.node.add(pod, {"hostPort": 80, "containerPort": 80})
         self.node.delete(pod)
         pod.remove()
-        return ruleset.of(self.node)
+        return ruleset.read(self.node)
 
     def reset(self) -> None:
         """Begin again, with all containers alive and nothing installed."""
@@ -81,25 +85,25 @@ class World:
     def flush(self, what: str) -> None:
         self.node.run("nft", *("delete" if what.startswith("table") else "flush", *what.split()), check=False)
 
-    def add(self, who: Who, wishes: Sequence[Wish], addresses: Sequence[str]) -> Answer:
-        return self._call("ADD", who, _asked(wishes, addresses))
+    def add(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> Answer:
+        return self._call("ADD", attachment, _asked(mappings, addresses))
 
-    def check(self, who: Who, wishes: Sequence[Wish], addresses: Sequence[str]) -> Answer:
-        return self._call("CHECK", who, _asked(wishes, addresses))
+    def check(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> Answer:
+        return self._call("CHECK", attachment, _asked(mappings, addresses))
 
-    def delete(self, who: Who, wishes: Sequence[Wish] | None) -> Answer:
-        return self._call("DEL", who, {} if wishes is None else _asked(wishes, []))
+    def delete(self, attachment: Attachment, mappings: Sequence[PortMapping] | None) -> Answer:
+        return self._call("DEL", attachment, {} if mappings is None else _asked(mappings, []))
 
-    def collect(self, network: str, valid: set[Who]) -> Answer:
-        items = [{"containerID": of.container, "ifname": of.ifname} for of in valid if of.network == network]
-        return self._call("GC", Who(network, "", ""), {"cni.dev/valid-attachments": items})
+    def collect(self, network: str, valid: set[Attachment]) -> Answer:
+        items = [{"containerID": item.container, "ifname": item.ifname} for item in valid if item.network == network]
+        return self._call("GC", Attachment(network, "", ""), {"cni.dev/valid-attachments": items})
 
-    def _call(self, command: str, who: Who, config: dict[str, Any]) -> Answer:
+    def _call(self, command: str, attachment: Attachment, config: dict[str, Any]) -> Answer:
         environ = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
-        if who.container:
-            path = self.namespaces[who.container].path
-            environ |= {"CNI_CONTAINERID": who.container, "CNI_NETNS": path, "CNI_IFNAME": who.ifname}
-        named = {"cniVersion": "1.1.0", "name": who.network, "type": "hostport", "waitForHolder": 0}
+        if attachment.container:
+            path = self.namespaces[attachment.container].path
+            environ |= {"CNI_CONTAINERID": attachment.container, "CNI_NETNS": path, "CNI_IFNAME": attachment.ifname}
+        named = {"cniVersion": "1.1.0", "name": attachment.network, "type": "hostport", "waitForHolder": 0}
         answer = fork.call(self.node, environ, json.dumps(named | config).encode())
         assert not answer.breach(command), answer
         return answer
@@ -116,46 +120,46 @@ class World:
 
         return fork.forked(self.node, run)
 
-    def restore(self) -> dict[Who, str]:
+    def restore(self) -> dict[Attachment, str]:
         """Return what became of each attachment of which the restoration says something."""
         answer = self.command("restore", "--json", "--watch=0", f"--cache-dir={self.directory.parent}")
         said = {outcome["attachment"]: outcome["status"] for outcome in json.loads(answer.stdout)}
         assert answer.status == ("failed" in said.values()), answer
         named = {re.fullmatch(r"container (\w+) \((\w+), network (\w+)\)", name): said[name] for name in said}
-        return {Who(of[3], of[1], of[2]): status for of, status in named.items() if of}
+        return {Attachment(match[3], match[1], match[2]): status for match, status in named.items() if match}
 
-    def remember(self, who: Who, wishes: Sequence[Wish], addresses: Sequence[str]) -> None:
+    def remember(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> None:
         """Write what libcni writes after an ADD."""
-        asked = _asked(wishes, addresses)
+        asked = _asked(mappings, addresses)
         plugin = {"type": "hostport", "capabilities": {"portMappings": True}}
-        conflist = {"cniVersion": "1.0.0", "name": who.network, "plugins": [plugin]}
+        conflist = {"cniVersion": "1.0.0", "name": attachment.network, "plugins": [plugin]}
         entry = {
             "kind": "cniCacheV1",
-            "containerId": who.container,
+            "containerId": attachment.container,
             "config": base64.b64encode(json.dumps(conflist).encode()).decode(),
-            "ifName": who.ifname,
-            "networkName": who.network,
-            "netns": self.namespaces[who.container].path,
+            "ifName": attachment.ifname,
+            "networkName": attachment.network,
+            "netns": self.namespaces[attachment.container].path,
             "capabilityArgs": asked["runtimeConfig"],
             "result": asked["prevResult"],
         }
-        path = self._entry(who)
+        path = self._entry(attachment)
         path.write_text(json.dumps(entry))
         os.utime(path, (next(self._clock),) * 2)
 
-    def forget(self, who: Who) -> None:
+    def forget(self, attachment: Attachment) -> None:
         """Remove what libcni removes after a DEL."""
-        self._entry(who).unlink(missing_ok=True)
+        self._entry(attachment).unlink(missing_ok=True)
 
-    def _entry(self, who: Who) -> Path:
-        return self.directory / "-".join(who)
+    def _entry(self, attachment: Attachment) -> Path:
+        return self.directory / "-".join(attachment)
 
 
-def _asked(wishes: Sequence[Wish], addresses: Sequence[str]) -> dict[str, Any]:
+def _asked(mappings: Sequence[PortMapping], addresses: Sequence[str]) -> dict[str, Any]:
     mapped = [
-        {"hostPort": wish.port, "containerPort": wish.target, "protocol": wish.protocol}
-        | ({"hostIP": wish.host_ip} if wish.host_ip else {})
-        for wish in wishes
+        {"hostPort": mapping.port, "containerPort": mapping.target, "protocol": mapping.protocol}
+        | ({"hostIP": mapping.host_ip} if mapping.host_ip else {})
+        for mapping in mappings
     ]
     ips = [{"address": f"{address}/{64 if ':' in address else 24}"} for address in addresses]
     return {"runtimeConfig": {"portMappings": mapped}, "prevResult": {"cniVersion": "1.1.0", "ips": ips}}
@@ -178,7 +182,7 @@ def observed(world: World) -> State:
     assert not listed.status, listed
     parts = ("protocol", "host_ip", "host_port", "pod_ip", "pod_port", "container_id", "ifname", "network", "holder")
     rows = {tuple(str(row[part]) for part in parts) for row in json.loads(listed.stdout)}
-    table = ruleset.of(world.node)
+    table = ruleset.read(world.node)
     lacks = ruleset.difference(world.base & table, world.base)
     chains, elements, guarded = set[str](), set[tuple[str, ...]](), False
     for name, value in ruleset.elements(table):
@@ -203,13 +207,13 @@ def expected(model: Model) -> State:
     for port, (holder, *waiting) in model.queues.items():
         name, place = _place(port)
         elements.add((name, place, f"dnat-{holder.key}"))
-        elements |= {(f"waiting_{name}", f"{_address(of)} {place}", f"dnat-{holder.key}") for of in waiting}
-    for who, held in model.held.items():
+        elements |= {(f"waiting_{name}", f"{_address(waiter)} {place}", f"dnat-{holder.key}") for waiter in waiting}
+    for attachment, held in model.held.items():
         versions = {address: ip_address(address).version for address in held.addresses}
-        elements |= {(f"pods_ip{version}", address, f"masq-{who.key}") for address, version in versions.items()}
+        elements |= {(f"pods_ip{version}", address, f"masq-{attachment.key}") for address, version in versions.items()}
         if 4 in versions.values():
-            elements.add(("localnet_needs", _address(who), "localnet"))
-    chains = {f"{kind}-{who.key}" for who in model.held for kind in ("dnat", "masq")}
+            elements.add(("localnet_needs", _address(attachment), "localnet"))
+    chains = {f"{kind}-{attachment.key}" for attachment in model.held for kind in ("dnat", "masq")}
     return State(elements, chains, _rows(model), "", model.is_guarded, model.is_open)
 
 
@@ -219,8 +223,8 @@ def _place(port: Port) -> tuple[str, str]:
     return "hostports", f"ipv{port.version} {port.protocol} {port.number}"
 
 
-def _address(who: Who) -> str:
-    return str(ip_address(bytes.fromhex(who.key.replace("-", ""))))
+def _address(attachment: Attachment) -> str:
+    return str(ip_address(bytes.fromhex(attachment.key.replace("-", ""))))
 
 
 def _rows(model: Model) -> set[tuple[str, ...]]:
