@@ -30,7 +30,7 @@ attachments = st.sampled_from(ATTACHMENTS)
 mappings = st.lists(
     st.builds(
         PortMapping,
-        st.sampled_from([0, 8080, 8080, 8081, 8082]),
+        st.sampled_from([0, 8080, 8080, 8080, 8081]),
         st.sampled_from([80, 81]),
         st.sampled_from(["tcp", "tcp", "udp"]),
         st.sampled_from(["", "", "", "192.0.2.1", "2001:db8::1", "::1"]),
@@ -39,7 +39,6 @@ mappings = st.lists(
     unique_by=lambda mapping: (mapping.port, mapping.protocol, mapping.host_ip),
 )
 families = st.sampled_from([(4, 6), (4, 6), (4,), (6,)])
-borrowed = st.sampled_from([None, None, None, *ATTACHMENTS])  # an address that is that of another attachment, or was
 
 
 class Sequences(RuleBasedStateMachine):
@@ -55,15 +54,20 @@ class Sequences(RuleBasedStateMachine):
         self.model = Model(namespaces=dict.fromkeys(CONTAINERS, 0))
         self.cached: dict[Attachment, tuple[list[PortMapping], list[str]]] = {}
 
-    @rule(attachment=attachments, mappings=mappings, families=families, borrowed=borrowed)
-    def add(
-        self,
-        attachment: Attachment,
-        mappings: list[PortMapping],
-        families: tuple[int, ...],
-        borrowed: Attachment | None,
+    @rule(attachment=attachments, mappings=mappings)
+    def add(self, attachment: Attachment, mappings: list[PortMapping]) -> None:
+        self.add_with(attachment, mappings, (4, 6), attachment)
+
+    @rule(attachment=attachments, mappings=mappings, families=families, other=attachments)
+    def add_with_an_address_of_another(
+        self, attachment: Attachment, mappings: list[PortMapping], families: tuple[int, ...], other: Attachment
     ) -> None:
-        number = 50 + ATTACHMENTS.index(borrowed or attachment)
+        self.add_with(attachment, mappings, families, other)
+
+    def add_with(
+        self, attachment: Attachment, mappings: list[PortMapping], families: tuple[int, ...], owner: Attachment
+    ) -> None:
+        number = 50 + ATTACHMENTS.index(owner)
         addresses = [{4: f"10.88.0.{number}", 6: f"fd00:88::{number}"}[family] for family in families]
         answer = self.world.add(attachment, mappings, addresses)
         try:
