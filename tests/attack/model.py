@@ -50,7 +50,7 @@ class Held:
 
     targets: dict[Port, tuple[str, int]]
     addresses: list[str]
-    namespace: int | None
+    namespace: int
 
 
 class RefusedError(Exception):
@@ -107,13 +107,13 @@ class Model:
         leaving = set(former)
         for holder in former:
             has_moved = holder.network == attachment.network or self._is_beside(holder, attachment)
-            if not self._is_gone(holder, attachment) and (again or not has_moved):
+            if self.is_alive(holder) and (again or not has_moved):
                 raise RefusedError
         for port in set(wanted) - shared:
             queue = self.queues.get(port, [])
             if queue[:1] != [attachment]:
                 for holder in set(queue) - leaving - {attachment}:
-                    if not self._is_gone(holder, attachment):
+                    if self.is_alive(holder):
                         raise RefusedError
                     leaving.add(holder)
         self._install(attachment, wanted, addresses, shared, leaving, again=again)
@@ -133,7 +133,9 @@ class Model:
         for port in wanted:
             queue = self.queues.setdefault(port, [])
             queue.insert(len(queue) if port in shared else 0, attachment)
-        self.held[attachment] = Held(wanted, addresses, self.namespaces[attachment.container])
+        namespace = self.namespaces[attachment.container]
+        assert namespace is not None
+        self.held[attachment] = Held(wanted, addresses, namespace)
         self.deleted.discard(attachment)
         self.has_base = self.is_whole = True
         if self._needs_localhost(attachment):
@@ -211,16 +213,7 @@ class Model:
 
     def is_alive(self, attachment: Attachment) -> bool:
         """Tell whether an attachment's namespace is the one that is at its path."""
-        there, then = self.namespaces[attachment.container], self.held[attachment].namespace
-        return there is not None and then in {None, there}
-
-    def _is_gone(self, holder: Attachment, judge: Attachment) -> bool:
-        return self.namespaces[judge.container] is not None and not self.is_alive(holder)
+        return self.held[attachment].namespace == self.namespaces[attachment.container]
 
     def _is_beside(self, holder: Attachment, attachment: Attachment) -> bool:
-        there, then = self.namespaces[attachment.container], self.held[holder].namespace
-        return (
-            holder.container == attachment.container
-            and holder != attachment
-            and (there == then or None in {there, then})
-        )
+        return holder.container == attachment.container and holder != attachment and self.is_alive(holder)

@@ -67,6 +67,8 @@ class Sequences(RuleBasedStateMachine):
     def add_with(
         self, attachment: Attachment, mappings: list[PortMapping], families: tuple[int, ...], owner: Attachment
     ) -> None:
+        if self.model.namespaces[attachment.container] is None:
+            return  # a runtime has it made before
         number = 50 + ATTACHMENTS.index(owner)
         addresses = [{4: f"10.88.0.{number}", 6: f"fd00:88::{number}"}[family] for family in families]
         answer = self.world.add(attachment, mappings, addresses)
