@@ -59,7 +59,9 @@ def _parts(item: dict[str, Any]) -> Iterator[Part]:
 
 def _steady(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _steady(of_key) for key, of_key in value.items() if key not in UNSTEADY}
+        parts = {key: _steady(part) for key, part in value.items() if key not in UNSTEADY}
+        # an owner's container and interface: what is noted of its namespace depends on whether that can be looked at
+        return parts | ({"comment": " ".join(parts["comment"].split(" ")[:2])} if "comment" in parts else {})
     return [_steady(item) for item in value] if isinstance(value, list) else value
 
 
