@@ -95,6 +95,7 @@ command -v curl;curl;curl
 NEEDS
     [ "$action" != test ] || cat <<'NEEDS'
 command -v nsenter;util-linux;util-linux
+command -v sysctl;procps;procps-ng
 command -v conntrack;conntrack;conntrack-tools
 command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
@@ -105,6 +106,7 @@ command -v busybox;busybox-static;busybox
 command -v containerd;containerd;containerd
 command -v podman && command -v conmon;podman conmon;podman
 command -v runc;runc;runc
+command -v debootstrap;debootstrap;debootstrap
 NEEDS
 }
 
@@ -114,6 +116,24 @@ missing_packages() {
     while IFS=';' read -r check debian fedora; do
         (eval "$check") >/dev/null 2>&1 || if [ "$1" = debian ]; then echo "$debian"; else echo "$fedora"; fi
     done < <(needs) | tr ' ' '\n' | sort -u
+}
+
+# nothing is installed on a system whose Python is too old, or would be
+refuse_old_python() { # FAMILY
+    local found
+    ! system_python >/dev/null || return 0
+    if [ -x /usr/bin/python3 ]; then
+        found=$(/usr/bin/python3 -I -c 'import platform; print(platform.python_version())' 2>/dev/null) || found=broken
+    elif [ "$1" = debian ]; then
+        apt-get -q update >&2
+        found=$(apt-cache policy python3 | sed -n 's/^ *Candidate: //p')
+        ! dpkg --compare-versions "$found" ge 3.11 || return 0
+    else
+        return 0
+    fi
+    die "needs Python 3.11 or later, and this system's python3 is $found. Nothing was installed. Install a later one with" \
+        "its venv as /usr/bin/python3.11 to /usr/bin/python3.14, or upgrade the system: Debian 12, Ubuntu 24.04 and" \
+        "Fedora have one."
 }
 
 install_system_packages() {
@@ -127,6 +147,7 @@ install_system_packages() {
     fi
     mapfile -t packages < <(missing_packages "$family")
     [ ${#packages[@]} -gt 0 ] || return 0
+    refuse_old_python "$family"
     say "Installing system packages: ${packages[*]}"
     case $family in
         debian)

@@ -52,6 +52,28 @@ def of_base(nft: Nft, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[
     return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
 
 
+def declared_by_type(nft: Nft) -> list[str]:
+    """Return the maps and sets of the table that an older version of this plugin declared so that older nft crash.
+
+    None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises what
+    ``differences`` does.
+    """
+    _, alone = _alone([])
+    expected, actual = (_declared(side) for side in (alone, nft))
+    by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
+    return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
+
+
+def _declared(nft: Nft) -> dict[str, object]:
+    listed = nft.listing(f"table {table.FAMILY} {table.TABLE}")
+    return {
+        f"{kind} {table.FAMILY} {table.TABLE} {item[kind]['name']}": item[kind]["type"]
+        for item in listed
+        for kind in ("map", "set")
+        if kind in item
+    }
+
+
 def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
     from cni_hostport import listings, ownership
 

@@ -43,7 +43,7 @@ sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
 MAX_PORT = 65535
 MAX_MARK_BIT = 31
-# seconds; a call that is not done in the 30 of ``handover.UNTIL_DONE`` is begun again
+# seconds; a caller kills who does not get on for the 30 of ``handover.UNTIL_DONE``
 MAX_WAIT = 20
 MAPPING_KEYS = {key.lower(): key for key in ("hostPort", "containerPort", "protocol", "hostIP")}
 JSON_TYPES = {"model_type": "is not a JSON object", "tuple_type": "is not a list"}

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cni_hostport.installed import Element
 
 
+LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
+
+
 class Code(IntEnum):
     """What went wrong, as the number a runtime sees.
 
@@ -62,15 +65,19 @@ class PortTakenError(CNIError):
         self.is_gone = is_gone
 
 
+DIFFERENT = {"already", "exists", "different"}  # words of a sentence of nftables'
+
+
 class NFTError(Exception):
     """nftables refused something, and nothing was changed.
 
-    ``refusals`` are (reason, command), ``str()`` of the error the same for a person.
+    ``refusals`` are (reason, command), ``str()`` of the error the same for a person, who sees how long commands begin.
     """
 
     def __init__(self, refusals: list[tuple[str, str]]) -> None:
         """Keep the refusals apart."""
-        super().__init__("; ".join(": ".join(filter(None, refusal)) for refusal in refusals))
+        quotes = (": ".join(filter(None, (reason, command[:LONGEST_QUOTE]))) for reason, command in refusals)
+        super().__init__("; ".join(quotes))
         self.refusals = refusals
 
     @property
@@ -78,12 +85,12 @@ class NFTError(Exception):
         """The refusals of chains, maps and sets that are there as another version of this plugin declared them.
 
         Newer kernels say of a base chain with another priority that this is not supported (nft_chain_parse_hook of
-        net/netfilter/nf_tables_api.c).
+        net/netfilter/nf_tables_api.c). Newer versions of nftables see themselves what differs from what there is
+        (chain_evaluate and set_evaluate of src/evaluate.c), and say it in a sentence.
         """
-        refused = {
-            "File exists": ("add chain ", "add map ", "add set "),
-            "Operation not supported": ("add chain ",),
-        }
+        refused = {"File exists": ("add chain ", "add map ", "add set "), "Operation not supported": ("add chain ",)}
+        seen = {reason: refused["File exists"] for reason, _ in self.refusals if {*reason.split()} >= DIFFERENT}
+        refused |= seen
         return [refusal for refusal in self.refusals if refusal[1].startswith(refused.get(refusal[0], ()))]
 
     @property

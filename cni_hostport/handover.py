@@ -10,7 +10,7 @@ other one came.
 The resident process's child answers twice. It says that it takes the call, with a descriptor of itself, before it does
 anything. Without that answer in time the connection is shut down, after which the child cannot give it any more: the
 kernel decides which of the two comes first. Later it says with which status it ends. If it dies instead, or has to be
-killed because it takes too long, the call is run here.
+killed because it takes too long without a word of getting on, the call is run here.
 """
 
 import os
@@ -27,10 +27,10 @@ COMMANDS = ("ADD", "CHECK", "DEL")
 LONGEST_IFNAME = 15  # bytes; the kernel's IFNAMSIZ is 16, with the final NUL
 OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 IDENTITY = f"{__version__} {__file__}"  # two installations never share a process
-TAKEN = b"taken"
+TAKEN, AT_WORK = b"taken", b"at work"
 UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less than one millisecond
 CHUNK = 1 << 16  # bytes
-UNTIL_DONE = 30  # seconds; an operation that meets no difficulty needs a few milliseconds
+UNTIL_DONE = 30  # seconds without a word; an operation that meets no difficulty needs a few milliseconds
 
 
 def main(path: str = SOCKET) -> None:
@@ -105,7 +105,8 @@ def _status_from(connection: socket, streams: list[int]) -> int | None:
     if in_time:
         connection.settimeout(UNTIL_DONE)
         try:
-            status = connection.recv(1)
+            while (status := connection.recv(len(AT_WORK))) == AT_WORK:
+                pass
             return status[0] if status else None  # without one, it is dead
         except ConnectionResetError:
             return None

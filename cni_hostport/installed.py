@@ -83,6 +83,7 @@ class Installed:
     outdated: Mapping[str, int] = field(default_factory=dict)
     waiting: tuple[Element, ...] = ()
     interfaces: Mapping[str, str] = field(default_factory=dict)
+    _queues: dict[tuple[str, str, str], list[Element]] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def holders(self) -> set[str]:
@@ -107,14 +108,11 @@ class Installed:
 
     def heirs(self, element: Element, leaving: Collection[str] = ()) -> list[Element]:
         """Return who waits for the port of an element: the first of them gets it, those that leave as well do not."""
-        return [
-            waiter
-            for waiter in self.waiting
-            if (waiter.map, waiter.key) == (waiting_map(element.map), element.key)
-            and waiter.holder == element.holder
-            and waiter.waiter not in leaving
-            and dnat_chain(waiter.waiter) in self.chains
-        ]
+        if not self._queues:
+            for waiter in self.waiting:
+                self._queues.setdefault((waiter.map, waiter.key, waiter.holder), []).append(waiter)
+        queue = self._queues.get((waiting_map(element.map), element.key, element.holder), ())
+        return [of for of in queue if of.waiter not in leaving and dnat_chain(of.waiter) in self.chains]
 
     def detach(self, *leaving: str, wanted: Collection[tuple[str, str]] = ()) -> list[str]:
         """Return the commands that remove attachments and hand their ports on, none where nothing is left of them.
@@ -131,6 +129,7 @@ class Installed:
                 commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
             if dnat_chain(key) in self.chains:
                 commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
+                commands += ruleset.forget_targets(key)
         return commands
 
     def _left(self, leaving: Collection[str]) -> dict[str, list[str]]:

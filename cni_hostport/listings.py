@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.installed import MAP_LISTINGS, elements, token_of
-from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE, masq_chain
+from cni_hostport.table import BASE_CHAINS, FAMILY, TABLE, masq_chain, target_maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
 TABLES = f"tables {FAMILY}"
+# the types of what keys are declared by, which newer versions of nftables list; older ones of this plugin gave types
+TYPES = {
+    '{"meta": {"key": "nfproto"}}': "nf_proto",
+    '{"meta": {"key": "l4proto"}}': "inet_proto",
+    '{"payload": {"protocol": "th", "field": "dport"}}': "inet_service",
+    '{"payload": {"protocol": "ip", "field": "daddr"}}': "ipv4_addr",
+    '{"payload": {"protocol": "ip6", "field": "daddr"}}': "ipv6_addr",
+}
 NOT_ITS_EFFECT = frozenset({"family", "table", "chain", "handle", "comment", "elem"})  # of an object in a listing
 
 
 def state_of(key: str) -> list[str]:
     """Return what to list to see all that an attachment's connections pass through."""
     base = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
-    return [TABLES, *MAP_LISTINGS, *base, token_of(key), f"chain {FAMILY} {TABLE} {masq_chain(key)}"]
+    own = [f"map {FAMILY} {TABLE} {name}" for name in target_maps(key)]
+    return [TABLES, *MAP_LISTINGS, *own, *base, token_of(key), f"chain {FAMILY} {TABLE} {masq_chain(key)}"]
 
 
 def differences(key: str, expected: State, actual: State) -> list[str]:
@@ -31,7 +40,7 @@ def differences(key: str, expected: State, actual: State) -> list[str]:
     found = []
     for what in expected:
         wanted, present = (_comparable(key, state[what]) for state in (expected, actual))
-        if not present:
+        if wanted and not present:
             found.append(f"{what} is missing")
             continue
         lacking, extra = Counter(wanted) - Counter(present), Counter(present) - Counter(wanted)
@@ -53,10 +62,20 @@ def _comparable(key: str, listing: Iterable[dict[str, Any]]) -> list[str]:
                 lines += sorted(
                     f"element {{ {' . '.join(filter(None, (of.waiter, of.key)))} : goto {of.chain} }}" for of in mine
                 )
+                if body["name"] in target_maps(key):
+                    lines += sorted(f"element {json.dumps(element)}" for element in body.get("elem", ()))
             if kind in {"map", "chain", "rule"}:
                 own = {name: value for name, value in body.items() if name not in NOT_ITS_EFFECT}
+                own |= {"type": _types(own["type"])} if "type" in own else {}
                 lines.append(f"{kind} {json.dumps(_essence(own), sort_keys=True)}")
     return lines
+
+
+def _types(declared: Any) -> list[Any]:
+    """Return the types of the parts of a key, from how a listing says of what it is: by those, or by expressions."""
+    expression = declared.get("typeof", {}) if isinstance(declared, dict) else {}
+    parts = expression.get("concat", [expression]) if expression else declared
+    return [TYPES.get(json.dumps(part), part) for part in (parts if isinstance(parts, list) else [parts])]
 
 
 def _essence(value: Any) -> Any:

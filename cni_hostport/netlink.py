@@ -11,7 +11,7 @@ from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket  # the module soc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
 SOCK_CLOEXEC = 0o2000000
@@ -31,6 +31,15 @@ Message = tuple[int, int, bytes]  # type, flags, body
 # Those in here stay open until the process ends, when the caller has its answer.
 KEPT: list[object] = []
 MOST_KEPT = 64  # by those who may be called many times in one process
+
+# What those who are asked something of the kernel's tell first, to show that the work gets on.
+PROGRESS: list[Callable[[], None]] = []
+
+
+def report_progress() -> None:
+    """Tell whoever waits for the end of this process's work that it gets on."""
+    for report in PROGRESS:
+        report()
 
 
 def keep(opened: object) -> None:
@@ -60,6 +69,7 @@ class Netlink:
         Every message asks for an acknowledgement; the error number of one that did not get any is ``EIO``,
         that of a dump during which something was changed ``EINTR``.
         """
+        report_progress()
         request = b""
         for number, (kind, flags, body) in enumerate(messages):
             asking = flags | NLM_F_REQUEST | NLM_F_ACK

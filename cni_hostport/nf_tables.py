@@ -10,7 +10,18 @@ from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import DELETED, FAMILY, LOCALNET, LOCALNET_NEEDS, TABLE, localnet_chain, waiting_map
+from cni_hostport.table import (
+    ADDRESS_SETS,
+    DELETED,
+    FAMILY,
+    LOCALNET,
+    LOCALNET_NEEDS,
+    MAPS,
+    SETS,
+    TABLE,
+    localnet_chain,
+    waiting_map,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +62,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
 DADDR = {FAMILIES["ip"]: (1, 16, 4), FAMILIES["ip6"]: (1, 24, 16)}
+
+_BASE_SETS = {name.encode() + b"\0" for name in (*MAPS, *SETS, *ADDRESS_SETS)}
 
 # what of an object its effect depends on
 COMPARED = {
@@ -244,13 +257,13 @@ def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
 
 
 def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
-    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a map of the rule's own.
+    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a set besides the base's.
 
-    Such a map has another name in every table.
+    What is in such a set is part of the rule's effect, and one without a name has another name in every table.
     """
     effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
-    own = any(name == "lookup" and inside(data, LOOKUP_SET).startswith(b"__") for name, data in effects)
-    return None if own else effects
+    used = {inside(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
+    return effects if used <= _BASE_SETS else None
 
 
 def body(*parts: bytes, family: str = FAMILY) -> bytes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from _socket import AF_NETLINK, SOL_SOCKET, socket
+from contextlib import suppress
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.netlink import KEPT
+from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, report_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 
 LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
+LONG = 4096  # characters of a command that is not broken into lines
+ELEMENTS_IN_LINE = 20
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10  # linux/socket.h, linux/netlink.h
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+REFUSALS_BUFFER = 4 << 20  # bytes; a refusal takes about one thousand, a message holds hundreds of elements
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
 GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
 
@@ -40,7 +48,10 @@ class Nft:
             import nftables
 
             CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
+            unused = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+            os.close(unused)
             self._context = nftables.Nftables()
+            _make_room_for_refusals(unused)
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
         self._context.set_json_output(True)
@@ -50,8 +61,7 @@ class Nft:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
         if not commands:
             return
-        # on one line: libnftables marks the column of what was refused, but shows the first line whatever line it is
-        status, _, error = self._ask(COMMAND_END.join(commands))
+        status, _, error = self._ask(_in_columns(commands))
         if status:
             raise _failure(error, commands)
 
@@ -103,6 +113,7 @@ class Nft:
         return output
 
     def _ask(self, command: str) -> tuple[int, str, str]:
+        report_progress()
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
         status, output, error = self._context.cmd(command.encode())
         return status, output.decode(errors="replace"), error.decode(errors="replace")
@@ -141,19 +152,73 @@ def _objects(output: str) -> list[dict[str, Any]]:
     return objects
 
 
-def _failure(error: str, commands: Sequence[str]) -> NFTError:
-    """Translate libnftables' messages; each is a line ``Error: reason``, the commands' line and a line of marks."""
-    refusals = []
-    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
-        refusals.append((reason.removeprefix("Could not process rule: "), _command_at(marks.find("^"), commands)))
-    refusals = refusals or [(error.strip() or "libnftables failed without a reason", "")]
-    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in refusals))
-    return next(kinds, NFTError)(refusals)
+def _make_room_for_refusals(descriptor: int) -> None:
+    """Let libnftables' socket, which has this descriptor, hold what the kernel says of a refused transaction.
+
+    That is an answer for each message that is refused, of up to 64 KiB since it repeats the message; libnftables makes
+    room for one KiB a command (mnl_batch_talk of its src/mnl.c) and, where that is too little, knows no reason.
+    """
+    with suppress(OSError):
+        netlink = socket(fileno=descriptor)
+        try:
+            if (netlink.family, netlink.proto) == (AF_NETLINK, NETLINK_NETFILTER):
+                netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+                netlink.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, REFUSALS_BUFFER)
+        finally:
+            netlink.detach()
 
 
-def _command_at(column: int, commands: Sequence[str]) -> str:
+def _in_columns(commands: Sequence[str]) -> str:
+    """Return commands as one text, in which each has columns of its own.
+
+    libnftables says of a refusal in which columns it is, but not in which line, and repeats the first line each time:
+    many elements are in lines below.
+    """
+    parts, column, gap = list[str](), 0, ""
     for command in commands:
-        if 0 <= column < len(command):
+        lines = _lines(command)
+        parts += [gap, ("\n" + " " * column).join(lines)]
+        column += _width(command) + len(COMMAND_END)
+        gap = COMMAND_END + ("\n" + " " * column if len(lines) > 1 else "")
+    return "".join(parts)
+
+
+def _lines(command: str) -> list[str]:
+    """Break a long command after commas within braces, where nft takes a new line."""
+    if len(command) <= LONG:
+        return [command]
+    lines, line, depth, in_quotes = list[str](), list[str](), 0, False
+    for piece in command.split(", "):
+        line.append(piece)
+        parts = piece.split('"')
+        code = "".join(parts[in_quotes::2])
+        depth += code.count("{") - code.count("}")
+        in_quotes ^= len(parts) % 2 == 0
+        if len(line) >= ELEMENTS_IN_LINE and depth and not in_quotes:
+            lines.append(", ".join(line) + ",")
+            line = []
+    return [*lines, ", ".join(line)]
+
+
+def _width(command: str) -> int:
+    return max(map(len, _lines(command)))
+
+
+def _failure(error: str, commands: Sequence[str]) -> NFTError:
+    """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
+    refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
+    widths = [_width(command) for command in commands]
+    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
+        command = _command_at(marks.find("^"), commands, widths)
+        refusals[reason.removeprefix("Could not process rule: "), command] = None
+    found = list(refusals) or [(error.strip() or "libnftables failed without a reason", "")]
+    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in found))
+    return next(kinds, NFTError)(found)
+
+
+def _command_at(column: int, commands: Sequence[str], widths: Sequence[int]) -> str:
+    for command, width in zip(commands, widths, strict=True):
+        if 0 <= column < width:
             return command
-        column -= len(command) + len(COMMAND_END)
+        column -= width + len(COMMAND_END)
     return ""

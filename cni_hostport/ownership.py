@@ -9,7 +9,7 @@ from functools import partial
 
 from cni_hostport import conntrack, host, ipvs, localnet, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
-from cni_hostport.errors import CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
+from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
 from cni_hostport.lookup import Lookup, interface_of
 from cni_hostport.nft import Nft
@@ -18,7 +18,6 @@ from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
-LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
 
 Log = Callable[[str], None]
 
@@ -169,8 +168,9 @@ def shared(installed: Installed, attachment: Attachment, plan: Plan) -> dict[For
 def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan, *, newest: bool) -> dict[str, str]:
     """Return the holders that have to make room, each with the reason, which is empty for the attachment itself.
 
-    A pod's address belongs to its ``newest`` attachment, even if another one lives. Raises ``CNIError`` with code 100
-    if one lives that does not have to make room.
+    A pod's address belongs to its ``newest`` attachment, even if another one lives: on the same network, whose IPAM
+    says whose it is now, or of the same container. Raises ``CNIError`` with code 100 if one lives that does not have to
+    make room.
     """
     key = attachment.key
     leaving = {key: ""} if key in installed.holders or key in installed.interfaces else {}
@@ -184,8 +184,14 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
         element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
         if element and element.holder not in {"", key}:
             owner = installed.owner_of(element.holder)
-            if not newest and not is_gone(owner):
-                raise CNIError(Code.PORT_TAKEN, f"pod address {pod_ip} is that of {_who(owner)}")
+            has_moved = newest and (_network(element.holder) == _network(key) or owner.is_beside(attachment))
+            if not has_moved and not is_gone(owner):
+                raise CNIError(
+                    Code.PORT_TAKEN,
+                    f"pod address {pod_ip} is that of {_whose(nft, element.holder, owner)}"
+                    f" on network {element.network or _network(element.holder)}; container"
+                    f" {attachment.container_id} ({attachment.ifname}) on network {attachment.network} cannot have it",
+                )
             leaving[element.holder] = f"pod address {pod_ip} was that of {_who(owner)}"
     for forward in plan.forwards:
         element = by_place.get(ruleset.port_key(forward))
@@ -197,12 +203,20 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
             if holder in leaving:
                 continue
             if not (holder and is_gone(owner)):
-                pod = nft.pod_name(holder)
-                whose = f"pod {pod}, {_who(owner)}" if pod else _who(owner)
-                msg = f"host port {forward} is taken by {whose}"
+                msg = f"host port {forward} is taken by {_whose(nft, holder, owner)}"
                 raise PortTakenError(msg, element, partial(is_gone, owner))
             leaving[holder] = f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
     return leaving
+
+
+def _network(key: str) -> str:
+    """Return what of an attachment's key is its network's: ``Attachment.network_key``."""
+    return key.partition("-")[0]
+
+
+def _whose(nft: Nft, holder: str, owner: Owner) -> str:
+    pod = nft.pod_name(holder)
+    return f"pod {pod}, {_who(owner)}" if pod else _who(owner)
 
 
 def _who(owner: Owner) -> str:

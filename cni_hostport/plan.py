@@ -81,9 +81,13 @@ class Plan:
     interface: int = 0
     unmapped: tuple[tuple[PortMapping, str], ...] = ()
 
-    def without(self, forwards: Collection[Forward]) -> Plan:
+    def without(self, forwards: Mapping[Forward, object]) -> Plan:
         """Return the plan without forwards that somebody else does."""
         return replace(self, forwards=tuple(forward for forward in self.forwards if forward not in forwards))
+
+    def limited_to(self, protocol: str) -> Plan:
+        """Return the plan with the forwards of one protocol."""
+        return replace(self, forwards=tuple(forward for forward in self.forwards if forward.protocol == protocol))
 
     @property
     def local_route_to(self) -> IPv4Address | None:

@@ -29,19 +29,17 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
     result = _prev_result(call)
     plan = plan_of(call)
-    if plan is None:
+    for mapping, reason in plan.unmapped if plan else ():
+        log(f"host port {mapping} is not mapped: {reason}")
+    if not plan or not plan.forwards:
+        _remove_former(call, log)
         return result
     from cni_hostport import ownership, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
-    for mapping, reason in plan.unmapped:
-        log(f"host port {mapping} is not mapped: {reason}")
     nft, attachment = Nft(), attachment_of(call)
-    if not plan.forwards:
-        ownership.release(nft, attachment.key, log)
-        return result
 
     def attempt() -> Plan:
         portmap.make_room(Lookup(), attachment, plan, log)
@@ -69,6 +67,24 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     return result
 
 
+def _remove_former(call: Call, log: Log) -> None:
+    """Remove what an attachment that has no mappings had by an earlier ADD."""
+    from cni_hostport.lookup import Lookup
+
+    key = attachment_of(call).key
+    try:
+        lookup = Lookup()
+        lookup.keep()
+        held = lookup.find(key)
+    except NFTError as error:  # no reason to refuse a container that needs nothing of nftables
+        log(f"warning: host ports that {call.container_id} may have had before were not looked for: {error}")
+        return
+    if held:
+        from cni_hostport import deletion
+
+        deletion.remove(lookup, key, held, log)
+
+
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
     """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
@@ -80,7 +96,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
     if not leave:
         conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
         return
-    udp = plan.without([forward for forward in plan.forwards if forward.protocol != "udp"])
+    udp = plan.limited_to("udp")
     if udp.forwards:  # their clients may be sending right now
         conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
     if plan.forwards:

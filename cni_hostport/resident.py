@@ -19,17 +19,21 @@ import time
 from contextlib import suppress
 from errno import EAGAIN
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cni_hostport import afterwards, departure, host, ipvs, netlink, skel
 from cni_hostport.__main__ import run
-from cni_hostport.handover import IDENTITY, SOCKET, TAKEN, VARIABLES
+from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPARES = 2  # children that wait for a call
 WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
 # children, those that are at work included; callers beyond them wait, and help themselves in the end. One that waits
 # for a container to go is not among them: it sleeps, and ends with its caller
 MOST = 32
+BETWEEN_REPORTS = 1.0  # seconds; a caller waits for ``handover.UNTIL_DONE``
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
@@ -187,9 +191,26 @@ def _answer(connection: socket.socket) -> None:
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
+        netlink.PROGRESS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
+        netlink.PROGRESS.clear()
         if skel.AFTERWARDS:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         connection.send(bytes([status]))
     if skel.AFTERWARDS:
         afterwards.run(skel.AFTERWARDS)
+
+
+def _reporting(connection: socket.socket) -> "Callable[[], None]":
+    """Return what tells a caller now and then that its call gets on."""
+    told = time.monotonic()
+
+    def report() -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now > told + BETWEEN_REPORTS:
+            told = now
+            with suppress(OSError):  # the caller's end is noticed elsewhere
+                connection.send(AT_WORK)
+
+    return report

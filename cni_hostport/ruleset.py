@@ -13,7 +13,7 @@ Syntax is that of nftables 1.0.6 and later. Listings are read as JSON; commands 
 with a concatenated value as a set.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment
@@ -23,12 +23,15 @@ from cni_hostport.table import (
     LOCALNET,
     LOCALNET_NEEDS,
     OPENED,
+    PORT,
     TABLE,
     as_address,
     base,
     dnat_chain,
     localnet_chain,
     masq_chain,
+    target_map,
+    target_maps,
     waiting_map,
 )
 
@@ -44,7 +47,8 @@ def attach(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | 
     holders, key = holders or {}, attachment.key
     dnat, masq = dnat_chain(key), masq_chain(key)
     commands = [f"create chain {FAMILY} {TABLE} {chain}" for chain in (dnat, masq)]
-    commands += [f"add rule {FAMILY} {TABLE} {dnat} {rule}" for rule in _dnat_rules(plan, attachment.pod)]
+    maps, rules = _translations(plan, attachment)
+    commands += [*maps, *(f"add rule {FAMILY} {TABLE} {dnat} {rule}" for rule in rules)]
     for pod_ip, sources in plan.masquerade.items():
         commands += [f"add rule {FAMILY} {TABLE} {masq} {_masquerade_rule(source)}" for source in sources]
         network = f'comment "{attachment.network[:COMMENT_BYTES]}"'
@@ -96,42 +100,63 @@ def port_key(forward: Forward) -> tuple[str, str]:
     return f"hostports_ip{forward.version}", f"{forward.host_ip} . {forward.protocol} . {forward.host_port}"
 
 
-def _dnat_rules(plan: Plan, pod: str) -> list[str]:
-    label = f' comment "{pod}"' if pod else ""
-    rules = []
+def _translations(plan: Plan, attachment: Attachment) -> tuple[list[str], list[str]]:
+    """Return the commands that fill an attachment's own maps, and the rules that translate its connections."""
+    label = f' comment "{attachment.pod}"' if attachment.pod else ""
+    maps, rules = list[str](), list[str]()
     for version, family in ((4, "ip"), (6, "ip6")):
         forwards = [forward for forward in plan.forwards if forward.version == version]
         matches = " ".join((f"meta nfproto ipv{version}", *plan.conditions[version]))
         networks = ", ".join(map(str, plan.host_addresses[version]))
         limit = f" {family} daddr {{ {networks} }}" if networks else ""
-        translate = _by_map if len(forwards) > MANY else _one_by_one
         # a given host address first: in a pod's own chain too it beats any address
         for is_any in (False, True):
             group = [forward for forward in forwards if (forward.host_ip is None) == is_any]
             match = f"{matches}{limit}" if is_any else matches
-            rules += [f"{match} {translation}{label}" for translation in translate(family, group)]
-    return rules
+            if len(forwards) > MANY and group:
+                name = target_map(attachment.key, version, is_given=not is_any)
+                maps += _fill(name, target_maps(attachment.key)[name], group)
+                translations = [_by_map(family, name, is_given=not is_any)]
+            else:
+                translations = [_by_rule(family, forward) for forward in group]
+            rules += [f"{match} {translation}{label}" for translation in translations]
+    return maps, rules
 
 
-def _one_by_one(family: str, forwards: list[Forward]) -> Iterable[str]:
-    for forward in forwards:
-        address = f"{family} daddr {forward.host_ip} " if forward.host_ip else ""
-        pod_ip = f"[{forward.pod_ip}]" if forward.version == 6 else forward.pod_ip  # noqa: PLR2004 - IP version
-        yield (
-            f"{address}meta l4proto {forward.protocol} th dport {forward.host_port}"
-            f" dnat {family} to {pod_ip}:{forward.container_port}"
-        )
+def _by_rule(family: str, forward: Forward) -> str:
+    address = f"{family} daddr {forward.host_ip} " if forward.host_ip else ""
+    pod_ip = f"[{forward.pod_ip}]" if forward.version == 6 else forward.pod_ip  # noqa: PLR2004 - IP version
+    port = f"meta l4proto {forward.protocol} th dport {forward.host_port}"
+    return f"{address}{port} dnat {family} to {pod_ip}:{forward.container_port}"
 
 
-def _by_map(family: str, forwards: list[Forward]) -> Iterable[str]:
-    address = f"{family} daddr . " if forwards and forwards[0].host_ip else ""
+def _by_map(family: str, name: str, *, is_given: bool) -> str:
+    address = f"{family} daddr . " if is_given else ""
+    return f"dnat {family} to {address}{PORT} map @{name}"
+
+
+def _fill(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
+    """Return the commands that make a map of what an attachment's forwards translate to, instead of any left there.
+
+    nftables 1.0.6 takes no rule with such a map that was there before (``conflicting protocols specified``).
+    """
     elements = ", ".join(
-        f"{f'{forward.host_ip} . ' if address else ''}{forward.protocol} . {forward.host_port}"
+        f"{f'{forward.host_ip} . ' if forward.host_ip else ''}{forward.protocol} . {forward.host_port}"
         f" : {forward.pod_ip} . {forward.container_port}"
         for forward in forwards
     )
-    if elements:
-        yield f"dnat {family} to {address}meta l4proto . th dport map {{ {elements} }}"
+    add, *_ = removal = _remove(name, declaration)
+    return [*removal, add, create(name, elements)]
+
+
+def forget_targets(key: str) -> list[str]:
+    """Return the commands that delete an attachment's own maps, if there are any; they fail while a rule uses one."""
+    return [command for name, declaration in target_maps(key).items() for command in _remove(name, declaration)]
+
+
+def _remove(name: str, declaration: str) -> tuple[str, str]:
+    # what is not there cannot be deleted
+    return f"add map {FAMILY} {TABLE} {name} {{ typeof {declaration}; }}", f"delete map {FAMILY} {TABLE} {name}"
 
 
 def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:

@@ -6,30 +6,36 @@ Imports nothing, so that those who only want a name pay for nothing else.
 FAMILY, TABLE = "inet", "hostport"
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
 
+# Keys are declared by what they are compared with (typeof), never by their type: with a type, nftables 1.1.3 and later
+# leave notes at the set that end every process which reads it with 1.1.1 or earlier (netlink_delinearize_set of
+# src/netlink.c). For the same reason there are no maps without a name: their notes are of that kind, too.
+PORT = "meta l4proto . th dport"
+DADDR = {4: "ip daddr", 6: "ip6 daddr"}
+KEY = DADDR[6]  # that of an attachment, in the form of an address, which has as many bytes
 PORT_MAPS = {
-    "hostports": "nf_proto . inet_proto . inet_service",
-    "hostports_ip4": "ipv4_addr . inet_proto . inet_service",
-    "hostports_ip6": "ipv6_addr . inet_proto . inet_service",
+    "hostports": f"meta nfproto . {PORT}",
+    "hostports_ip4": f"{DADDR[4]} . {PORT}",
+    "hostports_ip6": f"{DADDR[6]} . {PORT}",
 }
-POD_MAPS = {"pods_ip4": "ipv4_addr", "pods_ip6": "ipv6_addr"}
+POD_MAPS = {"pods_ip4": DADDR[4], "pods_ip6": DADDR[6]}
 # The keys of attachments that were deleted, for longer than a runtime takes to forget about one: what was read from a
-# runtime's cache before must not bring it back. An address has as many bytes as a key.
+# runtime's cache before must not bring it back.
 DELETED = "deleted"
-_DELETED_SET = f"add set {FAMILY} {TABLE} {DELETED} {{ type ipv6_addr; flags timeout; timeout 10m; }}"
+_DELETED_SET = f"add set {FAMILY} {TABLE} {DELETED} {{ typeof {KEY}; flags timeout; timeout 10m; }}"
 RESTORING = f"{0:016x}-{0:016x}"  # what is in it, instead of a key, while attachments are being restored
 # the node's addresses, from dispatch to postrouting, where nothing else tells to which address a connection was opened
-ADDRESS_SETS = {"local_ip4": "ipv4_addr", "local_ip6": "ipv6_addr"}
+ADDRESS_SETS = {"local_ip4": DADDR[4], "local_ip6": DADDR[6]}
 # A container's attachments on further networks, which wait for a port that the first of them has. An element begins
 # with the key of the one that waits, and leads to the chain of the one that has the port: while somebody waits for it,
 # the kernel does not let that chain be deleted.
-WAITING_MAPS = {f"waiting_{name}": f"ipv6_addr . {key}" for name, key in PORT_MAPS.items()}
+WAITING_MAPS = {f"waiting_{name}": f"{KEY} . {key}" for name, key in PORT_MAPS.items()}
 # The interfaces on which this plugin needs route_localnet, and who needs it: the key of an attachment, leading to a
 # chain of the interface, which cannot be deleted while there is one. The comment is on what this plugin itself opened.
 LOCALNET, LOCALNET_NEEDS, OPENED = "localnet", "localnet_needs", "opened"
 # the addresses that kube-proxy puts on an interface of its own: those of all Services, not the node's
-IPVS_SETS = {"ipvs_ip4": "ipv4_addr", "ipvs_ip6": "ipv6_addr"}
-SETS = IPVS_SETS | {LOCALNET: "iface_index"}
-MAPS = PORT_MAPS | POD_MAPS | WAITING_MAPS | {LOCALNET_NEEDS: "ipv6_addr"}
+IPVS_SETS = {"ipvs_ip4": DADDR[4], "ipvs_ip6": DADDR[6]}
+SETS = IPVS_SETS | {LOCALNET: "iif"}
+MAPS = PORT_MAPS | POD_MAPS | WAITING_MAPS | {LOCALNET_NEEDS: KEY}
 
 # Behind the nat hooks of all others: what they translate, a Service or a published port, is more specific than a port
 # of every address (CVE-2019-9946), and what one hook has translated the next ones leave alone.
@@ -89,16 +95,16 @@ def base() -> list[str]:
     commands = [add_table()]
     # each element of a port counts the new connections to it
     commands += [
-        f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; counter; }}" for name, key in PORT_MAPS.items()
+        f"add map {FAMILY} {TABLE} {name} {{ typeof {key} : verdict; counter; }}" for name, key in PORT_MAPS.items()
     ]
     commands += [
-        f"add map {FAMILY} {TABLE} {name} {{ type {key} : verdict; }}"
+        f"add map {FAMILY} {TABLE} {name} {{ typeof {key} : verdict; }}"
         for name, key in MAPS.items()
         if name not in PORT_MAPS
     ]
-    commands += [f"add set {FAMILY} {TABLE} {name} {{ type {key}; }}" for name, key in SETS.items()]
+    commands += [f"add set {FAMILY} {TABLE} {name} {{ typeof {key}; }}" for name, key in SETS.items()]
     commands += [
-        f"add set {FAMILY} {TABLE} {name} {{ type {key}; flags dynamic,timeout; timeout 1m; }}"
+        f"add set {FAMILY} {TABLE} {name} {{ typeof {key}; flags dynamic,timeout; timeout 1m; }}"
         for name, key in ADDRESS_SETS.items()
     ]
     commands.append(_DELETED_SET)
@@ -126,6 +132,23 @@ def as_address(key: str) -> str:
     """Return an attachment's key as an element has it: in the form of an IPv6 address, which has as many bytes."""
     digits = key.replace("-", "")
     return ":".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def target_map(key: str, version: int, *, is_given: bool) -> str:
+    """Return the name of the map from an attachment's ports to its pod's, where these are too many for rules.
+
+    There is one for each IP version, and another for the ports of a given host address.
+    """
+    return f"{'given' if is_given else 'any'}_ip{version}-{key}"
+
+
+def target_maps(key: str) -> dict[str, str]:
+    """Return the declarations of all maps that an attachment can have besides everybody's, by their names."""
+    return {
+        target_map(key, version, is_given=is_given): (f"{f'{daddr} . ' if is_given else ''}{PORT} : {daddr} . th dport")
+        for version, daddr in DADDR.items()
+        for is_given in (False, True)
+    }
 
 
 def dnat_chain(key: str) -> str:

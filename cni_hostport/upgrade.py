@@ -64,10 +64,10 @@ def _declarations(installed: Installed) -> list[str]:
     commands += [f"delete chain {FAMILY} {TABLE} handle {installed.chains[name]}" for name in hooked]
     commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in installed.outdated.values()]
     commands += base()
+    led = dict[str, list[str]]()
     for element in installed.elements:
         if element.holder and element.map in installed.outdated:
             comment = element.network if element.map in POD_MAPS else element.owner.comment()
             told = f' comment "{comment}"' if comment.strip() else ""
-            key = f"{element.key}{told} : goto {element.chain}"
-            commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {key} }}")
-    return commands
+            led.setdefault(element.map, []).append(f"{element.key}{told} : goto {element.chain}")
+    return commands + [f"add element {FAMILY} {TABLE} {name} {{ {', '.join(of)} }}" for name, of in led.items()]

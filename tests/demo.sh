@@ -5,10 +5,13 @@ set -euo pipefail
 plugin=${1:?usage: demo.sh PATH-OF-HOSTPORT}
 node=demo$$-node client=demo$$-client web=demo$$-web rival=demo$$-rival
 
+# sysctl, and kill as a program, are of a package that a minimal Debian does not have
 cleanup() {
+    local running
     for namespace in "$node" "$client" "$web" "$rival"; do
         if [ -e "/run/netns/$namespace" ]; then
-            ip netns pids "$namespace" | xargs -r kill 2>/dev/null || true
+            mapfile -t running < <(ip netns pids "$namespace")
+            [ ${#running[@]} -eq 0 ] || kill "${running[@]}" 2>/dev/null || true
             ip netns del "$namespace"
         fi
     done
@@ -53,7 +56,7 @@ ip -n "$client" link set uplink up
 ip -n "$node" link add cni0 type bridge
 ip -n "$node" addr add 10.88.0.1/24 dev cni0
 ip -n "$node" link set cni0 up
-ip netns exec "$node" sysctl -qw net.ipv4.ip_forward=1
+ip netns exec "$node" sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 add_pod "$web" 10.88.0.2
 add_pod "$rival" 10.88.0.3
 ip netns exec "$web" /usr/bin/python3 -I -c '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ REMEDIES = {
     "libnftables": "Install libnftables: the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
     "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
 }
+OLDEST = (1, 0, 2)  # of libnftables; 0.9.8 knows neither keys of verdict maps by expressions nor their counters
 OTHERWISE = (
     "The kernel needs nf_tables with nft_chain_nat, nft_fib_inet, nft_ct, nft_nat, nft_masq and dynamic sets, and"
     " nobody else may have a table inet hostport of another kind."
@@ -95,6 +97,17 @@ def examine(conf_dirs: Sequence[Path], caches: Sequence[Path]) -> Iterator[State
 def nftables(examination: Examination) -> Iterator[Statement]:
     """Ask the kernel, as STATUS does, whether it takes every expression of the ruleset."""
     release = os.uname().release
+    # before anything that an old library could fail, or crash, on
+    version = _version(examination)
+    if version and tuple(map(int, re.findall(r"\d+", version)))[: len(OLDEST)] < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        yield problem(
+            f"libnftables {version} is too old: host ports need {needed} or later",
+            "A container that has host ports does not start: its ADD fails.",
+            f"Upgrade the package libnftables1 (Debian, Ubuntu) or nftables (Fedora): Debian 12, Ubuntu 22.04 and later"
+            f" releases have {needed} or later.",
+        )
+        return
     try:
         plugin.OPERATIONS["STATUS"](Call({"CNI_COMMAND": "STATUS"}, {"name": "doctor"}), print)
     except CNIError as error:
@@ -107,10 +120,16 @@ def nftables(examination: Examination) -> Iterator[Statement]:
             tuple(reason.splitlines()),
         )
         return
-    version = next(
-        (item["metainfo"]["version"] for item in examination.nft.listing("chains") if "metainfo" in item), ""
-    )
     yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
+
+
+def _version(examination: Examination) -> str:
+    """Return libnftables' version, empty where it cannot be asked."""
+    try:
+        listed = examination.nft.listing("chains")
+    except NFTError:
+        return ""
+    return next((item["metainfo"]["version"] for item in listed if "metainfo" in item), "")
 
 
 CHECKS = (

@@ -92,10 +92,13 @@ def read(nft: Nft) -> list[PortMapping]:
     """Return all mappings, sorted by port, protocol and host address; raises ``NFTError`` if nft cannot be asked."""
     listing = nft.listing(f"table {FAMILY} {TABLE}")
     rules = [item["rule"] for item in listing if "rule" in item]
+    maps = {item["map"]["name"]: item["map"] for item in listing if "map" in item}
+    targets = {f"@{name}": listed.get("elem", ()) for name, listed in maps.items() if name not in MAPS}
     installed = Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
-    translations: dict[str, list[Translation]] = {}
+    translations: dict[tuple[str, int, str, int], list[Translation]] = {}
     for rule in rules:
-        translations.setdefault(rule["chain"], []).extend(translation.read(rule["expr"]))
+        for of in translation.read(rule["expr"], targets):
+            translations.setdefault((rule["chain"], of.pod_ip.version, of.protocol, of.host_port), []).append(of)
     pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}
     holder_of = cache(_holder)
@@ -105,7 +108,8 @@ def read(nft: Nft) -> list[PortMapping]:
         if host_ip is None:
             continue
         protocol, port = element.port
-        met = translation.first(translations.get(element.chain, ()), host_ip, protocol, port)
+        candidates = translations.get((element.chain, host_ip.version, protocol, port), ())
+        met = translation.first(candidates, host_ip, protocol, port)
         netns = element.owner.netns
         mappings.append(
             PortMapping(

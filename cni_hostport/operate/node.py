@@ -94,6 +94,15 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
             "hostport restore puts it right now.",
             tuple(found),
         )
+    older = comparison.declared_by_type(nft) if mappings else []
+    if older:
+        yield note(
+            f"nft 1.1.1 and earlier crashes on table {FAMILY} {TABLE}, which an older version of the plugin declared",
+            "Programs on this node that bring their own nftables may crash, such as a firewall or kube-proxy in its"
+            " container. Host ports work.",
+            f"nft delete table {FAMILY} {TABLE} && hostport restore; in between, host ports take no new connections.",
+            tuple(older),
+        )
 
 
 def route_localnet(nft: Nft, installed: Installed) -> Iterator[Statement]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
     Networks = tuple[IPv4Network | IPv6Network, ...]
     Expressions = Iterable[Mapping[str, Any]]
+    Targets = Mapping[str, Iterable[Any]]
 
 ANY: dict[int, IPv4Address | IPv6Address] = {
     network.version: network.network_address for network in EVERYWHERE.values()
@@ -57,15 +58,18 @@ def first(translations: Sequence[Translation], host_ip: Address, protocol: str, 
     return met[-1] if met and anywhere else None
 
 
-def read(expressions: Expressions) -> list[Translation]:
-    """Return what a rule translates; nothing if it is not one of this plugin's."""
+def read(expressions: Expressions, targets: Targets) -> list[Translation]:
+    """Return what a rule translates; nothing if it is not one of this plugin's.
+
+    ``targets`` are the elements of attachments' own maps, by the names with which rules use them.
+    """
     try:
-        return list(_read(expressions))
+        return list(_read(expressions, targets))
     except (KeyError, TypeError, ValueError):
         return []
 
 
-def _read(expressions: Expressions) -> Iterator[Translation]:
+def _read(expressions: Expressions, targets: Targets) -> Iterator[Translation]:
     compared: dict[str, Any] = {}
     daddr: tuple[Networks, ...] = ()
     conditional = False
@@ -77,20 +81,22 @@ def _read(expressions: Expressions) -> Iterator[Translation]:
             own = {"daddr": networks[0].network_address}
         compared |= own  # conditions come first, the mapping's own comparisons last
         if "dnat" in expression:
-            for rule in _translations(expression["dnat"], compared):
+            for rule in _translations(expression["dnat"], compared, targets):
                 given = ((ip_network(rule.host_ip),),) if rule.host_ip and rule.host_ip != compared.get("daddr") else ()
                 yield replace(rule, daddr=daddr + given, conditional=conditional)
         elif "counter" not in expression:
             conditional = conditional or not (own or networks)
 
 
-def _translations(dnat: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[Translation]:
+def _translations(dnat: Mapping[str, Any], compared: Mapping[str, Any], targets: Targets) -> Iterator[Translation]:
     if isinstance(dnat["addr"], str):
         host_ip = compared.get("daddr")
         pod_ip, pod_port = ip_address(dnat["addr"]), int(dnat["port"])
         yield Translation(compared["l4proto"], host_ip, int(compared["dport"]), pod_ip, pod_port, (), conditional=False)
         return
-    for key, value in dnat["addr"]["map"]["data"]["set"]:
+    data = dnat["addr"]["map"]["data"]
+    # an older version of this plugin had maps without a name
+    for key, value in targets.get(data, ()) if isinstance(data, str) else data["set"]:
         *address, protocol, port = key["concat"]
         host_ip = ip_address(address[0]) if address else None
         pod_ip, pod_port = ip_address(value["concat"][0]), value["concat"][1]

@@ -8,9 +8,11 @@ from cache import CAPABLE
 from lab import LAUNCHER, NODE4, mapping
 from practice import Practice
 
+from cni_hostport.nft import Nft
 from cni_hostport.operate import doctor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lab import Node
@@ -54,6 +56,38 @@ def test_without_the_right_to_change_the_network_every_check_that_needs_it_says_
     assert "Run this as root" in said
     assert "note the base rules could not be checked" in said or "note the forward policy could not be checked" in said
     assert "ok the network configurations call hostport as they should" in said
+
+
+@pytest.mark.parametrize("version", ["0.9.8", "1.0.1"])
+def test_an_old_libnftables_is_named_with_the_version_that_is_needed_and_given_no_rules(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    def listing(_: Nft, what: str) -> list[dict[str, object]]:
+        return [{"metainfo": {"version": version}}] if what == "chains" else []
+
+    def run(_: Nft, commands: Sequence[str]) -> None:
+        pytest.fail(f"{commands[0]} would have been run")
+
+    monkeypatch.setattr(Nft, "listing", listing)
+    monkeypatch.setattr(Nft, "run", run)
+    said = practice.says()[0]
+    assert (said.status, said.text) == ("problem", f"libnftables {version} is too old: host ports need 1.0.2 or later")
+    assert "Debian 12" in said.remedy
+
+
+@pytest.mark.parametrize("version", ["1.0.2", "1.0.9-dev", "1.1", "10.0"])
+def test_a_libnftables_that_is_not_too_old_is_asked(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    listing = Nft.listing
+
+    def other(nft: Nft, what: str) -> list[dict[str, object]]:
+        listed = listing(nft, what)
+        return [{"metainfo": {"version": version}} if "metainfo" in item else item for item in listed]
+
+    monkeypatch.setattr(Nft, "listing", other)
+    assert version in practice.says()[0].text
+    assert practice.says()[0].status == "ok"
 
 
 def test_without_libnftables_the_package_is_named(practice: Practice) -> None:

@@ -171,3 +171,30 @@ def test_uninstalling_leaves_nothing_of_the_plugin(machine: Machine) -> None:
     foreign.rmdir()
     machine.install("--uninstall")
     assert not machine.lib.exists()
+
+
+OLD_PYTHON = """#!/bin/sh
+case "$*" in *platform*) echo 3.9.2 ;; *) exit 1 ;; esac
+"""
+PYTHON = sorted({str(path.resolve()) for path in Path("/usr/bin").glob("python3*") if path.name.count("-") == 0})
+
+
+def test_an_old_python_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (
+        ("python3", OLD_PYTHON),
+        ("apt-get", f'#!/bin/sh\necho "$@" >>{tmp_path}/apt\n'),
+        ("dnf", "#!/bin/sh\n"),
+    ):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    mounts = "".join(f"mount --bind {programs}/python3 {real}; " for real in PYTHON)
+    install = f"{machine.source}/install.sh --bin-dir {machine.bin} --lib-dir {machine.lib}"
+    command = f"{mounts} PATH={programs}:$PATH exec {install}"
+    ran = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "needs Python 3.11 or later, and this system's python3 is 3.9.2. Nothing was installed." in ran.stderr
+    assert not (tmp_path / "apt").exists()
+    assert not machine.bin.exists()

@@ -134,9 +134,8 @@ def test_a_holder_whose_path_did_not_fit_counts_as_alive(node: Node, second: Pod
     node.add(second, mapping(8080))
 
 
-@pytest.mark.parametrize("holder", ["living", "dead"])
 @pytest.mark.parametrize("snat", [True, False], ids=["snat", "no snat"])
-@pytest.mark.parametrize("network", ["pods", "another"])
+@pytest.mark.parametrize(("holder", "network"), [("living", "pods"), ("dead", "pods"), ("dead", "another")])
 def test_a_reused_pod_address_evicts_the_stale_holder(node: Node, holder: str, snat: bool, network: str) -> None:
     stale = node.pod()
     new = node.pod(addresses=stale.addresses)
@@ -190,6 +189,24 @@ def test_a_port_stays_with_the_first_of_two_attachments_of_one_container(node: N
 def test_a_repeated_add_that_maps_nothing_any_more_removes_what_was_mapped(node: Node, first: Pod) -> None:
     node.add(first, mapping(8080, hostIP="::1"))
     assert not node.footprint(first)
+
+
+@pytest.mark.parametrize("keys", [{}, {"runtimeConfig": {}}, {"runtimeConfig": None}], ids=["none", "absent", "null"])
+@pytest.mark.parametrize("mappings", [[], [mapping(0)], [mapping(0), mapping(0, 53, "udp")]], ids=len)
+def test_a_repeated_add_without_a_host_port_removes_what_was_mapped(
+    node: Node, first: Pod, mappings: list[dict[str, Any]], keys: dict[str, Any]
+) -> None:
+    other = node.pod()
+    node.add(other, mapping(7070))
+    assert node.add(first, *mappings, **keys).stderr == ""
+    assert not node.footprint(first)
+    assert node.footprint(other)["hostports"] == 2
+
+
+def test_an_add_without_a_host_port_succeeds_where_nftables_cannot_be_asked(node: Node) -> None:
+    pod = node.pod()
+    node.launcher = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *lab.LAUNCHER]
+    assert "were not looked for: Operation not permitted" in node.add(pod).stderr
 
 
 def test_a_repeated_add_with_other_ports_replaces(node: Node, first: Pod, second: Pod) -> None:

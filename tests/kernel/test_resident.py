@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import LAUNCHER, NODE4, Node, config, mapping, require, wait
+from lab import LAUNCHER, NOBODY, NODE4, Node, config, mapping, require, wait
 from resident import NEVER_COLD, Resident, eventually, launcher, run, server
 
 if TYPE_CHECKING:
@@ -158,8 +158,6 @@ def test_only_root_is_served(resident: Resident, tmp_path: Path) -> None:
     require(Path("/usr/bin/setpriv").exists(), "needs setpriv")
     with Resident(tmp_path / "socket") as open_to_all:
         open_to_all.path.chmod(0o666)
-        for directory in (tmp_path, *tmp_path.parents):
-            directory.chmod(directory.stat().st_mode | 0o055)
         asks = f"""
 import os, socket
 from cni_hostport import handover
@@ -169,7 +167,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
     socket.send_fds(connection, [handover.IDENTITY.encode() + b"\\0CNI_COMMAND=ADD"], places)
     print(connection.recv(100))
 """
-        command = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", asks]
+        command = [*NOBODY, "/usr/bin/python3", "-c", asks]
         environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
         served = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert (served.stdout, served.stderr) == ("b''\n", "")

@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, wait
-from resident import Resident, eventually, launcher
+from resident import NEVER_COLD, Resident, eventually, launcher
 
 from cni_hostport.handover import IDENTITY
 
@@ -105,6 +106,27 @@ def test_a_call_that_takes_too_long_is_ended_there_and_done_here(node: Node, tmp
         pod = node.pod(4)
         assert node.add(pod, mapping(8080)).json == config(pod)["prevResult"]
         assert not Path(f"/proc/{notes.read_text()}/fd/0").exists()
+    assert ports(node) == 1
+
+
+@pytest.mark.parametrize("module", ["nft.Nft", "netlink.Netlink"])
+def test_a_call_that_gets_on_is_not_ended_however_long_it_takes(node: Node, tmp_path: Path, module: str) -> None:
+    slow = f"""
+from cni_hostport import netlink, nft
+import time
+resident._rehearse = lambda stage: None
+resident.BETWEEN_REPORTS = 0.1
+slow, name = {module}, "{"_ask" if "nft" in module else "ask"}"
+ask = getattr(slow, name)
+setattr(slow, name, lambda *arguments: (time.sleep(0.3), ask(*arguments))[1])
+"""
+    pod = node.pod(4)
+    node.add(pod, mapping(8080))
+    with Resident(tmp_path / "socket", slow):
+        node.launcher = launcher(tmp_path, tmp_path / "socket", *PATIENT, "h.UNTIL_DONE = 1", NEVER_COLD)
+        begun = time.monotonic()
+        node.add(pod, mapping(8081))
+        assert time.monotonic() > begun + 2
     assert ports(node) == 1
 
 

@@ -9,7 +9,7 @@ import inprocess
 import pytest
 from conversation import Conversation
 from kernel.test_security import attacker
-from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Node, config, mapping, wait
+from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Node, alike, config, mapping, wait
 from resident import eventually
 
 from cni_hostport import upgrade
@@ -49,7 +49,7 @@ def base(node: Node) -> list[str]:
     chains = [f"-s list chain inet hostport {name}" for name in BASE_CHAINS]
     maps = [f"-t list map inet hostport {name}" for name in MAPS]
     sets = [f"-t list set inet hostport {name}" for name in SETS]
-    return [node.run("nft", *command.split(), check=False).stdout for command in (*chains, *maps, *sets)]
+    return [alike(node.run("nft", *command.split(), check=False).stdout) for command in (*chains, *maps, *sets)]
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ NOTHING_TO_MAP = START | {"plugin"}
 PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 PORTMAP = {"foreign_rules", "portmap"}
+FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
 ADD = (
@@ -105,7 +106,7 @@ def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (START, set(), set())
 
 
-@pytest.mark.parametrize("command", ["ADD", "CHECK"])
+@pytest.mark.parametrize(("command", "more"), [("ADD", FORMER), ("CHECK", set())])
 @pytest.mark.parametrize(
     "keys",
     [
@@ -115,18 +116,21 @@ def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
         {"conditionsV4": ["tcp", "dport", "!=", "9"], "snat": False},
     ],
 )
-def test_a_pod_without_mappings_imports_nothing_but_the_operation(
-    call: Caller, command: str, keys: Mapping[str, Any]
+def test_a_pod_without_mappings_imports_nothing_but_the_operation_and_a_look_for_former_ones(
+    call: Caller, command: str, more: set[str], keys: Mapping[str, Any]
 ) -> None:
     imported = call(command, **keys)
-    assert (imported.own, imported.others, imported.slow) == (NOTHING_TO_MAP, set(), set())
-    assert not imported.all & {"struct", "errno", "contextlib", "collections.abc"}
+    assert (imported.own, imported.others, imported.slow) == (NOTHING_TO_MAP | more, set(), set())
+    unneeded = {"contextlib", "collections.abc"} | (set() if more else {"struct", "errno"})
+    assert not imported.all & (unneeded - modules_of("import json"))
 
 
-@pytest.mark.parametrize("command", ["ADD", "CHECK"])
-def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(call: Caller, command: str) -> None:
+@pytest.mark.parametrize(("command", "more"), [("ADD", FORMER), ("CHECK", set())])
+def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(
+    call: Caller, command: str, more: set[str]
+) -> None:
     imported = call(command, runtimeConfig={"portMappings": [mapping(0)]})
-    assert (imported.own, imported.others) == (PLAN, PYDANTIC)
+    assert (imported.own, imported.others) == (PLAN | more, PYDANTIC)
     assert not imported.slow & NEVER
 
 

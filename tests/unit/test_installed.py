@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cni_hostport import installed, listings
+from cni_hostport import installed, listings, ruleset
 from cni_hostport.attachment import Owner
 from cni_hostport.installed import Element, Installed
 
@@ -106,13 +106,14 @@ def test_an_element_tells_its_port_and_address() -> None:
                 "delete element inet hostport pods_ip4 { 10.1.0.2 }",
                 "delete chain inet hostport masq-N-A",
                 "delete chain inet hostport handle 7",
+                *ruleset.forget_targets("N-A"),
             ],
         ),
-        ("M-C", ["delete chain inet hostport handle 9"]),
+        ("M-C", ["delete chain inet hostport handle 9", *ruleset.forget_targets("M-C")]),
         ("N-Z", []),
     ],
 )
-def test_detaching_deletes_all_of_one_attachment_and_its_token_last(key: str, commands: list[str]) -> None:
+def test_detaching_deletes_all_of_one_attachment_and_its_token_and_maps_last(key: str, commands: list[str]) -> None:
     assert Installed.read(LISTING).detach(key) == commands
 
 
@@ -121,6 +122,7 @@ def test_elements_of_one_map_are_deleted_together() -> None:
     assert Installed.read([chain("dnat-N-A"), table_map("hostports", *elements)]).detach("N-A") == [
         "delete element inet hostport hostports { ipv4 . tcp . 1, ipv4 . tcp . 2 }",
         "delete chain inet hostport handle 1",
+        *ruleset.forget_targets("N-A"),
     ]
 
 
@@ -147,6 +149,10 @@ def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() ->
         "map inet hostport waiting_hostports_ip4",
         "map inet hostport waiting_hostports_ip6",
         "map inet hostport localnet_needs",
+        "map inet hostport any_ip4-N-A",
+        "map inet hostport given_ip4-N-A",
+        "map inet hostport any_ip6-N-A",
+        "map inet hostport given_ip6-N-A",
         "chain inet hostport dispatch",
         "chain inet hostport prerouting",
         "chain inet hostport output",
@@ -242,6 +248,49 @@ def test_a_difference_is_said_in_a_sentence(changed: dict[str, Listing], said: l
 )
 def test_a_changed_hook_rule_or_target_is_found(changed: dict[str, Listing]) -> None:
     assert differences(**changed)
+
+
+TYPE = ["nf_proto", "ipv6_addr", "inet_proto", "inet_service"]
+TYPEOF = [
+    {"meta": {"key": "nfproto"}},
+    {"payload": {"protocol": "ip6", "field": "daddr"}},
+    {"meta": {"key": "l4proto"}},
+    {"payload": {"protocol": "th", "field": "dport"}},
+]
+
+
+def declared(key: object) -> Listing:
+    (there,) = EXPECTED["map hostports"]
+    return [{"map": there["map"] | {"type": key}}]
+
+
+def test_a_map_of_an_older_version_that_gave_types_does_not_differ() -> None:
+    for one, other in (
+        (TYPE, {"typeof": {"concat": TYPEOF}}),
+        ({"typeof": {"concat": TYPEOF}}, TYPE),
+        ("ipv6_addr", {"typeof": TYPEOF[1]}),
+    ):
+        expected = EXPECTED | {"map hostports": declared(one)}
+        assert listings.differences("N-A", expected, EXPECTED | {"map hostports": declared(other)}) == []
+
+
+@pytest.mark.parametrize("key", [TYPE[1:], "ipv6_addr", {"typeof": {"concat": TYPEOF[1:]}}, {"typeof": TYPEOF[1]}])
+def test_a_map_with_other_keys_differs(key: object) -> None:
+    expected = EXPECTED | {"map hostports": declared({"typeof": {"concat": TYPEOF}})}
+    assert listings.differences("N-A", expected, EXPECTED | {"map hostports": declared(key)})
+
+
+def test_an_attachments_own_map_is_compared_by_what_is_in_it() -> None:
+    name = "any_ip4-N-A"
+    targets = [[{"concat": ["tcp", port]}, {"concat": ["10.1.0.2", 80]}] for port in (1, 2)]
+    expected, without = ({**EXPECTED, name: there} for there in ([table_map(name, *targets)], []))
+    assert listings.differences("N-A", expected, {**EXPECTED, name: [table_map(name, *reversed(targets))]}) == []
+    assert listings.differences("N-A", without, without) == []
+    assert listings.differences("N-A", expected, without) == [f"{name} is missing"]
+    assert listings.differences("N-A", without, expected)
+    assert listings.differences("N-A", expected, {**EXPECTED, name: [table_map(name, targets[0])]}) == [
+        f'{name} lacks element [{{"concat": ["tcp", 2]}}, {{"concat": ["10.1.0.2", 80]}}]'
+    ]
 
 
 def test_a_rule_that_stands_there_twice_is_called_that() -> None:

@@ -57,6 +57,34 @@ def test_commands_are_one_transaction(library: Library) -> None:
     assert library.calls == [f"{CREATE}; {DELETE}"]
 
 
+ELEMENTS = [f'ipv4 . tcp . {port} comment "c{port}, {{ eth0" : goto dnat-N-A' for port in range(300)]
+LONG = f"create element inet hostport hostports {{ {', '.join(ELEMENTS)} }}"
+CONDITIONS = "add rule inet hostport X " + "ct state established, related " * 200
+
+
+def test_elements_beyond_the_first_are_in_lines_below_and_nothing_else_is_broken(library: Library) -> None:
+    Nft().run([CREATE, LONG, DELETE])
+    (text,) = library.calls
+    lines = text.split("\n")
+    assert max(map(len, lines)) < len(LONG) / 10
+    assert all(line.endswith(",") for line in lines[:-2])
+    assert " ".join(line.strip() for line in lines) == f"{CREATE}; {LONG}; {DELETE}"
+    library.calls.clear()
+    Nft().run([CREATE, CONDITIONS, DELETE])
+    assert library.calls == [f"{CREATE}; {CONDITIONS}; {DELETE}"]
+
+
+@pytest.mark.parametrize("marked", [CREATE, LONG, DELETE, ELEMENTS[0], ELEMENTS[-1]])
+def test_a_refusal_is_told_by_its_command_whatever_line_that_is_in(library: Library, marked: str) -> None:
+    commands = [CREATE, LONG, ADD, DELETE]
+    Nft().run(commands)
+    lines = library.calls[0].split("\n")
+    column = next(line.index(marked[:20]) for line in lines if marked[:20] in line)
+    error = failure(library, f"Error: {EXISTS}\n{lines[0]}\n{' ' * column}^^^\n" * 2, commands)
+    assert error.refusals == [(EXISTS, LONG if marked in ELEMENTS else marked)]
+    assert len(str(error)) < 300
+
+
 @pytest.mark.parametrize(("reason", "kind"), [(EXISTS, ExistsError), (MISSING, NotFoundError), (BUSY, BusyError)])
 @pytest.mark.parametrize(("marked", "command"), [("X", CREATE), ("Y", ADD), ("Z", DELETE)])
 def test_a_refusal_is_told_by_its_kind_and_its_command(
@@ -110,6 +138,21 @@ def test_another_error_is_passed_on_in_nftables_words(library: Library, error: s
         ((EXISTS, "add chain inet hostport output { type nat hook output priority -99; }"), True),
         (("Operation not supported", "add chain inet hostport output { type nat hook output priority -99; }"), True),
         ((EXISTS, "add map inet hostport hostports { type ipv4_addr : verdict; }"), True),
+        (
+            (
+                "Chain \"output\" already exists in table inet 'hostport' with different declaration",
+                "add chain inet hostport output { type nat hook output priority -99; }",
+            ),
+            True,
+        ),
+        (
+            (
+                "hostports already exists with different datatype (a vs b)",
+                "add map inet hostport hostports { typeof x; }",
+            ),
+            True,
+        ),
+        (("hostports already exists with different datatype (a vs b)", "create chain inet hostport dnat-N-A"), False),
         (("Operation not supported", "add map inet hostport hostports { type ipv4_addr : verdict; }"), False),
         (("Operation not permitted", "add chain inet hostport output { type nat hook output priority -99; }"), False),
         ((EXISTS, "create chain inet hostport dnat-1"), False),

@@ -227,8 +227,16 @@ def test_more_than_16_mappings_of_a_family_are_one_rule_with_a_map_for_each_kind
     expected = f"""
 create chain inet hostport dnat-N-A
 create chain inet hostport masq-N-A
-add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to ip daddr . meta l4proto . th dport map {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }} comment "web"
-add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to meta l4proto . th dport map {{ {targets} }} comment "web"
+add map inet hostport given_ip4-N-A {{ typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
+delete map inet hostport given_ip4-N-A
+add map inet hostport given_ip4-N-A {{ typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
+create element inet hostport given_ip4-N-A {{ 192.0.2.1 . udp . 53 : 10.1.0.2 . 5353 }}
+add map inet hostport any_ip4-N-A {{ typeof meta l4proto . th dport : ip daddr . th dport; }}
+delete map inet hostport any_ip4-N-A
+add map inet hostport any_ip4-N-A {{ typeof meta l4proto . th dport : ip daddr . th dport; }}
+create element inet hostport any_ip4-N-A {{ {targets} }}
+add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to ip daddr . meta l4proto . th dport map @given_ip4-N-A comment "web"
+add rule inet hostport dnat-N-A meta nfproto ipv4 iif "lo" dnat ip to meta l4proto . th dport map @any_ip4-N-A comment "web"
 create element inet hostport pods_ip4 {{ 10.1.0.2 comment "pods" : goto masq-N-A }}
 create element inet hostport hostports {{ {owners} }}
 create element inet hostport hostports_ip4 {{ 192.0.2.1 . udp . 53 comment "c1 eth0 /run/netns/c1" : goto dnat-N-A }}
@@ -238,19 +246,25 @@ create element inet hostport hostports_ip4 {{ 192.0.2.1 . udp . 53 comment "c1 e
 
 
 @pytest.mark.parametrize(
-    ("host_ip", "expected"),
+    ("host_ip", "expected", "elements"),
     [
-        ("", "dnat ip6 to meta l4proto . th dport map { tcp . 1 : fd00::2 . 80, tcp . 2 : fd00::2 . 80, "),
+        (
+            "",
+            "dnat ip6 to meta l4proto . th dport map @any_ip6-N-A",
+            "any_ip6-N-A { tcp . 1 : fd00::2 . 80, tcp . 2 : fd00::2 . 80, ",
+        ),
         (
             "2001:db8::1",
-            "dnat ip6 to ip6 daddr . meta l4proto . th dport map { 2001:db8::1 . tcp . 1 : fd00::2 . 80, ",
+            "dnat ip6 to ip6 daddr . meta l4proto . th dport map @given_ip6-N-A",
+            "given_ip6-N-A { 2001:db8::1 . tcp . 1 : fd00::2 . 80, ",
         ),
     ],
 )
-def test_many_mappings_of_one_kind_are_one_rule(host_ip: str, expected: str) -> None:
+def test_many_mappings_of_one_kind_are_one_rule(host_ip: str, expected: str, elements: str) -> None:
     commands = attach(*(mapping(port, hostIP=host_ip) for port in range(1, 18)), pod=BOTH[1:])
     (rule,) = (line for line in commands.splitlines() if line.startswith("add rule inet hostport dnat-N-A"))
-    assert rule.startswith(f"add rule inet hostport dnat-N-A meta nfproto ipv6 {expected}")
+    assert rule == f"add rule inet hostport dnat-N-A meta nfproto ipv6 {expected}"
+    assert f"create element inet hostport {elements}" in commands
 
 
 @pytest.mark.parametrize(("mappings", "rules"), [(16, 32), (17, 2)])

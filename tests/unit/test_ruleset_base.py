@@ -6,21 +6,21 @@ from cni_hostport import ruleset, table
 def test_the_base_is_declared_whole_and_put_right() -> None:
     expected = """
 add table inet hostport { comment "CNI hostport plugin"; }
-add map inet hostport hostports { type nf_proto . inet_proto . inet_service : verdict; counter; }
-add map inet hostport hostports_ip4 { type ipv4_addr . inet_proto . inet_service : verdict; counter; }
-add map inet hostport hostports_ip6 { type ipv6_addr . inet_proto . inet_service : verdict; counter; }
-add map inet hostport pods_ip4 { type ipv4_addr : verdict; }
-add map inet hostport pods_ip6 { type ipv6_addr : verdict; }
-add map inet hostport waiting_hostports { type ipv6_addr . nf_proto . inet_proto . inet_service : verdict; }
-add map inet hostport waiting_hostports_ip4 { type ipv6_addr . ipv4_addr . inet_proto . inet_service : verdict; }
-add map inet hostport waiting_hostports_ip6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service : verdict; }
-add map inet hostport localnet_needs { type ipv6_addr : verdict; }
-add set inet hostport ipvs_ip4 { type ipv4_addr; }
-add set inet hostport ipvs_ip6 { type ipv6_addr; }
-add set inet hostport localnet { type iface_index; }
-add set inet hostport local_ip4 { type ipv4_addr; flags dynamic,timeout; timeout 1m; }
-add set inet hostport local_ip6 { type ipv6_addr; flags dynamic,timeout; timeout 1m; }
-add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }
+add map inet hostport hostports { typeof meta nfproto . meta l4proto . th dport : verdict; counter; }
+add map inet hostport hostports_ip4 { typeof ip daddr . meta l4proto . th dport : verdict; counter; }
+add map inet hostport hostports_ip6 { typeof ip6 daddr . meta l4proto . th dport : verdict; counter; }
+add map inet hostport pods_ip4 { typeof ip daddr : verdict; }
+add map inet hostport pods_ip6 { typeof ip6 daddr : verdict; }
+add map inet hostport waiting_hostports { typeof ip6 daddr . meta nfproto . meta l4proto . th dport : verdict; }
+add map inet hostport waiting_hostports_ip4 { typeof ip6 daddr . ip daddr . meta l4proto . th dport : verdict; }
+add map inet hostport waiting_hostports_ip6 { typeof ip6 daddr . ip6 daddr . meta l4proto . th dport : verdict; }
+add map inet hostport localnet_needs { typeof ip6 daddr : verdict; }
+add set inet hostport ipvs_ip4 { typeof ip daddr; }
+add set inet hostport ipvs_ip6 { typeof ip6 daddr; }
+add set inet hostport localnet { typeof iif; }
+add set inet hostport local_ip4 { typeof ip daddr; flags dynamic,timeout; timeout 1m; }
+add set inet hostport local_ip6 { typeof ip6 daddr; flags dynamic,timeout; timeout 1m; }
+add set inet hostport deleted { typeof ip6 daddr; flags timeout; timeout 10m; }
 add chain inet hostport dispatch
 flush chain inet hostport dispatch
 add chain inet hostport prerouting { type nat hook prerouting priority dstnat + 1; policy accept; }
@@ -66,7 +66,7 @@ def test_what_tells_of_a_restore_is_the_unspecified_address() -> None:
 
 
 def test_an_attachment_is_noted_as_deleted_anew_in_a_set_that_need_not_be_there() -> None:
-    declaration = "add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }"
+    declaration = "add set inet hostport deleted { typeof ip6 daddr; flags timeout; timeout 10m; }"
     verbs = [table.deleted(verb, table.RESTORING) for verb in ("add", "delete", "add")]
     assert table.note_deleted(table.RESTORING) == [declaration, *verbs]
     assert declaration in table.base()
