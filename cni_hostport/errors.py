@@ -115,3 +115,16 @@ class BusyError(NFTError):
 
 class UnavailableError(NFTError):
     """libnftables cannot be loaded, or has no netlink socket."""
+
+
+class LibraryEndedError(UnavailableError):
+    """libnftables ended the process that it ran in, and nobody can tell whether what it was to run was run.
+
+    ``is_crash`` tells whether that was a fault in it, and ``knew_sets`` whether it had read those of all tables.
+    """
+
+    def __init__(self, reason: str, *, is_crash: bool, knew_sets: bool) -> None:
+        """Keep what there is to say of it."""
+        super().__init__([(reason, "")])
+        self.is_crash = is_crash
+        self.knew_sets = knew_sets

@@ -42,6 +42,7 @@ TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
+SET_USERDATA, SET_MAP = 13, 0x8
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
@@ -104,6 +105,20 @@ def owner(table: bytes) -> int | None:
 def get_set(name: str) -> Message:
     """Ask for a set or map, without its elements."""
     return GETSET, 0, body(in_table(), attribute(SET_NAME, c_string(name)))
+
+
+def get_sets() -> Message:
+    """Ask for all sets and maps of all tables, without their elements."""
+    return GETSET, NLM_F_DUMP, struct.pack(">BBH", 0, 0, 0)
+
+
+def notes_at_set(answer: bytes) -> tuple[str, bytes]:
+    """Return what a set is, as in ``map inet filter marks``, and what nft noted there for itself, from its answer."""
+    values = dict(attributes(answer[4:]))
+    kind = "map" if int.from_bytes(values.get(SET_FLAGS, b"")) & SET_MAP else "set"
+    family = next((name for name, number in FAMILIES.items() if number == answer[0]), str(answer[0]))
+    table, name = (values[number].rstrip(b"\0").decode(errors="replace") for number in (IN_TABLE, SET_NAME))
+    return f"{kind} {family} {table} {name}", values.get(SET_USERDATA, b"")
 
 
 def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from _socket import AF_NETLINK, SOL_SOCKET, socket
-from contextlib import suppress
 
-from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, report_progress
+from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
+from cni_hostport.library import HANDLES, JSON, STATELESS, Context, NoProcessError, Process
+from cni_hostport.netlink import keep, report_progress
+from cni_hostport.table import with_declarations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +17,9 @@ if TYPE_CHECKING:
 
     from cni_hostport.installed import Installed
 
-LIBRARY = "libnftables.so.1"
 COMMAND_END = "; "
 LONG = 4096  # characters of a command that is not broken into lines
 ELEMENTS_IN_LINE = 20
-SOL_NETLINK, NETLINK_CAP_ACK = 270, 10  # linux/socket.h, linux/netlink.h
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-REFUSALS_BUFFER = 4 << 20  # bytes; a refusal takes about one thousand, a message holds hundreds of elements
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
 GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
 
@@ -38,37 +33,45 @@ _KINDS = {
 
 
 class Nft:
-    """A libnftables context, bound for good to the network namespace in which it was made."""
+    """A libnftables context, bound for good to the network namespace in which it was made.
+
+    All methods raise ``LibraryEndedError`` where libnftables ends instead of answering. ``crash`` is what it said of
+    sets of others on which it crashes, where it could be used without them; empty where there are none.
+    """
+
+    context_type: type[Context | Process] = Process
 
     def __init__(self) -> None:
         """Open the context; raises ``UnavailableError`` where there is no libnftables."""
+        self._context: Context | Process
         try:
-            from ctypes import CDLL
-
-            import nftables
-
-            CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
-            unused = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
-            os.close(unused)
-            self._context = nftables.Nftables()
-            _make_room_for_refusals(unused)
-        except (ImportError, OSError, AttributeError) as error:
-            raise UnavailableError([(f"libnftables cannot be used: {error}", "")]) from error
-        self._context.set_json_output(True)
-        KEPT.append(self._context)
+            self._context = self.context_type()
+        except NoProcessError:
+            self._context = Context()
+        self.crash = ""
+        keep(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
         if not commands:
             return
-        status, _, error = self._ask(_in_columns(commands))
+        if self.crash:
+            commands = with_declarations(commands)
+        try:
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=bool(self.crash))
+        except LibraryEndedError as end:
+            if self.crash or not end.is_crash:
+                raise
+            commands = with_declarations(commands)
+            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=True)
+            self.crash = str(end)
         if status:
             raise _failure(error, commands)
 
     def listing(self, what: str) -> list[dict[str, Any]]:
         """Return the objects of ``list WHAT`` in libnftables' JSON, an empty list if there is no such thing."""
         command = f"list {what}"
-        status, output, error = self._ask(command)
+        status, output, error = self._list(command, JSON)
         if not status:
             try:
                 return _objects(output)
@@ -83,20 +86,15 @@ class Nft:
 
     def rules(self, chain: str) -> dict[int, str]:
         """Return the rules of a chain, ``FAMILY TABLE NAME``, as nft prints them, by handle; none if it is gone."""
-        self._context.set_handle_output(True)
-        self._context.set_stateless_output(True)
-        try:
-            output = self._text(f"list chain {chain}")
-        finally:
-            self._context.set_stateless_output(False)
-            self._context.set_handle_output(False)
+        _, output, _ = self._list(f"list chain {chain}", HANDLES, STATELESS)
         return {int(handle): rule for rule, handle in re.findall(r"^\t\t(.*) # handle (\d+)$", output, re.MULTILINE)}
 
     def _tables(self, command: str) -> list[dict[str, Any]]:
         """Return the tables of a listing whose JSON ends at one with flags that libnftables does not know."""
         from cni_hostport.lookup import Lookup
 
-        tables = [line.split() for line in self._text(command).splitlines() if line.startswith("table ")]
+        _, output, _ = self._list(command)
+        tables = [line.split() for line in output.splitlines() if line.startswith("table ")]
         lookup = Lookup()
         return [
             {"table": {"family": family, "name": name} | ({"flags": "dormant"} if dormant else {})}
@@ -104,19 +102,21 @@ class Nft:
             for dormant in [lookup.is_dormant(name, family)]
         ]
 
-    def _text(self, command: str) -> str:
-        self._context.set_json_output(False)
-        try:
-            _, output, _ = self._ask(command)
-        finally:
-            self._context.set_json_output(True)
-        return output
-
-    def _ask(self, command: str) -> tuple[int, str, str]:
+    def _ask(self, command: str, *output: str, without_sets: bool = False) -> tuple[int, str, str]:
         report_progress()
         # what others put in the ruleset need not be UTF-8, which the binding takes for granted when it is given text
-        status, output, error = self._context.cmd(command.encode())
-        return status, output.decode(errors="replace"), error.decode(errors="replace")
+        answer = self._context.ask(command.encode(), output, without_sets=without_sets)
+        status, printed, error = answer
+        return status, printed.decode(errors="replace"), error.decode(errors="replace")
+
+    def _list(self, command: str, *output: str) -> tuple[int, str, str]:
+        try:
+            return self._ask(command, *output)
+        except LibraryEndedError as end:
+            # without sets, it lists everything that is not about them, and does not say that something lacks
+            if not end.is_crash or not command.startswith("list tables"):
+                raise
+            return self._ask(command, *output, without_sets=True)
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
@@ -150,22 +150,6 @@ def _objects(output: str) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise NFTError([(f"libnftables' listing cannot be read: {error}", "")]) from error
     return objects
-
-
-def _make_room_for_refusals(descriptor: int) -> None:
-    """Let libnftables' socket, which has this descriptor, hold what the kernel says of a refused transaction.
-
-    That is an answer for each message that is refused, of up to 64 KiB since it repeats the message; libnftables makes
-    room for one KiB a command (mnl_batch_talk of its src/mnl.c) and, where that is too little, knows no reason.
-    """
-    with suppress(OSError):
-        netlink = socket(fileno=descriptor)
-        try:
-            if (netlink.family, netlink.proto) == (AF_NETLINK, NETLINK_NETFILTER):
-                netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-                netlink.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, REFUSALS_BUFFER)
-        finally:
-            netlink.detach()
 
 
 def _in_columns(commands: Sequence[str]) -> str:

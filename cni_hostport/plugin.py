@@ -53,6 +53,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         from cni_hostport import departure
 
         installed = departure.claim(attempt, refusal, call, log)
+    if nft.crash:
+        log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
     try:
         follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
@@ -125,9 +127,9 @@ def check(call: Call, _log: Log) -> None:
     plan = plan_of(call)
     if plan is None or not plan.forwards:
         return
-    from cni_hostport import comparison
+    from cni_hostport.comparison import Comparison
 
-    differences = comparison.differences(attachment_of(call), plan)
+    differences = Comparison().differences(attachment_of(call), plan)
     if differences:
         raise CNIError(
             Code.CHECK_FAILED,
@@ -172,9 +174,11 @@ def status(call: Call, _log: Log) -> None:
         # of other versions right
         refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
         if refusals != [("No such file or directory", probe[-1])]:
-            raise CNIError(
-                Code.NOT_AVAILABLE, "host ports are not available: nftables cannot be used on this node", str(error)
-            ) from error
+            from cni_hostport import ownership
+
+            msg = "host ports are not available: nftables cannot be used on this node"
+            reason = ownership.refused(error, call.config)
+            raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
 
 
 def _translated(operation: Operation) -> Operation:
@@ -184,7 +188,7 @@ def _translated(operation: Operation) -> Operation:
         except NFTError as error:
             from cni_hostport import ownership
 
-            raise ownership.refused(error) from error
+            raise ownership.refused(error, call.config) from error
 
     return run
 

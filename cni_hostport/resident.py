@@ -21,9 +21,10 @@ from errno import EAGAIN
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, departure, host, ipvs, netlink, skel
+from cni_hostport import afterwards, departure, host, ipvs, library, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
+from cni_hostport.nft import Nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +136,7 @@ def _listener(path: str) -> socket.socket:
 def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: int | None) -> NoReturn:
     """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # pyroute2 has children of its own
+    Nft.context_type = library.Context  # if that ends this process, the caller runs its call
     try:
         if stage is not None:
             _rehearse(stage)

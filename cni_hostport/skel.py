@@ -44,6 +44,9 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 # what the call leaves to be done once the caller has its answer
 AFTERWARDS: list[Callable[[], None]] = []
 
+ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
+MODULE = "<module>"  # the name of the frame in which a module is being imported
+
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
@@ -86,11 +89,18 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
         result = _dispatch(environ, config, requested, log)
     except CNIError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - the edge: whatever happens, the runtime gets an error JSON
-        import traceback
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the edge: whatever happens, a panic in pydantic included, is told
+        lack = _lack(error)
+        if lack:
+            code = Code.NOT_AVAILABLE if environ["CNI_COMMAND"] == "STATUS" else Code.RULESET_REFUSED
+            failure = CNIError(code, f"{environ['CNI_COMMAND']} cannot be carried out: {lack}")
+        else:
+            import traceback
 
-        traceback.print_exc(file=stderr)
-        failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+            traceback.print_exc(file=stderr)
+            failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
     else:
         if result is not None:
             _print(stdout, {**result, "cniVersion": version})
@@ -99,6 +109,22 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
     body = {"cniVersion": version, "code": int(failure.code), "msg": failure.msg}
     _print(stdout, {**body, "details": failure.details} if failure.details else body)
     return 1
+
+
+def _lack(error: BaseException) -> str:
+    """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
+        return f"there are not enough file descriptors: {error.strerror}"
+    if isinstance(error, SystemError):
+        return f"Python itself failed, as it does without memory: {error}"
+    place = error.__traceback__
+    while place and place.tb_frame.f_code.co_name != MODULE:
+        place = place.tb_next
+    if isinstance(error, ImportError | SyntaxError) or place:
+        return f"a module cannot be loaded: {type(error).__name__}: {error}"
+    return ""
 
 
 def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:

@@ -3,6 +3,12 @@
 Imports nothing, so that those who only want a name pay for nothing else.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 FAMILY, TABLE = "inet", "hostport"
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # nft prints numbers on a node that has no /etc/protocols
 
@@ -116,6 +122,29 @@ def base() -> list[str]:
     for name, (_, rules) in BASE_CHAINS.items():
         commands += [f"add rule {FAMILY} {TABLE} {name} {rule}" for rule in rules]
     return commands
+
+
+def with_declarations(commands: Iterable[str]) -> list[str]:
+    """Return commands with declarations of those sets and maps of the base whose elements they name before they do.
+
+    Whoever runs them then needs no word of the kernel's of what these sets are.
+    """
+    declarations = {_name(command): command for command in base() if command.startswith(("add map ", "add set "))}
+    declared, complete = set[str](), list[str]()
+    for command in commands:
+        kind, name = command.split(" ", 2)[1], _name(command)
+        if kind == "element" and name in declarations and name not in declared:
+            complete.append(declarations[name])
+            declared.add(name)
+        if kind in {"map", "set"}:
+            declared.add(name)
+        complete.append(command)
+    return complete
+
+
+def _name(command: str) -> str:
+    """Return ``FAMILY TABLE NAME`` of a command ``VERB KIND FAMILY TABLE NAME``, as far as it has that."""
+    return " ".join(command.split(" ", 5)[2:5])
 
 
 def note_deleted(key: str) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_hostport import plugin
-from cni_hostport.errors import CNIError, NFTError
+from cni_hostport import crashes, plugin
+from cni_hostport.comparison import Comparison
+from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate import (
     conflists,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 # what the kernel or libnftables says, and what a person can do about that
 REMEDIES = {
-    "libnftables": "Install libnftables: the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
+    "libnftables crashed": "Install a newer version of nftables.",
+    "libnftables cannot be used": "Install the package libnftables1 (Debian, Ubuntu) or nftables (Fedora).",
     "not permitted": "Run this as root, with the capability CAP_NET_ADMIN in the node's own network namespace.",
 }
 OLDEST = (1, 0, 2)  # of libnftables; 0.9.8 knows neither keys of verdict maps by expressions nor their counters
@@ -59,6 +61,11 @@ class Examination:
     def installed(self) -> Installed:
         """What the ruleset holds."""
         return self.nft.installed()
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Comparisons with what the ruleset should hold."""
+        return Comparison(self.nft)
 
     @cached_property
     def mappings(self) -> list[PortMapping]:
@@ -121,6 +128,15 @@ def nftables(examination: Examination) -> Iterator[Statement]:
         )
         return
     yield ok(f"nftables has all that host ports need (Linux {release}, libnftables {version})")
+    try:
+        examination.nft.listing("sets")
+    except LibraryEndedError as end:
+        for name in crashes.sets():
+            yield note(
+                f"{end} on {name}",
+                "Host ports work all the same. nft itself crashes here, and what is about this set is not checked.",
+                f"{crashes.REMEDY[0].upper()}{crashes.REMEDY[1:]}.",
+            )
 
 
 def _version(examination: Examination) -> str:
@@ -168,12 +184,12 @@ CHECKS = (
     Check(
         "the base rules",
         "the rules below all host ports are as they should be",
-        lambda it: node.base_rules(it.nft, it.mappings),
+        lambda it: node.base_rules(it.comparison, it.mappings),
     ),
     Check(
         "route_localnet",
         "nobody else can reach what listens on this node's 127.0.0.1",
-        lambda it: node.route_localnet(it.nft, it.installed),
+        lambda it: node.route_localnet(it.nft, it.comparison, it.installed),
     ),
     Check(
         "the holders of host ports",
@@ -183,7 +199,7 @@ CHECKS = (
     Check(
         "the caches of runtimes",
         "the ruleset is what runtimes asked for",
-        lambda it: runtimes.differences(it.installed, it.mappings, it.caches),
+        lambda it: runtimes.differences(it.installed, it.mappings, it.caches, it.comparison),
     ),
     *(
         Check(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from socket import if_nametoindex
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from pyroute2 import IPRoute
 
-from cni_hostport import host
-from cni_hostport.operate import namespaces
+from cni_hostport import host, interfaces
+from cni_hostport.operate import files, namespaces
 from cni_hostport.operate.packet import PROTOCOLS
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
@@ -47,7 +46,7 @@ def look(of: PortMapping) -> Seen:
     """Look into a pod's network namespace; raises ``OSError`` if that is not possible."""
     with host.inside(of.netns):
         stats = psutil.net_if_stats().get(of.ifname)
-        index = if_nametoindex(of.ifname) if stats else 0
+        index = interfaces.index(of.ifname) if stats else 0
         addresses = [address for address in namespaces.addresses() if address.interface == index]
         listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None
         hidden = bool(index) and (_is_taken_over(index, addresses) or _is_redirected(index))
@@ -65,7 +64,7 @@ def _is_taken_over(index: int, addresses: Collection[Address]) -> bool:
     with IPRoute() as route:
         if any(link.get_attr("IFLA_LINK") == index and _kind(link) == "macvtap" for link in route.get_links()):
             return True
-    lines = PACKET_SOCKETS.read_text().splitlines()[1:]
+    lines = files.text(PACKET_SOCKETS).splitlines()[1:]
     return any(line.split()[THEIR_INTERFACE] == str(index) for line in lines)
 
 

@@ -79,7 +79,7 @@ def life(node: Node, directory: Path) -> list[tuple[Outcome, str]]:
         call = config(pods[name], *mappings)
         call["prevResult"]["interfaces"][2]["sandbox"] = f"/run/netns/{name}"
         outcome = node.cni(command, None, call, CONTAINERID=name, NETNS=str(directory / name), IFNAME="eth0")
-        without_identities = re.sub(r" \d+:\d+ /", " /", node.nft("-s list ruleset"))
+        without_identities = re.sub(r"@[\d:]+ \d+:\d+ /", " /", node.nft("-s list ruleset"))
         outcomes.append((outcome, without_identities))
     return outcomes
 

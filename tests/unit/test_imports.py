@@ -51,20 +51,34 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors"}
 NOTHING_TO_MAP = START | {"plugin"}
-PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
+PLAN = NOTHING_TO_MAP | {"config", "host", "interfaces", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 PORTMAP = {"foreign_rules", "portmap"}
 FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
+NFT = {"library", "nft"}
 ADD = (
     PLAN
     | LOOKUP
     | PORTMAP
     | CONNTRACK
-    | {*("afterwards", "attachment", "installed", "ipvs", "listeners", "localnet", "nft", "ownership", "ruleset")}
+    | NFT
+    | {
+        *(
+            "afterwards",
+            "attachment",
+            "installed",
+            "ipvs",
+            "listeners",
+            "localnet",
+            "ownership",
+            "presence",
+            "ruleset",
+        )
+    }
 )
-CHECK = PLAN | LOOKUP | {"attachment", "comparison", "nft", "ruleset"}
+CHECK = PLAN | LOOKUP | NFT | {"attachment", "comparison", "ruleset"}
 
 
 class Imported:
@@ -136,15 +150,14 @@ def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(
 
 @pytest.mark.parametrize(("command", "own"), [("ADD", ADD), ("CHECK", CHECK)])
 @PROTOCOL
-def test_a_mapping_needs_pydantic_and_libnftables_only(
+def test_a_mapping_needs_pydantic_only_besides_libnftables_in_its_own_process(
     call: Caller, command: str, own: set[str], protocol: str
 ) -> None:
     keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     if command == "CHECK":
         call("ADD", **keys)
     imported = call(command, **keys)
-    assert (imported.own, imported.others) == (own, PYDANTIC | {"nftables"})
-    assert "ctypes" in imported.slow
+    assert (imported.own, imported.others) == (own, PYDANTIC)
     assert not imported.slow & NEVER
 
 
@@ -154,7 +167,11 @@ def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known:
     keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     call("ADD", **keys)
     imported = call("DEL", **keys if known else {})
-    assert (imported.own, imported.others, imported.slow) == (DEL | CONNTRACK | {"localnet"}, set(), set())
+    assert (imported.own, imported.others, imported.slow) == (
+        DEL | CONNTRACK | {"interfaces", "localnet"},
+        set(),
+        set(),
+    )
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 
@@ -163,11 +180,9 @@ def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
 
 
-def test_a_del_of_mappings_where_there_is_no_table_needs_libnftables_besides(call: Caller) -> None:
+def test_a_del_of_mappings_where_there_is_no_table_imports_nothing_slow_but_in_another_process(call: Caller) -> None:
     imported = call("DEL", **TCP)
-    assert (imported.own, imported.others) == (DEL | {"nft"}, {"nftables"})
-    assert "ctypes" in imported.slow
-    assert not imported.slow & NEVER
+    assert (imported.own, imported.others, imported.slow) == (DEL | NFT, set(), set())
 
 
 def modules_of(script: str) -> set[str]:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.library import Context
 from cni_hostport.nft import Nft
 
 CREATE, ADD, DELETE = "create chain inet hostport X", "add chain inet missing Y", "delete chain inet hostport Z"
@@ -24,6 +25,12 @@ class Library:
     def set_json_output(self, value: object) -> None:
         self.json = bool(value)
 
+    def set_handle_output(self, value: object) -> None:
+        pass
+
+    def set_stateless_output(self, value: object) -> None:
+        pass
+
     def cmd(self, command: bytes) -> tuple[int, bytes, bytes]:
         self.calls.append(command.decode())
         status, output, error = self.answers.pop(0) if self.answers else (0, "", "")
@@ -34,6 +41,7 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     made = Library()
     monkeypatch.setattr("nftables.Nftables", made)
+    monkeypatch.setattr(Nft, "context_type", Context)
     return made
 
 

@@ -27,13 +27,14 @@ KEY = Attachment("pods", "c1", "eth0").key
 class Kernel:
     holders: tuple[Attachment, ...] = ()
     refusal: NFTError | None = None
+    crash = ""
 
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.remembered: set[str] = set()
         self.remembers = True
 
-    def __call__(self) -> Kernel:
+    def __call__(self, **_: bool) -> Kernel:
         return self
 
     def run(self, commands: Sequence[str]) -> None:

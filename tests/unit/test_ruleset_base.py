@@ -76,3 +76,20 @@ def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() ->
     commands = ruleset.probe()
     assert commands[: len(table.base())] == table.base()
     assert commands[-1] == "delete chain inet hostport dnat-cannot-exist"
+
+
+def test_sets_are_declared_before_the_first_command_about_their_elements_and_only_once() -> None:
+    drop, port = "delete element inet hostport pods_ip4 { 10.0.0.1 }", "ipv4 . tcp . 8080"
+    commands = [
+        drop,
+        "create chain inet hostport dnat-1",
+        drop,
+        table.base()[1],
+        f"create element inet hostport hostports {{ {port} : goto dnat-1 }}",
+        "add element inet other pods_ip6 { ::1 }",
+        "delete table inet other",
+    ]
+    assert table.with_declarations(commands) == [
+        "add map inet hostport pods_ip4 { typeof ip daddr : verdict; }",
+        *commands,
+    ]

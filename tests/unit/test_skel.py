@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -259,3 +261,35 @@ def test_an_unexpected_failure_shows_its_traceback_on_stderr_only(monkeypatch: p
     outcome = run("ADD")
     assert outcome.json == {"cniVersion": "1.1.0", "code": 999, "msg": "unexpected ZeroDivisionError: by nought"}
     assert outcome.stderr.startswith("hostport: so far, so good\nTraceback")
+
+
+@pytest.mark.parametrize(("command", "code"), [("ADD", 101), ("STATUS", 50)])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "there is not enough memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (OSError(errno.EMFILE, "Too many open files"), "there are not enough file descriptors: Too many open files"),
+        (SystemError("no value"), "Python itself failed, as it does without memory: no value"),
+        (ImportError("No module named 'x'"), "a module cannot be loaded: ImportError: No module named 'x'"),
+    ],
+)
+def test_what_the_node_or_the_installation_lacks_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, command: str, code: int, error: Exception, reason: str
+) -> None:
+    def fail(_call: skel.Call, _log: Log) -> None:
+        raise error
+
+    monkeypatch.setitem(plugin.OPERATIONS, command, fail)
+    outcome = run(command)
+    assert outcome.json == {"cniVersion": "1.1.0", "code": code, "msg": f"{command} cannot be carried out: {reason}"}
+    assert outcome.stderr == ""
+
+
+def test_whatever_a_module_raises_while_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("{}['key']")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(plugin.OPERATIONS, "ADD", lambda *_: import_module("broken"))
+    outcome = run("ADD")
+    assert outcome.msg == "ADD cannot be carried out: a module cannot be loaded: KeyError: 'key'"
+    assert outcome.stderr == ""

@@ -1,0 +1,61 @@
+"""What libnftables crashes on, in words: sets that a newer version declared, or a configuration's conditions."""
+
+from __future__ import annotations
+
+from cni_hostport.errors import LibraryEndedError, NFTError
+from cni_hostport.lookup import Lookup
+from cni_hostport.nft import Nft
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from cni_hostport.errors import UnavailableError
+
+CONDITIONS = ("conditionsV4", "conditionsV6")
+MOST_TRIED = 32  # kinds of sets
+REMEDY = (
+    "bring the nftables of this node (libnftables) to 1.1.3 or later, or have whoever owns that set declare it with"
+    " an older version"
+)
+
+
+def sets() -> list[str]:
+    """Return the sets and maps of this network namespace that libnftables cannot list without crashing.
+
+    They are given as in ``set inet filter blocked``. What versions of nftables keep with a set for each other is what
+    decides: of those that have the same, one is tried. Raises ``NFTError`` where nf_tables or libnftables cannot be
+    used.
+    """
+    by_notes: dict[bytes, list[str]] = {}
+    for name, notes in Lookup().notes_at_sets():
+        by_notes.setdefault(notes, []).append(name)
+    return [name for of in list(by_notes.values())[:MOST_TRIED] if _crashes(of[0]) for name in of]
+
+
+def _crashes(name: str) -> bool:
+    try:
+        Nft().listing(name)
+    except LibraryEndedError as end:
+        return end.is_crash
+    except NFTError:  # gone, or of a family that this version does not know
+        return False
+    return False
+
+
+def explained(error: UnavailableError, config: Mapping[str, Any]) -> str:
+    """Return what a person is to know who meets an error in a call with this network configuration."""
+    reason = str(error)
+    if not isinstance(error, LibraryEndedError) or not error.is_crash:
+        return reason
+    try:
+        found = sets() if error.knew_sets else []
+    except NFTError:
+        found = []
+    if found:
+        return f"{reason} on {found[0]}: {REMEDY}"
+    conditions = [f"{key} '{' '.join(config[key])}'" for key in CONDITIONS if config.get(key)]
+    if conditions:
+        return f"{reason}, most likely on {' or '.join(conditions)}: write it in another way"
+    return f"{reason}: bring the nftables of this node (libnftables) to a newer version"
