@@ -9,8 +9,7 @@ from __future__ import annotations
 from _blake2 import blake2b  # hashlib itself loads OpenSSL
 from os.path import normpath
 
-from cni_hostport.handover import OWN_PATHS
-
+OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 

@@ -9,8 +9,8 @@ resident process whenever these addresses change.
 from __future__ import annotations
 
 import os
-import sys
 from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, inet_ntop, socket
+from contextlib import suppress
 from errno import EINTR
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
@@ -138,11 +138,17 @@ class Watch:
         """Start a child if there is something to do, and none at work."""
         if not self._is_due or self._child != NONE:
             return
-        self._is_due = False
         self._child, tells = os.pipe()
-        if not os.fork():
-            _sync_and_end()
-        os.close(tells)
+        try:
+            if not os.fork():
+                _sync_and_end()
+        except OSError:
+            os.close(self._child)
+            self._child = NONE
+            return  # it stays due
+        finally:
+            os.close(tells)
+        self._is_due = False
         self._events.register(self._child, POLLIN)
 
     def takes(self, descriptor: int) -> bool:
@@ -183,6 +189,7 @@ def _sync_and_end() -> NoReturn:
     try:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
-        sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-    os._exit(0)
+        with suppress(OSError):
+            os.write(2, f"hostport: addresses of Services: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(0)
