@@ -116,7 +116,7 @@ class Process:
             marshal.dump((move, command, tuple(output), without_sets), self._requests)
             self._requests.flush()
             return self._answer()
-        except (ConnectionError, EOFError):
+        except (OSError, EOFError):
             raise self._end(knew_sets=not without_sets) from None
 
     def _answer(self) -> Answer:
@@ -148,7 +148,7 @@ class Process:
         os.close(theirs)
         try:
             _, _, reason = self._answer()
-        except (ConnectionError, EOFError):
+        except (OSError, EOFError):
             raise self._end(knew_sets=False) from None
         if reason:
             raise UnavailableError([(reason.decode(), "")])
