@@ -63,7 +63,7 @@ def jump_target(rule: bytes) -> str:
         for name, data in expressions(rule)
         if name == "immediate"
     )
-    return next((target.rstrip(b"\0").decode() for target in verdicts if target), "")
+    return next((target.rstrip(b"\0").decode(errors="replace") for target in verdicts if target), "")
 
 
 def comment(rule: bytes) -> str:

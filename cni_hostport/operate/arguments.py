@@ -5,17 +5,31 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cni_hostport.config import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.text import escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = escaped(error.message)
+        raise
 
 
 class _Command(click.Command):
@@ -33,6 +47,12 @@ class Commands(click.Group):
 
     command_class = _Command
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Read the command line; raises ``click.UsageError``."""
+        with _printable():
+            return super().make_context(*arguments, **extra)
+
+    @_printable()
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; raises ``click.ClickException`` for what can go wrong on a node."""
         try:

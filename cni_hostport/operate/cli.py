@@ -61,10 +61,6 @@ def _report(statements: Iterable[Statement], *, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _log(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, default=str))
 
@@ -87,7 +83,7 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
         _print_json([of.json() for of in found])
         return
     if not found:
-        click.echo("No host ports.", err=True)
+        terminal.log("No host ports.")
         return
     headings = ("HOST", "POD ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "CONNECTIONS", "HOLDER")
     rows = [
@@ -189,9 +185,9 @@ def restore(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: b
 
     for directory in caches:
         if not cache.exists(directory):
-            _log(f"There is no cache of a runtime in {directory}.")
+            terminal.log(f"There is no cache of a runtime in {directory}.")
     paths = of.candidates(caches)
-    restored = terminal.progress(of.restore(paths, _log, dry_run=dry_run, watch=watch), len(paths), "Restoring")
+    restored = terminal.progress(of.restore(paths, terminal.log, dry_run=dry_run, watch=watch), len(paths), "Restoring")
     outcomes = list(dict(restored).values())
     if as_json:
         _print_json([asdict(outcome) for outcome in outcomes])
@@ -205,15 +201,15 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     shown = set[str]()  # what every attachment needs is shown once
     for outcome in outcomes:
         if outcome.text:
-            _log(f"{outcome.status}: {outcome.attachment}: {outcome.text}")
+            terminal.log(f"{outcome.status}: {outcome.attachment}: {outcome.text}")
         if outcome.commands:
-            click.echo(f"# {outcome.attachment}: {', '.join(outcome.mappings)}")
+            terminal.print_line(f"# {outcome.attachment}: {', '.join(outcome.mappings)}")
         for command in outcome.commands:
             if command not in shown:
-                click.echo(command)
+                terminal.print_line(command)
         shown.update(outcome.commands)
     counts = Counter(outcome.status for outcome in outcomes)
-    _log(", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "Nothing to restore.")
+    terminal.log(", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "Nothing to restore.")
 
 
 @main.command()
@@ -238,7 +234,7 @@ def metrics(textfile: Path | None, listen: tuple[str, int] | None) -> None:
         msg = "--textfile and --listen do not go together"
         raise click.UsageError(msg)
     if listen:
-        of.serve(*listen, _log)
+        of.serve(*listen, terminal.log)
     elif textfile:
         of.write(textfile)
     else:

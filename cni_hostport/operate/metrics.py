@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from cni_hostport.nft import Nft
 from cni_hostport.operate.mappings import Holder, read
+from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +55,8 @@ class Mappings(Collector):
         )
         for of in mappings:
             host = (of.protocol, str(of.host_ip), str(of.host_port))
-            connections.add_metric([*host, of.pod, of.container_id, of.ifname, of.network], of.connections)
+            whose = map(escaped, (of.pod, of.container_id, of.ifname, of.network))  # which Prometheus does not do
+            connections.add_metric([*host, *whose], of.connections)
         yield connections
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from socket import if_nametoindex
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from pyroute2 import IPRoute
 
-from cni_hostport import host
-from cni_hostport.operate import namespaces
+from cni_hostport import host, interfaces
+from cni_hostport.operate import files, namespaces
 from cni_hostport.operate.packet import PROTOCOLS
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.sockets import Listener
     from cni_hostport.operate.statements import Statement
 
+IFF_RUNNING = 0x40  # linux/if.h
 PACKET_SOCKETS, THEIR_INTERFACE = Path("/proc/thread-self/net/packet"), 4  # the column
 ELSEWHERE = "Its sandbox has a network stack of its own, as those of gVisor and Kata Containers do."
 
@@ -46,12 +45,20 @@ class Seen:
 def look(of: PortMapping) -> Seen:
     """Look into a pod's network namespace; raises ``OSError`` if that is not possible."""
     with host.inside(of.netns):
-        stats = psutil.net_if_stats().get(of.ifname)
-        index = if_nametoindex(of.ifname) if stats else 0
+        index, is_up = _interface(of.ifname)
         addresses = [address for address in namespaces.addresses() if address.interface == index]
         listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None
         hidden = bool(index) and (_is_taken_over(index, addresses) or _is_redirected(index))
-    return Seen(stats is not None, bool(stats and stats.isup), addresses, listening, hidden)
+    return Seen(bool(index), is_up, addresses, listening, hidden)
+
+
+def _interface(name: str) -> tuple[int, bool]:
+    """Return an interface's index, 0 if there is none, and whether it is up and has a carrier."""
+    index = interfaces.index(name)
+    if not index:
+        return 0, False
+    with IPRoute() as route:
+        return index, any(link["flags"] & IFF_RUNNING for link in route.get_links(index))
 
 
 def _is_taken_over(index: int, addresses: Collection[Address]) -> bool:
@@ -65,7 +72,7 @@ def _is_taken_over(index: int, addresses: Collection[Address]) -> bool:
     with IPRoute() as route:
         if any(link.get_attr("IFLA_LINK") == index and _kind(link) == "macvtap" for link in route.get_links()):
             return True
-    lines = PACKET_SOCKETS.read_text().splitlines()[1:]
+    lines = files.text(PACKET_SOCKETS).splitlines()[1:]
     return any(line.split()[THEIR_INTERFACE] == str(index) for line in lines)
 
 

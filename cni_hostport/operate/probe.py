@@ -15,11 +15,12 @@ import socket
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENODEV
+from errno import EINVAL, ENODEV
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cni_hostport import interfaces
 from cni_hostport.errors import NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate.packet import Packet
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 TABLE = "hostport-probe"  # begins the names of these tables
 DEVICE = b"hostport%d"  # the kernel counts
 TUN = "/dev/net/tun"
+UNWRITABLE = {'"', "*"}  # in a device's name: between quotes, nft takes one for their end, the other for a wildcard
 # Hooks and priorities: before all that others do, and after it but before connection tracking remembers the connection.
 # What a bridge passes to the node is another packet to the kernel's trace when it comes to forward or input.
 CHAINS = {
@@ -76,6 +78,8 @@ def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None
     """
     if interface and interface not in (name for _, name in socket.if_nameindex()):
         raise OSError(ENODEV, f"there is no interface {interface}")
+    if not interface.isprintable() or UNWRITABLE & set(interface):
+        raise OSError(EINVAL, f"the name of interface {interface} cannot be written in a command of nft's")
     nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
     try:
         nft.run(list(_commands(table, packet, interface, CONNECTION)))
@@ -213,7 +217,4 @@ def _end(hop: Hop, in_ipv4: slice, in_ipv6: slice, port: slice) -> End | None:
 
 
 def _name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return ""
+    return interfaces.name(index) if index else ""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 STATES = {"tcp": 1 << 10, "udp": 1 << 7}  # include/net/tcp_states.h: TCP_LISTEN; TCP_CLOSE, which is all that UDP has
+LONGEST_NAME = 64  # characters of a process's, which it can make as long as it likes
 ANY = IPv6Address("::")
 
 
@@ -87,6 +88,7 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 
 def _process(pid: int | None) -> str:
     try:
-        return f"{psutil.Process(pid).name()} (process {pid})" if pid else "a process that cannot be seen"
+        name = psutil.Process(pid).name() if pid else ""
     except psutil.Error:
         return f"process {pid}"
+    return f"{name[:LONGEST_NAME]} (process {pid})" if pid else "a process that cannot be seen"

@@ -1,9 +1,13 @@
-"""How it looks: tables and statements on a terminal, plain lines elsewhere."""
+"""How it looks: tables and statements on a terminal, plain lines elsewhere.
+
+All that people read of the commands is written here, with what is not printable escaped.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.cells import cell_len
@@ -14,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cni_hostport.operate.statements import Status
+from cni_hostport.text import escaped
 
 T = TypeVar("T")
 
@@ -43,7 +48,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: S
 
     Where the terminal is too narrow for that, print one row below the other, each on several lines.
     """
-    rows = list(rows)
+    rows = [tuple(map(escaped, row)) for row in rows]
     out = console()
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     if sum(widths) + GAP * (len(widths) - 1) > out.width:
@@ -76,7 +81,25 @@ def _write(out: Console, *parts: RenderableType) -> None:
     with out.capture() as captured:
         for part in parts:
             out.print(part)
-    sys.stdout.write(FILLING.sub(r"\1", captured.get()))
+    _write_text(FILLING.sub(r"\1", captured.get()))
+
+
+def _write_text(text: str) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # what its encoding lacks; that of stderr is so from the start
+    sys.stdout.write(text)
+
+
+def print_line(line: str) -> None:
+    """Print a line of a result."""
+    _write_text(f"{escaped(line)}\n")
+
+
+def log(line: str) -> None:
+    """Print a line about the work on a result, on stderr."""
+    sys.stderr.write(f"{escaped(line)}\n")
 
 
 def print_statement(statement: Statement) -> None:
@@ -85,13 +108,13 @@ def print_statement(statement: Statement) -> None:
     table = Table.grid(padding=0)
     table.add_column(width=LABEL, no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(Text(statement.status, STYLES[statement.status]), Text(statement.text))
+    table.add_row(Text(statement.status, STYLES[statement.status]), Text(escaped(statement.text)))
     for line in statement.details:
-        table.add_row("", Text(f"  {line}", "dim"))
+        table.add_row("", Text(f"  {escaped(line)}", "dim"))
     if statement.meaning:
-        table.add_row("", Text(statement.meaning))
+        table.add_row("", Text(escaped(statement.meaning)))
     if statement.remedy:
-        table.add_row("", Text(f"-> {statement.remedy}", "bold"))
+        table.add_row("", Text(f"-> {escaped(statement.remedy)}", "bold"))
     _write(out, table)
 
 
