@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from cni_hostport import skel
+from cni_hostport import handover, skel
 from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
@@ -14,32 +14,43 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
+    Input = bytes | Exception | None
+    """Standard input where it has been read already, or the error with which that ended."""
+
+# how a standard stream that is closed is opened, so that it still can be neither read nor written
+CLOSED = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDONLY}
+
 
 class _Stdin:
-    """File descriptor 0, opened only when it is read: VERSION does not need it, and it can be closed."""
+    """File descriptor 0, read only when it is asked for: VERSION does not need it, and it can be closed."""
 
-    def __init__(self, already_read: bytes | None) -> None:
+    def __init__(self, already_read: Input) -> None:
         self._already_read = already_read
 
     def read(self) -> bytes:
-        if self._already_read is not None:
-            return self._already_read
-        with open(0, "rb", closefd=False) as stream:
-            return stream.read()
+        if isinstance(self._already_read, Exception):
+            raise self._already_read
+        return handover.read(0) if self._already_read is None else self._already_read
 
 
-def run(environ: Mapping[str, str], stdin: bytes | None = None) -> int:
-    """Run one CNI command on this process's standard streams and return its exit status.
+class _Output:
+    """A file descriptor that text is written to at once, so that what cannot be written is known at once."""
 
-    ``stdin`` is standard input where that has been read already.
-    """
-    status = skel.run(environ, _Stdin(stdin), sys.stdout, sys.stderr)
-    sys.stderr.flush()
-    return status
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> None:
+        handover.write(self._descriptor, text.encode(errors="backslashreplace"))
 
 
-def main(stdin: bytes | None = None) -> NoReturn:
+def run(environ: Mapping[str, str], stdin: Input = None) -> int:
+    """Run one CNI command on this process's standard streams and return its exit status."""
+    return skel.run(environ, _Stdin(stdin), _Output(1), _Output(2))
+
+
+def main(stdin: Input = None) -> NoReturn:
     """Run one CNI command and exit with its status; or, without one, what a person asks for on the command line."""
+    _keep_closed()
     if sys.argv[1:] and not os.environ.get("CNI_COMMAND"):
         _operate(sys.argv[1:])
     _keep_small()
@@ -50,6 +61,30 @@ def main(stdin: bytes | None = None) -> NoReturn:
 
         afterwards.fork(skel.AFTERWARDS)
     os._exit(status)  # everything is said: taking the modules down in order would only cost time
+
+
+def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
+    """End a call that was run elsewhere, with this status, and whose output cannot be written; undo an ADD."""
+    _keep_small()
+    gc.disable()
+    skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2))
+    os._exit(1)
+
+
+def _keep_closed() -> None:
+    """Let no file that is opened be taken for a standard stream that is closed."""
+    for descriptor, flags in CLOSED.items():
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _open_null(flags)  # by the lowest number that is free
+
+
+def _open_null(flags: int) -> None:
+    try:  # noqa: SIM105 - contextlib would be another import
+        os.open(os.devnull, flags)
+    except OSError:
+        pass  # a root directory without devices
 
 
 def _keep_small() -> None:
@@ -66,8 +101,8 @@ def _operate(arguments: list[str]) -> NoReturn:
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
-            sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror}"))
-    if sys.stdout is None:  # it was closed, and is to be no other file that is opened
+            sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}"))
+    if sys.stdout is None:  # it was closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 

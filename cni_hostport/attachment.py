@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from os.path import normpath
 
-from cni_hostport.handover import OWN_PATHS
-
 try:
     from _blake2 import blake2b  # hashlib itself loads OpenSSL
 
@@ -17,6 +15,7 @@ try:
 except (ImportError, ValueError):
     from cni_hostport.blake2 import blake2b  # type: ignore[assignment]
 
+OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
@@ -25,18 +24,20 @@ class Owner:
     """What a map element's comment says of its holder.
 
     ``container_id`` may be shortened; ``netns`` is empty where it did not fit or cannot be written as it is.
-    ``identity`` is that of the network namespace at this path, ``<device>:<inode>``: a path can lead elsewhere later.
-    It is empty in the comments of older versions.
+    ``identity`` is that of the network namespace at this path, ``<device>:<inode>``. ``place`` is that of the directory
+    in which the path is a name, with ``:<cookie>`` of the namespace behind it where the kernel gives one: a path can
+    lead elsewhere later, and for others (see ``presence``). Either is empty in the comments of older versions.
     """
 
-    __slots__ = ("container_id", "identity", "ifname", "netns")
+    __slots__ = ("container_id", "identity", "ifname", "netns", "place")
 
-    def __init__(self, container_id: str, ifname: str, netns: str = "", identity: str = "") -> None:
+    def __init__(self, container_id: str, ifname: str, netns: str = "", identity: str = "", place: str = "") -> None:
         """Take the comment's parts."""
         self.container_id = container_id
         self.ifname = ifname
         self.netns = netns
         self.identity = identity
+        self.place = place
 
     def __eq__(self, other: object) -> bool:
         """Compare all parts."""
@@ -47,18 +48,20 @@ class Owner:
         return hash(self.comment())
 
     def comment(self) -> str:
-        """Return ``<containerID> <ifname> <identity> <netns path>``, printable ASCII of at most 128 bytes.
+        """Return ``<containerID> <ifname>@<place> <identity> <netns path>``, printable ASCII of at most 128 bytes.
 
-        Room is made by shortening the container ID, then by leaving the path and its identity out. A path that would
-        have to be changed, or that means something else to another process, is left out as well: its holder would be
-        taken for dead.
+        Room is made by shortening the container ID, then by leaving the place out, then the path and its identity. A
+        path that would have to be changed, or that means something else to another process, is left out as well: its
+        holder would be taken for dead. The place is where an older version, which does not know it, sees a part of the
+        interface's name, and goes by the rest.
         """
         ifname = printable(self.ifname)
         if _means_the_same_to_others(self.netns) and printable(self.netns) == self.netns:
-            rest = " ".join(filter(None, (ifname, self.identity, self.netns)))
-            room = COMMENT_BYTES - len(f" {rest}")
-            if room >= min(SHORT_ID, len(self.container_id)):
-                return f"{self.container_id[:room]} {rest}"
+            for place in dict.fromkeys((f"@{self.place}" if self.place else "", "")):
+                rest = " ".join(filter(None, (ifname + place, self.identity, self.netns)))
+                room = COMMENT_BYTES - len(f" {rest}")
+                if room >= min(SHORT_ID, len(self.container_id)):
+                    return f"{self.container_id[:room]} {rest}"
         return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
 
     def is_beside(self, attachment: Attachment) -> bool:
@@ -76,20 +79,23 @@ class Owner:
         """Read a comment back; whatever stands there, this never fails."""
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
+        name, _, place = ifname.rpartition("@")
+        if not _is_place(place):  # there is no ":" in the name of an interface
+            name, place = ifname, ""
         identity, _, path = netns.partition(" ")
         if (path.startswith("/") or not path) and identity.replace(":", "").isdigit():
-            return cls(container_id, ifname, path, identity)
-        return cls(container_id, ifname, netns)  # of a version that did not note the identity
+            return cls(container_id, name, path, identity, place)
+        return cls(container_id, name, netns, "", place)  # of a version that did not note the identity
 
 
 class Attachment:
     """One container's interface on one network.
 
-    ``netns``, its ``identity`` and ``pod`` (``namespace/name``) tell more about it where they are known; they do not
-    identify it.
+    ``netns``, its ``identity`` and ``place`` and ``pod`` (``namespace/name``) tell more about it where they are known;
+    they do not identify it.
     """
 
-    __slots__ = ("container_id", "identity", "ifname", "netns", "network", "pod")
+    __slots__ = ("container_id", "identity", "ifname", "netns", "network", "place", "pod")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
         """Take what a runtime calls it by."""
@@ -98,6 +104,7 @@ class Attachment:
         self.ifname = ifname
         self.netns = netns
         self.identity = ""
+        self.place = ""
         self.pod = pod
 
     @property
@@ -113,11 +120,16 @@ class Attachment:
     @property
     def owner(self) -> Owner:
         """What to write on its map elements."""
-        return Owner(self.container_id, self.ifname, self.netns, self.identity)
+        return Owner(self.container_id, self.ifname, self.netns, self.identity, self.place)
 
 
 def _means_the_same_to_others(path: str) -> bool:
     return path.startswith("/") and not f"/{normpath(path).lstrip('/')}".startswith(OWN_PATHS)
+
+
+def _is_place(text: str) -> bool:
+    numbers = text.split(":")
+    return len(numbers) in {2, 3} and all(map(str.isdecimal, numbers))
 
 
 def printable(text: str) -> str:

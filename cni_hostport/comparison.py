@@ -1,9 +1,12 @@
 """Is an attachment installed as ADD would install it now?
 
 The same commands are run in an empty network namespace, so that nftables itself tells how the result should look.
+Nothing of one comparison is left when the next begins: their number costs neither memory nor descriptors.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 from cni_hostport import host, ruleset, table
 from cni_hostport.errors import CNIError, Code
@@ -18,50 +21,90 @@ if TYPE_CHECKING:
     from cni_hostport.plan import Forward, Plan
 
 
-def differences(attachment: Attachment, plan: Plan) -> list[str]:
-    """Return, one sentence each, in what the attachment and the base below it are not as they should be.
+class Comparison:
+    """Compares what is installed in this network namespace with what is run in an empty one, as often as asked."""
 
-    Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the plan
-    or cannot be asked.
-    """
-    expected = _alone(_commands(attachment, plan))[0].snapshot(attachment.key)
-    if expected is not None and expected == Lookup().snapshot(attachment.key):
-        return []
-    return _differences_of_listings(attachment, plan)
+    def __init__(self, nft: Nft | None = None) -> None:
+        """Take the access to nftables here, where there is one already."""
+        self._given, self._is_empty = nft, True
 
+    @cached_property
+    def _here(self) -> Lookup:
+        return Lookup()
 
-def is_changed(attachment: Attachment, plan: Plan) -> bool:
-    """Tell whether chains or elements of an attachment, the base aside, are not as they should be.
+    @cached_property
+    def _nft(self) -> Nft:
+        return self._given or Nft()
 
-    Raises what ``differences`` does.
-    """
-    return any(attachment.key in line for line in differences(attachment, plan))
+    @cached_property
+    def _alone(self) -> tuple[Lookup, Nft]:
+        """The ways to look at what is in the empty network namespace."""
+        try:
+            with host.scratch_namespace():
+                return Lookup(), Nft()
+        except OSError as error:
+            raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
 
+    def differences(self, attachment: Attachment, plan: Plan) -> list[str]:
+        """Return, one sentence each, in what the attachment and the base below it are not as they should be.
 
-def of_base(nft: Nft, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[str]:
-    """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
+        Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the
+        plan or cannot be asked.
+        """
+        expected = self._run_alone(_commands(attachment, plan))[0].snapshot(attachment.key)
+        if expected is not None and expected == self._here.snapshot(attachment.key):
+            return []
+        return self._differences_of_listings(attachment, plan)
 
-    Raises what ``differences`` does.
-    """
-    from cni_hostport import listings
+    def is_changed(self, attachment: Attachment, plan: Plan) -> bool:
+        """Tell whether chains or elements of an attachment, the base aside, are not as they should be.
 
-    _, alone = _alone([])
-    whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
-    expected, actual = ({of: side.listing(of) for of in (listings.TABLES, *whats)} for side in (alone, nft))
-    found = listings.differences("", expected=expected, actual=actual)
-    return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
+        Raises what ``differences`` does.
+        """
+        return any(attachment.key in line for line in self.differences(attachment, plan))
 
+    def of_base(self, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[str]:
+        """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
 
-def declared_by_type(nft: Nft) -> list[str]:
-    """Return the maps and sets of the table that an older version of this plugin declared so that older nft crash.
+        Raises what ``differences`` does.
+        """
+        from cni_hostport import listings
 
-    None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises what
-    ``differences`` does.
-    """
-    _, alone = _alone([])
-    expected, actual = (_declared(side) for side in (alone, nft))
-    by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
-    return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
+        _, alone = self._run_alone([])
+        whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
+        expected, actual = ({of: side.listing(of) for of in (listings.TABLES, *whats)} for side in (alone, self._nft))
+        found = listings.differences("", expected=expected, actual=actual)
+        return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
+
+    def declared_by_type(self) -> list[str]:
+        """Return the maps and sets that an older version of this plugin declared so that older nft crash.
+
+        None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises
+        what ``differences`` does.
+        """
+        _, alone = self._run_alone([])
+        expected, actual = (_declared(side) for side in (alone, self._nft))
+        by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
+        return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
+
+    def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
+        from cni_hostport import listings, ownership
+
+        key = attachment.key
+        holders = ownership.shared(self._nft.installed(), attachment, plan)
+        lookup, alone = self._run_alone(_commands(attachment, plan, holders))
+        found = listings.differences(key, expected=alone.state(key), actual=self._nft.state(key))
+        interface = lookup.guarded_interface(key)
+        if interface and interface != self._here.guarded_interface(key):
+            found.append(f"set {table.FAMILY} {table.TABLE} {table.LOCALNET} lacks interface {interface} for {key}")
+        return found
+
+    def _run_alone(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
+        """Have the base and what these commands make in the empty network namespace, and return the ways to look."""
+        emptied = [] if self._is_empty else [table.add_table(), f"delete table {table.FAMILY} {table.TABLE}"]
+        self._alone[1].run([*emptied, *table.base(), *commands])
+        self._is_empty = False
+        return self._alone
 
 
 def _declared(nft: Nft) -> dict[str, object]:
@@ -74,19 +117,6 @@ def _declared(nft: Nft) -> dict[str, object]:
     }
 
 
-def _differences_of_listings(attachment: Attachment, plan: Plan) -> list[str]:
-    from cni_hostport import listings, ownership
-
-    nft, key = Nft(), attachment.key
-    holders = ownership.shared(nft.installed(), attachment, plan)
-    lookup, alone = _alone(_commands(attachment, plan, holders))
-    found = listings.differences(key, expected=alone.state(key), actual=nft.state(key))
-    interface = lookup.guarded_interface(key)
-    if interface and interface != Lookup().guarded_interface(key):
-        found.append(f"set {table.FAMILY} {table.TABLE} {table.LOCALNET} lacks interface {interface} for {key}")
-    return found
-
-
 def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
     """Return the commands that install an attachment where there is no other."""
     chains = [table.dnat_chain(key) for key in dict.fromkeys((holders or {}).values())]
@@ -94,14 +124,3 @@ def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str]
     if plan.local_route_to and plan.interface:
         commands += ruleset.guard(plan.interface, opens=True, needed_by=attachment.key)
     return commands + ruleset.attach(attachment, plan, holders)
-
-
-def _alone(commands: Sequence[str]) -> tuple[Lookup, Nft]:
-    """Run commands on the base in an empty network namespace, and return the ways to look at what is there."""
-    try:
-        with host.scratch_namespace():
-            lookup, nft = Lookup(), Nft()
-    except OSError as error:
-        raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
-    nft.run([*table.base(), *commands])
-    return lookup, nft

@@ -14,7 +14,7 @@ import os
 from errno import EIO, ENOENT
 from functools import cache
 
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, keep
+from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, kept
 from cni_hostport.nf_conntrack import (
     FAMILIES,
     TUPLE_ORIG,
@@ -180,8 +180,7 @@ def _forget(
     """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
         packed = {port.to_bytes(2) for port in ports}
-        kernel = Netlink(NETLINK_NETFILTER)
-        keep(kernel)
+        kernel = kept(NETLINK_NETFILTER)
         flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
         # the tuple alone, by which entries are deleted, names one of the default zone
         _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])

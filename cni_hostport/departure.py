@@ -35,7 +35,7 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     Raises the last refusal when the time is over, or when the container that waits has itself gone; and whatever else
     an attempt raises.
     """
-    from cni_hostport import host
+    from cni_hostport import plugin, presence
     from cni_hostport.config import NetworkConfig
 
     seconds = NetworkConfig.parse(call.config).wait_for_holder
@@ -44,10 +44,11 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     while PLACES:
         os.close(PLACES.pop())
     reason, begun = refusal.msg, time.monotonic()
-    identity = host.identity(call.netns)
+    attachment = plugin.attachment_of(call)
+    presence.note(attachment)
     while time.monotonic() < begun + seconds:
         _wait(refusal, begun + seconds)
-        if identity and host.is_gone(call.netns, identity):
+        if attachment.identity and presence.View().is_gone(attachment.owner):
             break
         try:
             plan = attempt()

@@ -1,16 +1,17 @@
 """The executable's first act: hand the call to the resident process, or else run it here.
 
-It runs before every call, and so imports next to nothing. The call is handed over with one message: environment and
-version, and as descriptors the standard streams, the network namespace, the root and the working directory. The streams
-are memory that both processes share: input is read beforehand, output copied to the real streams in the end. So
-whatever becomes of the resident process, nobody waits for a stream that it holds, and the call can still be run here,
-from its beginning and without printing anything twice. Since operations can be repeated, it does not matter how far the
-other one came.
+It runs before every call, and so imports next to nothing. The call is handed over with one message: version,
+environment and what CNI_NETNS is here, and as descriptors the standard streams and this process. The streams are
+memory that both processes share: input is read beforehand, output copied to the real streams in the end. So whatever
+becomes of the resident process, nobody waits for a stream that it holds, and the call can still be run here, from its
+beginning and without printing anything twice. Since operations can be repeated, it does not matter how far the other
+one came.
 
 The resident process's child answers twice. It says that it takes the call, with a descriptor of itself, before it does
 anything. Without that answer in time the connection is shut down, after which the child cannot give it any more: the
 kernel decides which of the two comes first. Later it says with which status it ends. If it dies instead, or has to be
-killed because it takes too long without a word of getting on, the call is run here.
+killed because it takes too long without a word of getting on, the call is run here. So it is when anything of this
+fails here.
 """
 
 import os
@@ -19,17 +20,21 @@ from sys import byteorder
 
 from cni_hostport import __version__
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 SOCKET = "/run/hostport.sock"
 VARIABLES = (
     "CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"
 )  # fmt: skip
 COMMANDS = ("ADD", "CHECK", "DEL")
 LONGEST_IFNAME = 15  # bytes; the kernel's IFNAMSIZ is 16, with the final NUL
-OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")  # another process has other files there
 IDENTITY = f"{__version__} {__file__}"  # two installations never share a process
 TAKEN, AT_WORK = b"taken", b"at work"
 UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less than one millisecond
 CHUNK = 1 << 16  # bytes
+LARGEST_INPUT = 1 << 24  # bytes; a configuration of 10,000 host ports has less than one million
 UNTIL_DONE = 30  # seconds without a word; an operation that meets no difficulty needs a few milliseconds
 
 
@@ -40,9 +45,36 @@ def main(path: str = SOCKET) -> None:
         status, stdin = _hand_over(path)
         if status is not None:
             os._exit(status)
-    from cni_hostport.__main__ import main as run_here
-
+    try:
+        from cni_hostport.__main__ import main as run_here
+    except (ImportError, OSError, MemoryError) as error:  # such as no descriptors left
+        _cannot_start(error)
     run_here(stdin)
+
+
+def read(source: int) -> bytes:
+    """Return what a descriptor has, at most one chunk more than the largest input; raises ``OSError``."""
+    chunks, size = [], 0
+    while size <= LARGEST_INPUT and (more := os.read(source, CHUNK)):
+        chunks.append(more)
+        size += len(more)
+    return b"".join(chunks)
+
+
+def write(target: int, data: bytes) -> None:
+    """Write all of the data to a descriptor; raises ``OSError``."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(target, rest) :]
+
+
+def file_at(path: str) -> str:
+    """Return what tells the file at a path from others, ``<device>:<inode>``; empty if there is none to be seen."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _can_be_handed_over() -> bool:
@@ -57,7 +89,6 @@ def _can_be_handed_over() -> bool:
         and len(ifname) <= LONGEST_IFNAME
         and bool(path)
         and bool(netns or command == "DEL")
-        and not os.path.normpath(netns).startswith(OWN_PATHS)
     )
 
 
@@ -66,51 +97,60 @@ def _is_plain(name: str) -> bool:
     return name.isascii() and letters.isalnum() and name[0].isalnum()
 
 
-def _hand_over(path: str) -> tuple[int | None, bytes | None]:
-    """Return the status with which the call ended elsewhere, or ``None`` and what was read of its standard input."""
-    connection = socket(AF_UNIX, SOCK_SEQPACKET)
-    connection.settimeout(UNTIL_TAKEN)
+def _hand_over(path: str) -> tuple[int | None, bytes | Exception | None]:
+    """Return the status with which the call ended elsewhere, ``None`` if it did not, and its standard input.
+
+    The latter is ``None`` if it has not been read, and an error if it could not be.
+    """
+    shared: list[int] = []
     data = None
     try:
-        connection.connect(path)
-        if connection.fileno() <= 2:  # noqa: PLR2004 - a standard stream is closed
-            connection.close()
-            return None, None
-        streams = stdin, stdout, stderr = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-        data = _read(0)
-        _write(stdin, data)
-        os.lseek(stdin, 0, os.SEEK_SET)
-    except OSError:
-        return None, data
-    status = _status_from(connection, streams)
-    if status is not None:
-        for source, target in ((stderr, 2), (stdout, 1)):
-            os.lseek(source, 0, os.SEEK_SET)
-            _write(target, _read(source))
-    return status, data
+        connection = socket(AF_UNIX, SOCK_SEQPACKET)
+        connection.settimeout(UNTIL_TAKEN)
+        if connection.fileno() > 2:  # noqa: PLR2004 - else a standard stream is closed
+            connection.connect(path)
+            shared.extend(map(os.memfd_create, ("stdin", "stdout", "stderr")))
+            shared.append(os.pidfd_open(os.getpid()))
+            data = _input()
+            if isinstance(data, bytes) and len(data) <= LARGEST_INPUT:
+                write(shared[0], data)
+                os.lseek(shared[0], 0, os.SEEK_SET)
+                status = _status_from(connection, shared)
+                if status is not None:
+                    stdout, stderr = map(_content, shared[1:3])
+                    _print(stdout, stderr, status, data)
+                    return status, data
+    except (OSError, MemoryError):
+        pass
+    for descriptor in shared:
+        os.closerange(descriptor, descriptor + 1)  # which does not fail
+    return None, data
 
 
-def _status_from(connection: socket, streams: list[int]) -> int | None:
-    """Ask for the call to be run with these standard streams, and return its status, ``None`` if it is not run."""
-    variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    request = os.fsencode("\0".join([IDENTITY, *variables]))
+def _input() -> bytes | Exception:
     try:
-        places = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in ("/proc/self/ns/net", "/", ".")]
-        connection.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, _pack(streams + places))])
-        process, in_time = _taken(connection)
-    except OSError:
-        return None
+        return read(0)
+    except (OSError, MemoryError) as error:
+        return error  # what was read before it is lost
+
+
+def _status_from(connection: socket, descriptors: list[int]) -> int | None:
+    """Ask for the call to be run with these descriptors, and return its status, ``None`` if it is not run."""
+    variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    request = os.fsencode("\0".join([IDENTITY, file_at(os.environ.get("CNI_NETNS", "")), *variables]))
+    connection.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, _pack(descriptors))])
+    process, in_time = _taken(connection)
     if process is None:
         return None
     if in_time:
-        connection.settimeout(UNTIL_DONE)
         try:
+            connection.settimeout(UNTIL_DONE)
             while (status := connection.recv(len(AT_WORK))) == AT_WORK:
                 pass
             return status[0] if status else None  # without one, it is dead
         except ConnectionResetError:
             return None
-        except TimeoutError:
+        except OSError:
             pass
     _kill(process)
     return None
@@ -121,7 +161,7 @@ def _taken(connection: socket) -> tuple[int | None, bool]:
     in_time = True
     try:
         answer, rights, *_ = connection.recvmsg(len(TAKEN), CMSG_SPACE(4))
-    except TimeoutError:
+    except OSError:
         connection.shutdown(SHUT_RDWR)
         answer, rights, *_ = connection.recvmsg(len(TAKEN), CMSG_SPACE(4))
         in_time = False
@@ -130,29 +170,51 @@ def _taken(connection: socket) -> tuple[int | None, bool]:
 
 def _kill(process: int) -> None:
     """Kill a process, by its descriptor, and wait until it is dead."""
-    from select import POLLIN, poll
-    from signal import SIGKILL, pidfd_send_signal
-
     try:
+        from select import POLLIN, poll
+        from signal import SIGKILL, pidfd_send_signal
+
         pidfd_send_signal(process, SIGKILL)
-    except ProcessLookupError:
-        return
-    death = poll()
-    death.register(process, POLLIN)
-    death.poll()
+        death = poll()
+        death.register(process, POLLIN)
+        death.poll()
+    except (OSError, ImportError):
+        pass  # it is dead, or ends with the connection
 
 
-def _read(source: int) -> bytes:
-    data = b""
-    while more := os.read(source, CHUNK):
-        data += more
-    return data
+def _content(memory: int) -> bytes:
+    return os.pread(memory, os.fstat(memory).st_size, 0)
 
 
-def _write(target: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(target, data) :]
+def _print(stdout: bytes, stderr: bytes, status: int, data: bytes | Exception | None) -> None:
+    """Print what the call did; does not return if its result cannot be printed."""
+    _log(stderr)
+    try:
+        write(1, stdout)
+    except OSError as error:
+        if status:
+            _log(stdout)  # a runtime shows it where there is no error JSON
+        from cni_hostport.__main__ import withdraw
+
+        withdraw(status, data, error)
+
+
+def _log(text: bytes) -> None:
+    try:  # noqa: SIM105 - contextlib would be another import
+        write(2, text)
+    except OSError:
+        pass  # no call fails because nobody listens
 
 
 def _pack(descriptors: list[int]) -> bytes:
     return b"".join(descriptor.to_bytes(4, byteorder) for descriptor in descriptors)
+
+
+def _cannot_start(error: BaseException) -> "NoReturn":
+    """End with an error JSON where nothing can be imported that would make one; code 5 is an I/O failure."""
+    reason = "".join(letter for letter in str(error) if " " <= letter <= "~" and letter not in '"\\')
+    text = f'{{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: {reason}"}}\n'
+    try:
+        write(1, text.encode())
+    finally:
+        os._exit(1)

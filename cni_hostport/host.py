@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import struct
+from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
 from contextlib import contextmanager, suppress
-from errno import ENOENT, ENOTDIR, ENOTTY
+from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOENT, ENOPROTOOPT, ENOTDIR, ENOTTY, EPERM
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from socket import AF_INET, AF_INET6
+from struct import Struct
 from sys import byteorder
 from typing import NamedTuple
 
+from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.netlink import Netlink, attribute, attributes
+from cni_hostport.netlink import SOCK_CLOEXEC, Netlink, attribute, attributes
 from cni_hostport.plan import Way
 
 TYPE_CHECKING = False
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-NETLINK_ROUTE, RTM_GETLINK, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 18, 26, 1, 4  # linux/netlink.h, linux/rtnetlink.h
-IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1  # linux/if_link.h
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+NETLINK_ROUTE, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 26, 1, 4  # linux/netlink.h, linux/rtnetlink.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
 KINDS_OF_ONE_POD = (
@@ -35,16 +36,22 @@ KINDS_OF_ONE_POD = (
 )  # with a host route; others, such as a macvlan, have neighbours on the link
 # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
 # flags
-RTMSG = struct.Struct("=BBBBBBBBL")
+RTMSG = Struct("=BBBBBBBBL")
 FAMILIES = {4: AF_INET, 6: AF_INET6}
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
+# no route, and what routes of the types unreachable, prohibit and blackhole say (net/ipv4/fib_semantics.c, fib_props)
+UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
+GONE = {ENOENT, ENOTDIR, ENOTTY}  # what says that there is no namespace at a path
 
 
 @contextmanager
-def _namespace(path: str) -> Iterator[int]:
-    """Open a network namespace; raises ``OSError`` if there is none at ``path``."""
+def namespace(path: str, directory: int | None = None) -> Iterator[int]:
+    """Open a network namespace; a relative path begins at an open ``directory``.
+
+    Raises ``OSError``, with one of the numbers ``GONE`` if there is none at ``path``.
+    """
     # O_NONBLOCK: whatever the path has become, a FIFO included, opening it does not wait
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     try:
         if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
             raise OSError(ENOTTY, "not a network namespace", path)
@@ -68,20 +75,22 @@ def scratch_namespace() -> Iterator[None]:
 @contextmanager
 def inside(path: str) -> Iterator[None]:
     """Run the block in the network namespace at ``path``; raises ``OSError`` if there is none, or no way in."""
-    with _namespace(path) as descriptor, _return():
+    with namespace(path) as descriptor, _return():
         enter_namespace(descriptor)
         yield
 
 
 @contextmanager
 def _return() -> Iterator[None]:
-    """Come back to this thread's network namespace at the end of the block."""
+    """Come back to this thread's network namespace at the end of the block; raises ``CNIError`` if it cannot."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
     finally:
         try:
             enter_namespace(own)
+        except OSError as error:  # nothing may be done in the other one
+            raise CNIError(Code.HOST_SETTING, f"cannot come back to this network namespace: {error}") from error
         finally:
             os.close(own)
 
@@ -92,39 +101,44 @@ def enter_namespace(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
 
 
-def is_namespace(path: str) -> bool:
-    """Tell whether there is a network namespace at ``path`` now."""
-    try:
-        with _namespace(path):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
 def identity(path: str) -> str:
-    """Return what tells the network namespace at ``path`` from others, ``<device>:<inode>``; empty if there is none."""
+    """Return what tells the network namespace at ``path`` from others, ``<device>:<inode>``; empty if there is none.
+
+    Raises ``OSError`` where it cannot be told.
+    """
     try:
-        with _namespace(path) as descriptor:
-            return _identity(descriptor)
-    except (OSError, ValueError):
+        with namespace(path) as descriptor:
+            return file_identity(descriptor)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
         return ""
 
 
-def _identity(namespace: int) -> str:
-    status = os.fstat(namespace)
-    return f"{status.st_dev}:{status.st_ino}"
+def cookie(namespace: int) -> str:
+    """Return the number that an open network namespace alone has, until the node is started again.
 
-
-def is_gone(path: str, identity: str = "") -> bool:
-    """Tell whether a network namespace is certainly gone, as opposed to one that cannot be looked at.
-
-    It is gone if there is none at ``path``, or another than the one with this identity, where that is known.
+    It is empty on kernels that do not tell it (before 5.14), and where this process may not enter the namespace. Raises
+    ``OSError`` where there is another reason.
     """
     try:
-        with _namespace(path) as descriptor:
-            return bool(identity) and identity != _identity(descriptor)
+        with _return():
+            enter_namespace(namespace)
+            asking = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+            try:
+                return str(int.from_bytes(asking.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder))
+            finally:
+                asking.close()
     except OSError as error:
-        return error.errno in {ENOENT, ENOTDIR, ENOTTY}
+        if error.errno not in {ENOPROTOOPT, EPERM}:
+            raise
+        return ""
+
+
+def file_identity(descriptor: int) -> str:
+    """Return device and inode of an open file."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:
@@ -136,7 +150,7 @@ def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        with _namespace(netns) as descriptor, IPRoute(netns=descriptor) as route:
+        with namespace(netns) as descriptor, IPRoute(netns=descriptor) as route:
             index = route.link_lookup(ifname=ifname)
             found = [
                 message
@@ -174,8 +188,10 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
     question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
     with Netlink(NETLINK_ROUTE) as netlink:
         [(error, answers)] = netlink.ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
-    if error:
+    if error in UNROUTED:
         raise NoRouteError(error, os.strerror(error))
+    if error:
+        raise OSError(error, os.strerror(error))
     _, prefix_length, _, _, _, _, _, kind, _ = RTMSG.unpack_from(answers[0])
     index = dict(attributes(answers[0][RTMSG.size :])).get(RTA_OIF, b"")
     return Route(int.from_bytes(index, byteorder), prefix_length, kind)
@@ -192,20 +208,7 @@ def ways_to(addresses: Sequence[IPv4Interface | IPv6Interface]) -> dict[IPv4Addr
             route = route_to(address)
             if route.prefix_length and route.type != RTN_LOCAL:
                 is_host_route = route.prefix_length == address.max_prefixlen
-                ways[address] = Way(route.interface, is_host_route and kind_of(route.interface) in KINDS_OF_ONE_POD)
+                ways[address] = Way(
+                    route.interface, is_host_route and interfaces.kind(route.interface) in KINDS_OF_ONE_POD
+                )
     return ways
-
-
-def kind_of(interface: int) -> str:
-    """Return the kind of an interface, by its index, as ``ip -d link`` shows it, such as ``bridge`` or ``veth``.
-
-    Raises ``OSError`` if there is no such interface.
-    """
-    # struct ifinfomsg (linux/rtnetlink.h): family, type, index, flags, change
-    question = struct.pack("=BxHiII", 0, 0, interface, 0, 0)
-    with Netlink(NETLINK_ROUTE) as netlink:
-        [(error, answers)] = netlink.ask([(RTM_GETLINK, 0, question)])
-    if error:
-        raise OSError(error, os.strerror(error))
-    link = dict(attributes(answers[0][struct.calcsize("=BxHiII") :]))
-    return dict(attributes(link.get(IFLA_LINKINFO, b""))).get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()

@@ -9,13 +9,13 @@ resident process whenever these addresses change.
 from __future__ import annotations
 
 import os
-import sys
-from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, if_nametoindex, inet_ntop, socket
+from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, inet_ntop, socket
 from contextlib import suppress
 from errno import EINTR
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 
+from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.netlink import NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
@@ -50,9 +50,8 @@ def _present() -> tuple[set[bytes], bool]:
 
     They may not be all while others come and go, as when kube-proxy starts. Raises ``OSError``.
     """
-    try:
-        index = if_nametoindex(INTERFACE)
-    except OSError:
+    index = interfaces.index(INTERFACE)
+    if not index:
         return set(), True
     with Netlink(NETLINK_ROUTE) as netlink:
         for _ in range(ATTEMPTS):
@@ -98,8 +97,7 @@ def _held() -> dict[str, set[bytes] | None]:
     """Return what the sets hold, by name; ``None`` for one that is not there."""
     from cni_hostport.lookup import Lookup
 
-    lookup = Lookup()
-    lookup.keep()
+    lookup = Lookup(kept=True)
     return {name: lookup.members(name) for name in FAMILIES}
 
 
@@ -141,11 +139,17 @@ class Watch:
         """Start a child if there is something to do, and none at work."""
         if not self._is_due or self._child != NONE:
             return
-        self._is_due = False
         self._child, tells = os.pipe()
-        if not os.fork():
-            _sync_and_end()
-        os.close(tells)
+        try:
+            if not os.fork():
+                _sync_and_end()
+        except OSError:
+            os.close(self._child)
+            self._child = NONE
+            return  # it stays due
+        finally:
+            os.close(tells)
+        self._is_due = False
         self._events.register(self._child, POLLIN)
 
     def takes(self, descriptor: int) -> bool:
@@ -176,15 +180,17 @@ def _is_a_change(message: bytes) -> bool:
     kind = NLMSGHDR.unpack_from(message)[1]
     if kind not in {RTM_NEWADDR, RTM_DELADDR}:
         return INTERFACE.encode() + b"\0" in message
-    with suppress(OSError):
-        return bool(IFADDRMSG.unpack_from(message, NLMSGHDR.size)[4] == if_nametoindex(INTERFACE))
-    return False
+    try:
+        return bool(IFADDRMSG.unpack_from(message, NLMSGHDR.size)[4] == interfaces.index(INTERFACE))
+    except OSError:
+        return True  # it may be one
 
 
 def _sync_and_end() -> NoReturn:
     try:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
-        sys.stderr.write(f"hostport: addresses of Services: {type(error).__name__}: {escaped(str(error))}\n")
-        sys.stderr.flush()
-    os._exit(0)
+        with suppress(OSError):
+            os.write(2, f"hostport: addresses of Services: {type(error).__name__}: {escaped(str(error))}\n".encode())
+    finally:
+        os._exit(0)

@@ -7,8 +7,9 @@ opened it closes before.
 
 from __future__ import annotations
 
-from _socket import if_indextoname  # the module socket itself takes 2 ms to import
+from errno import ENOENT
 
+from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code
 
 TYPE_CHECKING = False
@@ -21,18 +22,26 @@ if TYPE_CHECKING:
 
 
 def is_open(interface: int) -> bool:
-    """Tell whether 127.0.0.0/8 is routed on an interface, by its index; not where that cannot be read."""
+    """Tell whether 127.0.0.0/8 is routed on an interface, by its index; not on one that is not there.
+
+    Raises ``CNIError`` with code 102 if that cannot be read.
+    """
+    setting = f"route_localnet of interface {interface}"
     try:
-        return _read(_setting(interface))
-    except OSError:
+        setting = _setting(interface)
+        return _read(setting)
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise CNIError(Code.HOST_SETTING, f"cannot read {setting}: {error.strerror}") from error
 
 
 def open_for(plan: Plan, log: Callable[[str], None]) -> None:
     """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod, if the plan needs that.
 
     Without a route of its own to the pod there is no such interface, which is only logged: the plugin that adds it may
-    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written.
+    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written, or the kernel cannot be
+    asked.
     """
     if plan.local_route_to and not plan.interface:
         log(
@@ -60,6 +69,9 @@ def _lack_of_route(address: IPv4Address) -> str:
         host.route_to(address)
     except host.NoRouteError as error:
         return error.strerror or str(error)
+    except OSError as error:
+        reason = f"cannot tell how the node reaches {address}: {error.strerror}"
+        raise CNIError(Code.HOST_SETTING, reason) from error
     return "only the default route leads there"
 
 
@@ -74,6 +86,7 @@ def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     is_opened_here = lookup.localnet_left(interface)
     if is_opened_here is None:
         return
+    setting = f"route_localnet of interface {interface}"
     try:
         setting = _setting(interface)
         if is_opened_here:
@@ -91,10 +104,9 @@ def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
 
 def _setting(interface: int) -> str:
     """Return the path of the sysctl; raises ``FileNotFoundError`` where there is no such interface."""
-    try:
-        name = if_indextoname(interface)
-    except OSError as error:
-        raise FileNotFoundError(error.errno, error.strerror) from error
+    name = interfaces.name(interface)
+    if not name:
+        raise FileNotFoundError(ENOENT, f"there is no interface {interface}")
     return f"/proc/sys/net/ipv4/conf/{name}/route_localnet"
 
 

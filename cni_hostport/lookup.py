@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
-from cni_hostport import nf_tables
+from cni_hostport import netlink, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
 from cni_hostport.table import (
@@ -75,10 +75,10 @@ class Lookup:
     The methods raise ``NFTError`` where the kernel refuses an answer: without privileges, or without nf_tables.
     """
 
-    def __init__(self) -> None:
-        """Open a socket."""
+    def __init__(self, *, kept: bool = False) -> None:
+        """Open a socket, or use the one that is ``kept`` open for all who come here often."""
         try:
-            self._netlink = Netlink(NETLINK_NETFILTER)
+            self._netlink = netlink.kept(NETLINK_NETFILTER) if kept else Netlink(NETLINK_NETFILTER)
         except OSError as error:
             raise _failure(error.errno or 0) from error
 
@@ -177,7 +177,8 @@ class Lookup:
 
     def keep(self) -> None:
         """Leave the socket open until the process ends: closing it can take longer than all else."""
-        KEPT.append(self._netlink)
+        if self._netlink not in KEPT:
+            KEPT.append(self._netlink)
 
     def commit(self, *changes: Message) -> bool:
         """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""

@@ -6,6 +6,7 @@ Layouts are those of linux/netlink.h; numbers are in the machine's byte order un
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket  # the module socket itself takes 2 ms to import
 
@@ -54,6 +55,7 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         """Open it; raises ``OSError`` where the kernel does not have the protocol."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+        self.kind: tuple[int, int] | None = None  # of one that is ``kept``: protocol, and inode of the namespace
 
     def __enter__(self) -> Self:
         """Use it for a block."""
@@ -98,6 +100,21 @@ class Netlink:
                 length, kind, flags, number, _ = _HEADER.unpack_from(data, offset)
                 yield kind, flags, number, data[offset + _HEADER.size : offset + length]
                 offset += _aligned(length)
+
+
+def kept(protocol: int) -> Netlink:
+    """Return the socket of a protocol, in this network namespace, that stays open until the process ends.
+
+    Raises ``OSError`` where there can be none.
+    """
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino  # whose number is that of no other while the socket is open
+    for opened in KEPT:
+        if isinstance(opened, Netlink) and opened.kind == (protocol, namespace):
+            return opened
+    made = Netlink(protocol)
+    made.kind = protocol, namespace
+    KEPT.append(made)
+    return made
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from cni_hostport import conntrack, host, ipvs, localnet, ruleset
+from cni_hostport import conntrack, ipvs, localnet, presence, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.installed import Element, Installed
@@ -30,7 +30,7 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     Raises ``CNIError``: code 100 if another container that lives holds one of the ports, 11 if too many races were
     lost; and ``NFTError`` if nftables refuses the rules.
     """
-    attachment.identity = host.identity(attachment.netns)
+    presence.note(attachment)
     holders, leaving, installed = dict[Forward, str](), dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
         try:
@@ -117,7 +117,7 @@ def reinstatement(
 
     Raises ``CNIError`` with code 100 if a container that lives is in the way.
     """
-    attachment.identity = host.identity(attachment.netns)
+    presence.note(attachment)
     holders = shared(seen, attachment, plan)
     own = plan.without(holders)
     leaving = _leaving(nft, seen, attachment, own, newest=False)
@@ -176,9 +176,11 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
     key = attachment.key
     leaving = {key: ""} if key in installed.holders or key in installed.interfaces else {}
 
-    def is_gone(owner: Owner) -> bool:
+    view = presence.View()
+
+    def is_gone(owner: Owner, view: presence.View | None = None) -> bool:
         # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead
-        return bool(attachment.identity and owner.netns) and host.is_gone(owner.netns, owner.identity)
+        return bool(attachment.identity) and (view or presence.View()).is_gone(owner)
 
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
@@ -186,7 +188,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
         if element and element.holder not in {"", key}:
             owner = installed.owner_of(element.holder)
             has_moved = newest and (_network(element.holder) == _network(key) or owner.is_beside(attachment))
-            if not has_moved and not is_gone(owner):
+            if not has_moved and not is_gone(owner, view):
                 raise CNIError(
                     Code.PORT_TAKEN,
                     f"pod address {pod_ip} is that of {_whose(nft, element.holder, owner)}"
@@ -203,7 +205,7 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
         for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
             if holder in leaving:
                 continue
-            if not (holder and is_gone(owner)):
+            if not (holder and is_gone(owner, view)):
                 msg = f"host port {forward} is taken by {_whose(nft, holder, owner)}"
                 raise PortTakenError(msg, element, partial(is_gone, owner))
             leaving[holder] = f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
@@ -253,9 +255,7 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
     for chain in chains:
-        lookup = Lookup()
-        lookup.keep()
-        localnet.close(lookup, interface_of(chain), log)
+        localnet.close(Lookup(kept=True), interface_of(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

@@ -127,9 +127,9 @@ def check(call: Call, _log: Log) -> None:
     plan = plan_of(call)
     if plan is None or not plan.forwards:
         return
-    from cni_hostport import comparison
+    from cni_hostport.comparison import Comparison
 
-    differences = comparison.differences(attachment_of(call), plan)
+    differences = Comparison().differences(attachment_of(call), plan)
     if differences:
         raise CNIError(
             Code.CHECK_FAILED,

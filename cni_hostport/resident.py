@@ -2,26 +2,26 @@
 
 Children wait on the listening socket before there is a call, so that a call does not wait for a fork. A child takes the
 caller's streams, environment, network namespace and directories, and then is what the executable would have been: it
-runs the same entry point, and ends. ``handover`` has the caller's side and the protocol. Besides, the addresses of
-Services are watched (``ipvs``).
+runs the same entry point, and ends. ``handover`` has the caller's side and the protocol, ``credentials`` decides who is
+served. Besides, the addresses of Services are watched (``ipvs``).
 """
 
+from __future__ import annotations
+
 import fcntl
-import gc
 import io
 import os
 import select
 import signal
 import socket
-import struct
+import stat
 import sys
 import time
 from contextlib import suppress
-from errno import EAGAIN
-from importlib import import_module
+from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, departure, host, ipvs, library, netlink, skel
+from cni_hostport import afterwards, code, credentials, departure, handover, host, ipvs, library, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.nft import Nft
@@ -38,32 +38,9 @@ MOST = 32
 BETWEEN_REPORTS = 1.0  # seconds; a caller waits for ``handover.UNTIL_DONE``
 PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
-DESCRIPTORS = 6  # of a request: standard streams, network namespace, root and working directory
+DESCRIPTORS = 4  # of a request: standard streams, and the process that sends it
+ENDS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # and the status, which is a shell's for the latter
 FIRST_INHERITED = 3  # sd_listen_fds(3)
-OPERATIONS_IMPORT = (
-    *(
-        f"cni_hostport.{module}"
-        for module in (
-            "comparison",
-            "config",
-            "conntrack",
-            "deletion",
-            "listeners",
-            "listings",
-            "lookup",
-            "ownership",
-            "plugin",
-            "portmap",
-            "upgrade",
-            "xtables",
-        )
-    ),
-    "nftables",
-    "pyroute2",
-    "random",
-    "syslog",
-    "traceback",
-)
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
     b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
@@ -71,15 +48,36 @@ REHEARSAL = (
 
 
 def serve(path: str = SOCKET) -> NoReturn:
-    """Answer calls for ever, on the socket that systemd hands over or else on one made at ``path``."""
-    _import_everything()
+    """Answer calls until SIGTERM or SIGINT, on the socket that systemd hands over or else on one made at ``path``.
+
+    Raises ``OSError`` if there cannot be such a socket, or no child.
+    """
+    code.load()
     with host.scratch_namespace():
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    listener = _listener(path)
+    listener, remove = _listener(path)
+
+    def end(number: int, _: object) -> NoReturn:
+        remove()
+        os._exit(ENDS[signal.Signals(number)])  # an exception would be lost within a hook of fork
+
+    for number in ENDS:
+        signal.signal(number, end)
+    try:
+        _serve(listener, stage)
+    finally:
+        remove()
+
+
+def _serve(listener: socket.socket, stage: int) -> NoReturn:
+    listener.settimeout(0)  # of the children that a call wakes, one gets it
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # connections have it from the beginning
     lifeline, alive = os.pipe()
     # each child is known by a descriptor, on which it tells when it takes a call, and which ends with it
     children, waiting = set[int](), set[int]()
+    begun = False
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that ended
+    rights = credentials.Process(os.getpid()).rights
     events = select.poll()
     watch = ipvs.Watch(events)
     while True:
@@ -89,13 +87,22 @@ def serve(path: str = SOCKET) -> NoReturn:
         heard = [descriptor for descriptor in ready if not watch.takes(descriptor)]
         if lacks and not (ready if waiting else heard):
             hears, tells = os.pipe()
-            if not os.fork():
-                os.close(alive)
-                _wait_for_a_call(listener, lifeline, tells, stage if waiting else None)
+            try:
+                is_child = not os.fork()
+            except OSError:
+                os.close(hears)
+                if not begun:
+                    raise
+                time.sleep(PATIENCE)  # callers do without
+            else:
+                if is_child:
+                    os.close(alive)
+                    _wait_for_a_call(listener, lifeline, tells, rights, stage if waiting else None)
+                begun = True
+                children.add(hears)
+                waiting.add(hears)
+                events.register(hears, select.POLLIN)
             os.close(tells)
-            children.add(hears)
-            waiting.add(hears)
-            events.register(hears, select.POLLIN)
         for descriptor in heard:
             if os.read(descriptor, 1):
                 waiting.discard(descriptor)
@@ -108,38 +115,44 @@ def serve(path: str = SOCKET) -> NoReturn:
                 time.sleep(PATIENCE)
 
 
-def _import_everything() -> None:
-    """Import what operations import, so that children share it, and need no files that a caller's root may not have."""
-    for module in OPERATIONS_IMPORT:
-        import_module(module)
-    gc.collect()
-    gc.freeze()  # children then do not copy all of it only to count references
-    gc.disable()
+def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
+    """Return the socket that systemd hands over or one made at a path, and what removes the latter in the end.
 
-
-def _listener(path: str) -> socket.socket:
+    What is at the path already may only be a socket on which nobody listens any more.
+    """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        listener = socket.socket(fileno=FIRST_INHERITED)
-    else:
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        if probe.connect_ex(path) in {0, EAGAIN}:
-            sys.exit(f"hostport: another process listens on {escaped(path)}")
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mask = os.umask(0o177)
-        listener.bind(path)
-        os.umask(mask)
-        listener.listen(socket.SOMAXCONN)
-    listener.settimeout(0)  # of the children that a call wakes, one gets it
-    return listener
+        return socket.socket(fileno=FIRST_INHERITED), lambda: None
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    error = probe.connect_ex(path)
+    if error in {0, EAGAIN}:
+        sys.exit(f"hostport: another process listens on {escaped(path)}")
+    if error != ENOENT:
+        if error != ECONNREFUSED or not stat.S_ISSOCK(os.lstat(path).st_mode):
+            sys.exit(f"hostport: {path} exists, and is not a socket that was left behind")
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o177)
+    listener.bind(path)
+    os.umask(mask)
+    listener.listen(socket.SOMAXCONN)
+    parent = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == parent:  # and not a child that a signal ends
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    return listener, remove
 
 
-def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: int | None) -> NoReturn:
+def _wait_for_a_call(
+    listener: socket.socket, lifeline: int, tells: int, rights: credentials.Rights, stage: int | None
+) -> NoReturn:
     """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # pyroute2 has children of its own
     Nft.context_type = library.Context  # if that ends this process, the caller runs its call
     try:
+        for number in (*ENDS, signal.SIGCHLD):  # pyroute2 has children of its own
+            signal.signal(number, signal.SIG_DFL)
         if stage is not None:
             _rehearse(stage)
         ready = select.epoll()
@@ -150,12 +163,13 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, stage: 
                 connection, _ = listener.accept()
                 os.write(tells, TAKEN[:1])
                 departure.PLACES.append(tells)
-                _answer(connection)
+                _answer(connection, rights)
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
-        sys.stderr.write(f"hostport: {type(error).__name__}: {escaped(str(error))}\n")
-        sys.stderr.flush()
-    os._exit(0)
+        with suppress(OSError):
+            handover.write(2, f"hostport: {type(error).__name__}: {escaped(str(error))}\n".encode())
+    finally:
+        os._exit(0)
 
 
 def _rehearse(stage: int) -> None:
@@ -171,25 +185,28 @@ def _rehearse(stage: int) -> None:
     skel.AFTERWARDS.clear()
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     """Run a caller's call, unless it is not to be run here, which the caller sees by the closed connection."""
     connection.settimeout(PATIENCE)
-    _, user, _ = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    request, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, DESCRIPTORS)
-    identity, *variables = os.fsdecode(request).split("\0")
-    if user != os.geteuid() or identity != IDENTITY or len(descriptors) != DESCRIPTORS:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # it was made before the listener had that
+    caller = credentials.caller(connection)  # while it prepares its request
+    request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
+    identity, netns, *variables = os.fsdecode(request.content).split("\0")
+    if (
+        identity != IDENTITY
+        or len(request.descriptors) != DESCRIPTORS
+        or not (caller and caller.sent(request, connection) and caller.rights.include(rights))
+        or not caller.is_in_this_pid_namespace
+    ):
         return
-    *streams, netns, root, directory = descriptors
-    host.enter_namespace(netns)
-    os.fchdir(root)
-    os.chroot(".")
-    os.fchdir(directory)
-    if os.readlink("/proc/self") != str(os.getpid()):
-        return  # the caller has process IDs of its own, and paths in its /proc mean nothing here
-    for target, stream in enumerate(streams):
+    caller.follow()
+    code.close()
+    environ = dict(variable.partition("=")[::2] for variable in variables)
+    if netns != handover.file_at(environ.get("CNI_NETNS", "")):
+        return  # the path means another file here, as paths in /proc/self do
+    for target, stream in enumerate(request.descriptors[:-1]):
         os.dup2(stream, target)
         os.close(stream)
-    environ = dict(variable.partition("=")[::2] for variable in variables)
     # the caller's end is the end of its call, wherever that runs: SIGIO, when the connection is closed, terminates
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
@@ -198,6 +215,8 @@ def _answer(connection: socket.socket) -> None:
         netlink.PROGRESS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
         netlink.PROGRESS.clear()
+        if status and not os.fstat(1).st_size:
+            return  # there was no memory even for the error
         if skel.AFTERWARDS:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         connection.send(bytes([status]))
@@ -205,7 +224,7 @@ def _answer(connection: socket.socket) -> None:
         afterwards.run(skel.AFTERWARDS)
 
 
-def _reporting(connection: socket.socket) -> "Callable[[], None]":
+def _reporting(connection: socket.socket) -> Callable[[], None]:
     """Return what tells a caller now and then that its call gets on."""
     told = time.monotonic()
 

@@ -14,19 +14,28 @@ from math import isfinite
 
 from cni_hostport import __version__
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.handover import LONGEST_IFNAME
+from cni_hostport.handover import LARGEST_INPUT, LONGEST_IFNAME
 from cni_hostport.text import escaped, escaped_lines
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Protocol, TextIO
+    from typing import Any, Protocol
+
+    Log = Callable[[str], None]
 
     class Readable(Protocol):
         """Where the network configuration comes from."""
 
         def read(self) -> bytes:
-            """Return everything, or raise ``OSError``."""
+            """Return everything, or more than ``LARGEST_INPUT`` bytes of it; or raise ``OSError``."""
+            ...
+
+    class Writable(Protocol):
+        """Where results or messages go to."""
+
+        def write(self, text: str, /) -> object:
+            """Write all of it, or raise ``OSError``."""
             ...
 
 
@@ -67,17 +76,17 @@ class Call:
         self.network: str = config["name"]
 
 
-def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: TextIO) -> int:
-    """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout."""
+def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: Writable) -> int:
+    """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout.
+
+    Of what cannot be written, messages are lost, while a result makes it an error, and an ADD is undone.
+    """
+    log = _logger(stderr)
     if not environ.get("CNI_COMMAND"):
-        stderr.write(f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
+        _say(stderr, f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
         return 0
 
     version = LATEST
-
-    def log(line: str) -> None:
-        stderr.write(f"hostport: {escaped(line)}\n")
-
     try:
         _check_environment(environ)
         if environ["CNI_COMMAND"] == "VERSION":
@@ -88,31 +97,40 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: TextIO, stderr: Tex
         version = requested if requested in VERSIONS else LATEST
         _check_network_name(config)
         result = _dispatch(environ, config, requested, log)
-    except CNIError as error:
-        failure = error
+        if result is not None:
+            try:
+                _print(stdout, {**result, "cniVersion": version})
+            except BaseException:
+                _undo(environ, config, log)
+                raise
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the edge: whatever happens, a panic in pydantic included, is told
-        lack = _lack(error)
-        if lack:
-            code = Code.NOT_AVAILABLE if environ["CNI_COMMAND"] == "STATUS" else Code.RULESET_REFUSED
-            failure = CNIError(code, f"{environ['CNI_COMMAND']} cannot be carried out: {lack}")
-        else:
-            _print_traceback(error, stderr)
-            failure = CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+        failure = _failure(error, environ["CNI_COMMAND"], stderr)
     else:
-        if result is not None:
-            _print(stdout, {**result, "cniVersion": version})
         return 0
 
-    _print(stdout, _error(version, failure))
+    # runtimes print these texts to terminals and logs, and kubelets write them into events
+    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
+    try:
+        _print(stdout, {**body, "details": escaped_lines(failure.details)} if failure.details else body)
+    except CNIError:
+        log(failure.msg)  # a runtime shows it where there is no error JSON
     return 1
 
 
-def _error(version: str, failure: CNIError) -> dict[str, Any]:
-    """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
-    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
-    return {**body, "details": escaped_lines(failure.details)} if failure.details else body
+def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
+    """Return what the runtime is told of an error."""
+    if isinstance(error, CNIError):
+        return error
+    if isinstance(error, RecursionError):
+        return CNIError(Code.DECODING_FAILURE, "the network configuration is nested too deeply")
+    lack = _lack(error)
+    if lack:
+        code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
+        return CNIError(code, f"{command} cannot be carried out: {lack}")
+    _say(stderr, _traceback(error))
+    return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
 
 
 def _lack(error: BaseException) -> str:
@@ -131,18 +149,58 @@ def _lack(error: BaseException) -> str:
     return ""
 
 
-def _print(stdout: TextIO, document: Mapping[str, Any]) -> None:
-    json.dump(document, stdout)
-    stdout.write("\n")
-    stdout.flush()
+def withdraw(environ: Mapping[str, str], installed: Readable | None, error: Exception, stderr: Writable) -> None:
+    """Say that the output of a call, which was run already, cannot be written, and undo it if it is an ADD.
+
+    ``installed`` is the standard input of a call that succeeded.
+    """
+    log = _logger(stderr)
+    log(_unwritten(error).msg)
+    if installed and environ["CNI_COMMAND"] == "ADD":
+        _undo(environ, _read_config(installed), log)
 
 
-def _print_traceback(error: BaseException, stderr: TextIO) -> None:
+def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log) -> None:
+    """Remove what an ADD has installed, because the runtime does not get its result."""
+    from cni_hostport import plugin
+
+    AFTERWARDS.clear()
+    try:
+        plugin.OPERATIONS["DEL"](Call(environ, config), log)
+    except Exception as error:  # noqa: BLE001 - the call fails already
+        log(f"what was installed cannot be removed: {error}")
+
+
+def _logger(stderr: Writable) -> Log:
+    return lambda line: _say(stderr, f"hostport: {escaped(line)}\n")
+
+
+def _say(stderr: Writable, text: str) -> None:
+    try:  # noqa: SIM105 - contextlib would be another import
+        stderr.write(text)
+    except OSError:
+        pass  # no operation fails because nobody listens
+
+
+def _print(stdout: Writable, document: Mapping[str, Any]) -> None:
+    """Write a document; raises ``CNIError`` with code 5 if that fails."""
+    text = json.dumps(document)
+    try:
+        stdout.write(f"{text}\n")
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: Exception) -> CNIError:
+    return CNIError(Code.IO_FAILURE, f"cannot write the result to stdout: {error}")
+
+
+def _traceback(error: BaseException) -> str:
     import traceback
 
-    for part in traceback.format_exception(error):
-        is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
-        stderr.write(part if is_place else f"{escaped(part.strip())}\n")
+    parts = traceback.format_exception(error)
+    # the places in the program are as they are; the rest holds the errors' texts, whatever those are
+    return "".join(part if part.startswith("  ") else f"{escaped(part.strip())}\n" for part in parts)
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:
@@ -177,8 +235,13 @@ def is_ifname(name: str) -> bool:
 def _read_config(stdin: Readable) -> dict[str, Any]:
     try:
         data = stdin.read()
-    except OSError as error:
-        raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {error}") from error
+    except (OSError, MemoryError) as error:
+        reason = str(error) or "there is no memory for it"
+        raise CNIError(Code.IO_FAILURE, f"cannot read the network configuration from stdin: {reason}") from error
+    if len(data) > LARGEST_INPUT:
+        raise CNIError(
+            Code.IO_FAILURE, f"the network configuration on stdin is not read: it has more than {LARGEST_INPUT} bytes"
+        )
     try:
         config = json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:

@@ -3,8 +3,8 @@
 from _socket import if_nameindex
 from contextlib import suppress
 
-from cni_hostport import host, localnet, ruleset
-from cni_hostport.errors import ExistsError, NotFoundError
+from cni_hostport import host, interfaces, localnet, ruleset
+from cni_hostport.errors import CNIError, Code, ExistsError, NotFoundError
 from cni_hostport.installed import Installed
 from cni_hostport.nft import Nft
 from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, POD_MAPS, TABLE, base
@@ -14,11 +14,17 @@ def declare_again(nft: Nft) -> None:
     """Put what another version of this plugin declared in the form that it has now, in one transaction.
 
     Nothing is done where others were faster, or deleted an attachment meanwhile: what needs the declarations then finds
-    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason.
+    them either way, and comes back. Raises ``NFTError`` if nftables refuses it for another reason, and ``CNIError``
+    with code 102 if it cannot be told which interfaces are to be guarded.
     """
     installed = nft.installed()
+    try:
+        guards = _guards(nft, installed)
+    except OSError as error:
+        reason = f"cannot tell which interfaces route 127.0.0.0/8: {error.strerror}"
+        raise CNIError(Code.HOST_SETTING, reason) from error
     with suppress(NotFoundError, ExistsError):
-        nft.run([*_declarations(installed), *_guards(nft, installed)])
+        nft.run([*_declarations(installed), *guards])
 
 
 def _guards(nft: Nft, installed: Installed) -> list[str]:
@@ -30,9 +36,8 @@ def _guards(nft: Nft, installed: Installed) -> list[str]:
     commands = []
     if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
         for interface, _ in if_nameindex():
-            with suppress(OSError):
-                if localnet.is_open(interface) and host.kind_of(interface) == "bridge":
-                    commands += ruleset.guard(interface, opens=True)
+            if localnet.is_open(interface) and interfaces.kind(interface) == "bridge":
+                commands += ruleset.guard(interface, opens=True)
     for element in installed.elements:
         if (
             element.map == "pods_ip4"

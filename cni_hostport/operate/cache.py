@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, 
 from cni_hostport import plugin
 from cni_hostport.attachment import pod_name
 from cni_hostport.config import PrevResult
-from cni_hostport.operate import namespaces
+from cni_hostport.operate import files, namespaces
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_DIR = Path("/var/lib/cni")
+RESULTS = "results"
 KIND = "cniCacheV1"
 PLUGIN = "hostport"
 ATTEMPTS, PAUSE = 5, 0.05  # seconds; libcni does not write a file at once
@@ -108,8 +110,11 @@ class Interface:
 
 
 def entries(directories: Iterable[Path]) -> list[Path]:
-    """Return the files of caches, each cache being the directory that holds ``results``."""
-    return sorted(path for directory in directories for path in (directory / "results").glob("*") if path.is_file())
+    """Return the files of caches, each cache being the directory that holds ``results``.
+
+    None of a cache that is not there; raises ``OSError`` if one cannot be looked at.
+    """
+    return sorted(path for directory in directories if exists(directory) for path in files.names(directory / RESULTS))
 
 
 def read(path: Path) -> Call | None:
@@ -147,8 +152,11 @@ def plan(call: Call) -> tuple[Plan | None, str]:
 
 
 def exists(directory: Path) -> bool:
-    """Tell whether a directory is that of a cache."""
-    return (directory / "results").is_dir()
+    """Tell whether a directory is that of a cache; raises ``OSError`` if that cannot be told."""
+    try:
+        return S_ISDIR((directory / RESULTS).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def interface(path: Path) -> Interface | None:
@@ -159,14 +167,14 @@ def interface(path: Path) -> Interface | None:
 def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
     for attempt in range(ATTEMPTS):
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(files.read(path))
             if not isinstance(document, dict) or document.get("kind") != KIND:
                 return None
             return parse(_Entry.model_validate(document))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ValueError(error.strerror) from error
+            raise ValueError(error.strerror or str(error)) from error
         except (RecursionError, ValueError) as error:
             failure = error
             time.sleep(PAUSE if attempt < ATTEMPTS - 1 else 0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cni_hostport import host
+from cni_hostport import host, presence
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.operate import cache, namespaces
 
@@ -66,12 +66,12 @@ class Census:
         left_out = os.stat(newcomer).st_ino if newcomer else own
         seen = tuple(namespaces.visible())
         if interfaces:
-            sees = any(not _is_gone(of) or _is_beside_others(of) for of in interfaces)
+            sees = any(not _is_gone(of) or namespaces.others_are_beside(of.netns) for of in interfaces)
         else:
             sees = any(of.inode not in {0, own} for of in seen)
         if newcomer and left_out not in {of.inode for of in seen}:
             sees = False
-        if not sees and not namespaces.is_everything_visible():
+        if not sees and not presence.sees_everything():
             raise CNIError(
                 Code.NOT_AVAILABLE,
                 "no container's network namespace is seen at all: this process may not see the runtime's mounts and"
@@ -113,20 +113,16 @@ def _known(caches: Sequence[Path]) -> tuple[tuple[cache.Interface, ...], tuple[P
 
 
 def _is_gone(interface: cache.Interface) -> bool:
-    return bool(interface.netns) and host.is_gone(interface.netns)
-
-
-def _is_beside_others(interface: cache.Interface) -> bool:
-    """Tell whether a namespace is, or was, where this process does see others."""
-    directory = os.path.dirname(interface.netns)
+    """Tell whether there certainly is no network namespace at a path."""
     try:
-        return any(host.is_namespace(os.path.join(directory, name)) for name in os.listdir(directory))
-    except OSError:
+        return bool(interface.netns) and not host.identity(interface.netns)
+    except (OSError, ValueError):
         return False
 
 
 def _inode(interface: cache.Interface) -> int:
+    """Return the inode of an interface's network namespace, 0 where that is not known."""
     try:
         return os.stat(interface.netns).st_ino
-    except OSError:
+    except (OSError, ValueError):
         return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EADDRNOTAVAIL
+from errno import EADDRNOTAVAIL, ENODEV
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from socket import if_indextoname
 from typing import TYPE_CHECKING, Any
 
+from cni_hostport import interfaces
+from cni_hostport.host import NoRouteError
 from cni_hostport.operate import namespaces, routing
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ def beside(mapping: PortMapping, client: Client, fits: Fits) -> Iterator[Client]
     seen = {client.interface}
     for index, addresses in _addresses(mapping.version).items():
         for address in addresses:
-            with suppress(OSError):
-                name = if_indextoname(routing.to(client.source, address.ip).get_attr("RTA_OIF"))
-                if name not in seen and name == if_indextoname(index) and fits(address.ip):
+            with suppress(NoRouteError):
+                way = routing.to(client.source, address.ip).get_attr("RTA_OIF")
+                name = _interface(way)
+                if name not in seen and way == index and fits(address.ip):
                     seen.add(name)
                     yield Client(client.source, address.ip, name, made_up=True)
 
@@ -81,7 +83,7 @@ def beside(mapping: PortMapping, client: Client, fits: Fits) -> Iterator[Client]
 def _somebody(own: Addresses, mapping: PortMapping, given: Address | None, fits: Fits) -> Client:
     """Return a client beyond the default route, or else one on a link of the node's that is not the pod's."""
     anybody = ANYBODY[mapping.version]
-    with suppress(OSError):
+    with suppress(NoRouteError):
         found = _route(anybody)
         destination = given or _destination(found, own, fits)
         return Client(anybody, destination, _incoming(anybody, destination, found), made_up=True)
@@ -90,7 +92,7 @@ def _somebody(own: Addresses, mapping: PortMapping, given: Address | None, fits:
             neighbour = next((of for of in address.network.hosts() if of != address.ip), None)
             if neighbour and (mapping.pod_ip is None or mapping.pod_ip not in address.network):
                 destination = given or _free([address.ip, *_all(own)], fits)
-                return Client(neighbour, destination, if_indextoname(index), made_up=True)
+                return Client(neighbour, destination, _interface(index), made_up=True)
     itself = _free([*_all(own), *([LOOPBACK] if mapping.version == LOOPBACK.version else [])], fits)
     return Client(itself, given or itself, "")
 
@@ -100,15 +102,22 @@ def _on_link(source: Address | None, given: Address) -> Client:
     for address in namespaces.addresses():
         if address.ip.ip == given:
             neighbour = source or type(given)(int(given) ^ 2)
-            return Client(neighbour, given, if_indextoname(address.interface), made_up=source is None)
+            return Client(neighbour, given, _interface(address.interface), made_up=source is None)
     raise OSError(EADDRNOTAVAIL, f"{given} is not an address of this node")
 
 
 def _incoming(source: Address, destination: Address, found: Any) -> str:
     """Return the interface by which the node would answer from an address, and by the found route if it would not."""
-    with suppress(OSError):
+    with suppress(NoRouteError):
         found = routing.to(source, destination)
-    return if_indextoname(found.get_attr("RTA_OIF"))
+    return _interface(found.get_attr("RTA_OIF"))
+
+
+def _interface(index: int) -> str:
+    name = interfaces.name(index)
+    if not name:
+        raise NoRouteError(ENODEV, "an interface has just gone")
+    return name
 
 
 def _addresses(version: int) -> Addresses:
@@ -126,15 +135,15 @@ def _all(own: Addresses) -> list[Address]:
 def _free(addresses: Sequence[Address], fits: Fits) -> Address:
     """Return the first address that fits, or if none does, the first."""
     if not addresses:
-        raise OSError(EADDRNOTAVAIL, "the node has no address of this IP version to connect to")
+        raise NoRouteError(EADDRNOTAVAIL, "the node has no address of this IP version to connect to")
     return next((address for address in addresses if fits(address)), addresses[0])
 
 
 def _route(to: Address) -> Any:
     try:
         return routing.to(to)
-    except OSError as error:
-        raise OSError(error.errno, f"no way back to {to}: {error.strerror}") from error
+    except NoRouteError as error:
+        raise NoRouteError(error.errno, f"no way back to {to}: {error.strerror}") from error
 
 
 def _destination(found: Any, own: Addresses, fits: Fits) -> Address:

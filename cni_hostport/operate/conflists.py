@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.operate import terminal
+from cni_hostport.operate import files, terminal
 from cni_hostport.operate.cache import PLUGIN, Conflist
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.skel import VERSIONS, Call
@@ -24,21 +24,25 @@ PORTMAP, BRIDGE, DEFAULT_BRIDGE = "portmap", "bridge", "cni0"
 CAPABILITIES = '"capabilities": {"portMappings": true}'
 
 
-def files(directory: Path) -> list[Path]:
-    """Return the configuration files of a directory in the order in which runtimes look at them.
+def of_directory(directory: Path) -> list[Path]:
+    """Return the configuration files of a directory in the order in which runtimes look at them; raises ``OSError``.
 
     Source: containerd/go-cni, ``opts.go`` (``loadFromConfDir``).
     """
-    return sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and not path.is_dir())
+    return [path for path in files.names(directory) if path.suffix in SUFFIXES]
 
 
 def bridges(directories: Sequence[Path]) -> set[str]:
     """Return the names of the bridges that configurations make for pods; those that cannot be read make none."""
     found = set()
     for directory in directories:
-        for path in files(directory) if directory.is_dir() else ():
+        try:
+            paths = of_directory(directory)
+        except OSError:
+            continue  # which ``statements`` tells
+        for path in paths:
             try:
-                conflist = Conflist.parse(path.read_bytes())
+                conflist = Conflist.parse(files.read(path))
             except (OSError, ValueError):
                 continue
             made = (of for of in conflist.plugins if of.get("type") == BRIDGE)
@@ -51,7 +55,7 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
     uses, searched = 0, []
     for directory in directories:
         try:
-            paths = files(directory)
+            paths = of_directory(directory)
         except OSError as error:
             yield note(f"{directory} cannot be read: {error.strerror}", "What runtimes are told is not known.")
             continue
@@ -59,7 +63,7 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
         parsed: list[tuple[Path, Conflist]] = []
         for path in paths:
             try:
-                parsed.append((path, Conflist.parse(path.read_bytes())))
+                parsed.append((path, Conflist.parse(files.read(path))))
             except (OSError, ValueError) as error:
                 yield problem(
                     f"{path} is not a network configuration: {_reason(error)}",

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from cni_hostport import crashes, plugin
+from cni_hostport.comparison import Comparison
 from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate import (
@@ -61,6 +62,11 @@ class Examination:
     def installed(self) -> Installed:
         """What the ruleset holds."""
         return self.nft.installed()
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Comparisons with what the ruleset should hold."""
+        return Comparison(self.nft)
 
     @cached_property
     def mappings(self) -> list[PortMapping]:
@@ -179,12 +185,12 @@ CHECKS = (
     Check(
         "the base rules",
         "the rules below all host ports are as they should be",
-        lambda it: node.base_rules(it.nft, it.mappings),
+        lambda it: node.base_rules(it.comparison, it.mappings),
     ),
     Check(
         "route_localnet",
         "nobody else can reach what listens on this node's 127.0.0.1",
-        lambda it: node.route_localnet(it.nft, it.installed),
+        lambda it: node.route_localnet(it.nft, it.comparison, it.installed),
     ),
     Check(
         "the holders of host ports",
@@ -194,7 +200,7 @@ CHECKS = (
     Check(
         "the caches of runtimes",
         "the ruleset is what runtimes asked for",
-        lambda it: runtimes.differences(it.installed, it.mappings, it.caches),
+        lambda it: runtimes.differences(it.installed, it.mappings, it.caches, it.comparison),
     ),
     *(
         Check(

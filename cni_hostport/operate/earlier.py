@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +45,17 @@ def statements(nft: Nft, of: PortMapping, client: Client) -> Iterator[Statement]
         yield ok(f"what others translate at {hook} is theirs, before this plugin's turn", *translating)
     if not found:
         yield ok(f"no chain of others comes before this plugin's at {hook}")
-    with suppress(OSError):
+    try:
         tables = LEGACY[of.version].read_text().split()
-        if tables:
-            command = "iptables-legacy-save" if of.version == 4 else "ip6tables-legacy-save"  # noqa: PLR2004
-            text = f"legacy iptables is in use ({', '.join(tables)}): what its rules do is not shown here"
-            yield note(text, remedy=command)
+    except FileNotFoundError:  # not in use
+        return
+    except OSError as error:
+        yield note(f"whether legacy iptables is in use cannot be told: {error.strerror}")
+        return
+    if tables:
+        command = "iptables-legacy-save" if of.version == 4 else "ip6tables-legacy-save"  # noqa: PLR2004
+        text = f"legacy iptables is in use ({', '.join(tables)}): what its rules do is not shown here"
+        yield note(text, remedy=command)
 
 
 def _place(chain: dict[str, Any]) -> tuple[str, str, str]:

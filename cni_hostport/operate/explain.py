@@ -48,7 +48,9 @@ def explain(
     without = [version for version in versions if version not in {of.version for of in found}]
     lost = list(unmapped.lost(port, protocol, without, caches))
     if not found:
-        yield lost or list(unmapped.nothing(port, protocol, versions, to, everything))
+        yield lost
+        if not any(of.status is Status.PROBLEM for of in lost):
+            yield list(unmapped.nothing(port, protocol, versions, to, everything))
         yield list(unmapped.instead(port, protocol, versions, to))
     for mapping in found:
         others = [other for other in all_of_port if other is not mapping and other.version == mapping.version]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.lookup import Lookup
+from cni_hostport.operate import files
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.table import FAMILY, TABLE
 
@@ -75,10 +77,12 @@ def acceptance(nft: Nft, family: str, table: str, chain: str, what: Connections 
 
 
 def _program(port: int) -> str:
-    """Name the program behind a netlink port, which the kernel makes the number of its process if that is free."""
+    """Name the program behind a netlink port, which the kernel makes the number of its process if that is free.
+
+    It goes without a name where that cannot be read.
+    """
     try:
-        name = Path(f"/proc/{port}/comm").read_text(errors="surrogateescape") if port else ""
-        return f"{name.removesuffix(chr(10))} (process {port})" if port else "its owner"
+        return f"{files.text(Path(f'/proc/{port}/comm')).strip()} (process {port})" if port else "its owner"
     except OSError:
         return "its owner"
 
@@ -143,12 +147,10 @@ def _of_chain(
 
 
 def _legacy() -> Iterator[Statement]:
-    tables = {
-        program: (LEGACY / name).read_text().split()
-        for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))
-        if (LEGACY / name).exists()
-    }
-    used = [f"{program} -t {table} -S" for program, names in tables.items() for table in names]
+    used = []
+    for program, name in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")):
+        with suppress(FileNotFoundError):  # not in use
+            used += [f"{program} -t {table} -S" for table in (LEGACY / name).read_text().split()]
     if used:
         yield note(
             "legacy iptables has tables beside those of nftables",

@@ -7,11 +7,11 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport import host
 from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
 from cni_hostport.installed import Installed
 from cni_hostport.operate import translation
 from cni_hostport.operate.translation import ANY
+from cni_hostport.presence import View
 from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ class Holder(StrEnum):
 
     ALIVE = "alive"
     GONE = "gone"
-    UNKNOWN = "unknown"  # the ruleset does not tell its network namespace, or that cannot be looked at
+    UNKNOWN = "unknown"  # the ruleset does not tell its network namespace, or that cannot be looked at from here
+
+
+STATES = {True: Holder.ALIVE, False: Holder.GONE, None: Holder.UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,8 @@ def read(nft: Nft) -> list[PortMapping]:
             translations.setdefault((rule["chain"], of.pod_ip.version, of.protocol, of.host_port), []).append(of)
     pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}
-    holder_of = cache(_holder)
+    view = View()
+    state_of = cache(lambda owner: STATES[view.lives(owner)])
     mappings = []
     for element in installed.elements:
         host_ip = _host_ip(element)
@@ -121,7 +125,7 @@ def read(nft: Nft) -> list[PortMapping]:
                 ifname=element.owner.ifname,
                 network=_network(element.holder, networks.get(element.holder, "")),
                 netns=netns,
-                holder=holder_of(netns, element.owner.identity),
+                holder=state_of(element.owner),
                 connections=element.connections,
                 key=element.holder,
                 rule=met,
@@ -161,14 +165,6 @@ def _host_ip(element: Element) -> IPv4Address | IPv6Address | None:
 def socket(address: IPv4Address | IPv6Address, port: int) -> str:
     """Write an address and a port, as in ``[::]:8080``."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IP version
-
-
-def _holder(netns: str, identity: str) -> Holder:
-    if not netns:
-        return Holder.UNKNOWN
-    if host.is_gone(netns, identity):
-        return Holder.GONE
-    return Holder.ALIVE if host.is_namespace(netns) else Holder.UNKNOWN
 
 
 def _network(key: str, name: str) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
-from socket import AF_INET, AF_INET6, if_nametoindex
+from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_hostport import host, skel
+from cni_hostport import host, interfaces, presence, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+from cni_hostport.operate import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
 ATTEMPTS = 5  # to list addresses while none of them changes
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
@@ -68,15 +67,6 @@ def visible() -> Iterator[Namespace]:
                 raise
 
 
-def is_everything_visible() -> bool:
-    """Tell whether this process sees all processes and the mounts of the node, and so every namespace there is."""
-    try:
-        whole = os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
-        return whole and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
-    except OSError:
-        return False
-
-
 def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
     """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
 
@@ -89,21 +79,50 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
         raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
     try:
         skel.check_netns(netns)
-        with host.inside(netns):
-            index = if_nametoindex(ifname)
-            present = [of for of in addresses() if of.interface == index]
     except CNIError:
         return f"{where} is that of the node now"
+    try:
+        if not host.identity(netns):
+            return _why_absent(where, netns)
+        with host.inside(netns):
+            index = interfaces.index(ifname)
+            present = [of for of in addresses() if of.interface == index]
     except (OSError, ValueError) as error:
-        if host.is_gone(netns):
-            return f"{where} is gone"
-        if host.is_namespace(netns):
-            return f"{ifname} is gone from {where}"
         raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
+    if not index:
+        return f"{ifname} is gone from {where}"
     lost = [str(ip) for ip in pods if ip not in {of.ip.ip for of in present}]
     if not lost or not any(of.is_global for of in present):
         return ""
     return f"{ifname} in {where} does not have {', '.join(lost)} any more"
+
+
+def _why_absent(where: str, netns: str) -> str:
+    """Return that there is no namespace, unless its runtime may have mounts that this process does not see."""
+    if others_are_beside(netns) or presence.sees_everything():
+        return f"{where} is gone"
+    raise CNIError(
+        Code.HOST_SETTING,
+        f"{where} is not seen, nor any other in the same place: run this where its runtime runs, with"
+        " nsenter --mount --target PID-OF-THE-RUNTIME",
+    )
+
+
+def others_are_beside(netns: str) -> bool:
+    """Tell whether there are network namespaces in the directory in which one is, or was; raises ``OSError``."""
+    directory = os.path.dirname(netns)
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    for name in names:
+        try:
+            if host.identity(os.path.join(directory, name)):
+                return True
+        except OSError as error:
+            if error.errno in presence.EXHAUSTED:
+                raise
+    return False
 
 
 def addresses() -> list[Address]:
@@ -112,10 +131,10 @@ def addresses() -> list[Address]:
 
 
 def _mounted() -> Iterator[str]:
-    for line in Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in files.text(Path("/proc/thread-self/mountinfo")).splitlines():
         fields = line.split(" ")  # proc_pid_mountinfo(5): the root of the mount is the fourth, its place the fifth
         if fields[3].startswith("net:["):
-            yield re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+            yield presence.unescaped(fields[4])
 
 
 def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
@@ -132,7 +151,7 @@ def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(errors="replace").splitlines()  # a pod can give its interfaces names that are not UTF-8
+        return files.text(path).splitlines()
     except OSError as error:
         if error.errno not in VANISHED | {EINVAL}:
             raise

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from socket import if_indextoname
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, host
+from cni_hostport import host, interfaces
 from cni_hostport.operate.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
@@ -16,6 +15,7 @@ from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from cni_hostport.comparison import Comparison
     from cni_hostport.installed import Installed
     from cni_hostport.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
@@ -33,10 +33,13 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say where the kernel does not forward; raises ``OSError`` if a setting cannot be read."""
     for version, path in ((4, NET / "ipv4/ip_forward"), (6, NET / "ipv6/conf/all/forwarding")):
         count = sum(mapping.version == version for mapping in mappings)
-        if not count and not path.exists():
-            continue  # a kernel without IPv6
-        if _value(path):
-            continue
+        try:
+            if _value(path):
+                continue
+        except FileNotFoundError:  # a kernel without IPv6
+            if not count:
+                continue
+            raise
         name = ".".join(path.relative_to(NET.parent).parts)
         say = problem if count else note
         yield say(
@@ -63,13 +66,10 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
     pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
     strict, filters = set(), _settings("rp_filter")
     for ip, index, is_global in addresses():
-        try:
-            name = if_indextoname(index)
-        except OSError:
-            continue  # it has just gone
+        name = interfaces.name(index)  # none of one that has just gone
         is_pods = name in bridges or any(pod in ip.network for pod in pods)
         is_strict = max(filters["all"], filters.get(name, 0)) == STRICT
-        if ip.version == 4 and is_global and name != "lo" and is_strict and not is_pods:  # noqa: PLR2004 - IP version
+        if ip.version == 4 and is_global and name not in {"", "lo"} and is_strict and not is_pods:  # noqa: PLR2004 - IP version
             strict.add(name)
     if len(strict) > 1:
         yield note(
@@ -81,12 +81,12 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
         )
 
 
-def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
-    Raises ``NFTError``, and ``OSError`` if there is nothing to compare with.
+    Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
-    found = comparison.of_base(nft, WAY) if mappings else []
+    found = comparison.of_base(WAY) if mappings else []
     if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
@@ -94,7 +94,7 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
             "hostport restore puts it right now.",
             tuple(found),
         )
-    older = comparison.declared_by_type(nft) if mappings else []
+    older = comparison.declared_by_type() if mappings else []
     if older:
         yield note(
             f"nft 1.1.1 and earlier crashes on table {FAMILY} {TABLE}, which an older version of the plugin declared",
@@ -105,14 +105,14 @@ def base_rules(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]
         )
 
 
-def route_localnet(nft: Nft, installed: Installed) -> Iterator[Statement]:
-    """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError`` and ``OSError``."""
+def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> Iterator[Statement]:
+    """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError``, ``CNIError``, ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
     routed = {name for name, value in _settings("route_localnet").items() if value}
     if not routed:
         return
     needed = _towards_pods(nft, installed)
-    guarded = set() if comparison.of_base(nft, [GUARD]) else _guarded(nft)
+    guarded = set() if comparison.of_base([GUARD]) else _guarded(nft)
     is_open = (needed if "all" in routed else needed & routed) - guarded
     if is_open:
         yield problem(
@@ -140,7 +140,7 @@ def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
         if element.map == "pods_ip4" and element.chain in masquerading:
             with suppress(host.NoRouteError):
                 route = host.route_to(ip_address(element.key))
-                found |= {if_indextoname(route.interface)} if route.prefix_length else set()
+                found |= {interfaces.name(route.interface)} - {""} if route.prefix_length else set()
     return found
 
 

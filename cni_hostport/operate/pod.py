@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from socket import if_nametoindex
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport import host
-from cni_hostport.operate import namespaces
+from cni_hostport import host, interfaces
+from cni_hostport.operate import files, namespaces
 from cni_hostport.operate.packet import PROTOCOLS
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
@@ -55,9 +54,8 @@ def look(of: PortMapping) -> Seen:
 
 def _interface(name: str) -> tuple[int, bool]:
     """Return an interface's index, 0 if there is none, and whether it is up and has a carrier."""
-    try:
-        index = if_nametoindex(name)
-    except OSError:
+    index = interfaces.index(name)
+    if not index:
         return 0, False
     with IPRoute() as route:
         return index, any(link["flags"] & IFF_RUNNING for link in route.get_links(index))
@@ -74,7 +72,7 @@ def _is_taken_over(index: int, addresses: Collection[Address]) -> bool:
     with IPRoute() as route:
         if any(link.get_attr("IFLA_LINK") == index and _kind(link) == "macvtap" for link in route.get_links()):
             return True
-    lines = PACKET_SOCKETS.read_text().splitlines()[1:]
+    lines = files.text(PACKET_SOCKETS).splitlines()[1:]
     return any(line.split()[THEIR_INTERFACE] == str(index) for line in lines)
 
 

@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cni_hostport import interfaces
 from cni_hostport.errors import NFTError
 from cni_hostport.nft import Nft
 from cni_hostport.operate.packet import Packet
@@ -216,7 +217,4 @@ def _end(hop: Hop, in_ipv4: slice, in_ipv6: slice, port: slice) -> End | None:
 
 
 def _name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return ""
+    return interfaces.name(index) if index else ""

@@ -11,15 +11,15 @@ forgets it, for as long as that is watched.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, deletion, localnet, ownership, plugin, portmap
+from cni_hostport import deletion, localnet, ownership, plugin, portmap
+from cni_hostport.comparison import Comparison
 from cni_hostport.config import NetworkConfig
-from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.lookup import Lookup
 from cni_hostport.nft import Nft
 from cni_hostport.operate import cache
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cni_hostport.plan import Plan
     from cni_hostport.skel import Call
 
+DELETED = "it was deleted"
 PAUSE = 0.2  # seconds between looks for what the cache has forgotten
 
 
@@ -62,11 +63,18 @@ class Outcome:
 
 
 def candidates(directories: Sequence[Path]) -> list[Path]:
-    """Return the files of caches that are worth a look, in the order in which the attachments were added."""
+    """Return the files of caches that are worth a look, in the order in which the attachments were added.
+
+    Raises ``OSError`` if a cache cannot be looked at.
+    """
     found = []
     for path in cache.entries(directories):
-        with suppress(FileNotFoundError):
+        try:
             found.append((path.stat().st_mtime_ns, path))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            found.append((0, path))  # to be told
     return [path for _, path in sorted(found) if _may_map(path)]
 
 
@@ -90,14 +98,15 @@ def restore(
     before = nft.installed()
     if not paths and not before.chains:
         return  # a node without host ports, and no rules to put right
-    damaged = _damaged(nft) if before.chains else []
+    comparison = Comparison(nft)
+    damaged = _damaged(comparison) if before.chains else []
     if not dry_run:
         ownership.run_on_base(nft, note_deleted(RESTORING))
     if damaged:
         commands = tuple(base()) if dry_run else ()
         status = Status.MISSING if dry_run else Status.RESTORED
         yield Path(), Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
-    restoration = _Restoration(nft, before, log, dry_run=dry_run)
+    restoration = _Restoration(nft, before, comparison, log, dry_run=dry_run)
     for path in paths:
         outcome = restoration.restore(path)
         if outcome:
@@ -105,9 +114,9 @@ def restore(
     yield from restoration.take_back(watch)
 
 
-def _damaged(nft: Nft) -> list[str]:
+def _damaged(comparison: Comparison) -> list[str]:
     try:
-        return comparison.of_base(nft)
+        return comparison.of_base()
     except CNIError:
         return []  # it is put right all the same
 
@@ -120,16 +129,34 @@ class _Restored:
     handle: bytes  # of the chain, which tells it from one that somebody made since
 
 
+@dataclass(frozen=True)
+class _Refused:
+    path: Path
+    name: str
+
+
+def _is_forgotten(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # what cannot be told is not taken away
+    return False
+
+
 class _Restoration:
     """Several attachments, restored one after another."""
 
-    def __init__(self, nft: Nft, before: Installed, log: Log, *, dry_run: bool) -> None:
+    def __init__(self, nft: Nft, before: Installed, comparison: Comparison, log: Log, *, dry_run: bool) -> None:
         self._nft = nft
+        self._comparison = comparison
         self._log = log
         self._dry_run = dry_run
         self._before = before
         self._lookup = Lookup()
         self._restored: list[_Restored] = []
+        self._refused: list[_Refused] = []
 
     def restore(self, path: Path) -> Outcome | None:
         """Restore the attachment in one file; ``None`` if there is none, or one without mappings."""
@@ -142,7 +169,9 @@ class _Restoration:
                     return None
                 name = cache.attachment(call)
                 return self._restore_from(path, call, seen)
-            except (CNIError, ValueError) as error:
+            except CNIError as error:
+                return self._failed(path, name, error)
+            except ValueError as error:
                 return Outcome(Status.FAILED, name, text=str(error))
             except NFTError as error:
                 if not error.may_be_a_race:
@@ -151,6 +180,26 @@ class _Restoration:
             ownership.pause(attempt)
             seen = self._nft.installed()
         return Outcome(Status.FAILED, name, text=failure.msg)
+
+    def _failed(self, path: Path, name: str, error: CNIError) -> Outcome:
+        """Return what became of an attachment that was refused; if somebody else has its port, it may be gone."""
+        refused = _Refused(path, name)
+        if error.code == Code.PORT_TAKEN:
+            gone = self._why_gone(refused)
+            if gone:
+                return Outcome(Status.GONE, name, text=gone)
+            self._refused.append(refused)
+        return Outcome(Status.FAILED, name, text=str(error))
+
+    def _why_gone(self, refused: _Refused) -> str:
+        """Return why there no longer is an attachment, empty if it is there or that cannot be told."""
+        try:
+            call = cache.read(refused.path)
+            if call is None or self._lookup.is_deleted(plugin.attachment_of(call).key):
+                return DELETED
+            return cache.plan(call)[1]
+        except (CNIError, NFTError, OSError, ValueError):
+            return ""
 
     def _restore_from(self, path: Path, call: Call, seen: Installed) -> Outcome | None:
         name = cache.attachment(call)
@@ -168,7 +217,7 @@ class _Restoration:
             _, _, commands = ownership.reinstatement(self._nft, attachment, plan, seen)
             return Outcome(Status.MISSING, name, mappings, commands=tuple(commands))
         if not self._reinstate(path, name, attachment, plan, seen):
-            return Outcome(Status.GONE, name, mappings, "it was deleted")
+            return Outcome(Status.GONE, name, mappings, DELETED)
         return Outcome(Status.RESTORED, name, mappings)
 
     def _is_there(self, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
@@ -176,7 +225,7 @@ class _Restoration:
         token = dnat_chain(attachment.key)
         if seen.chains.get(token) != self._before.chains.get(token):
             return True
-        return attachment.key in seen.holders and not comparison.is_changed(attachment, plan)
+        return attachment.key in seen.holders and not self._comparison.is_changed(attachment, plan)
 
     def _reinstate(self, path: Path, name: str, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
         """Install it, and tell whether that was done: not if it was deleted."""
@@ -194,15 +243,21 @@ class _Restoration:
         return True
 
     def take_back(self, seconds: float) -> Iterator[tuple[Path, Outcome]]:
-        """Remove what was restored although it was being deleted, which the end of that shows: the cache forgets it."""
-        watched, until = list(self._restored), time.monotonic() + seconds
-        while watched:
-            for restored in [of for of in watched if not of.path.exists()]:
+        """Remove what was restored although it was being deleted, which the end of that shows: the cache forgets it.
+
+        What was refused, since somebody else has its port, may turn out to be gone as well.
+        """
+        watched, refused, until = list(self._restored), list(self._refused), time.monotonic() + seconds
+        while watched or refused:
+            for of, gone in [(of, gone) for of in refused if (gone := self._why_gone(of))]:
+                refused.remove(of)
+                yield of.path, Outcome(Status.GONE, of.name, text=gone)
+            for restored in [of for of in watched if _is_forgotten(of.path)]:
                 watched.remove(restored)
                 held = self._lookup.find(restored.key)
                 if held and held.handle == restored.handle:
                     deletion.remove(self._lookup, restored.key, held, self._log)
-                yield restored.path, Outcome(Status.GONE, restored.name, text="it was deleted")
+                yield restored.path, Outcome(Status.GONE, restored.name, text=DELETED)
             if time.monotonic() > until:
                 return
             time.sleep(PAUSE)

@@ -6,12 +6,14 @@ import os
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from socket import AF_INET, AF_INET6, if_indextoname
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cni_hostport import interfaces
+from cni_hostport.host import UNROUTED, NoRouteError
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
@@ -60,10 +62,10 @@ def reverse_path(client: Client) -> Iterator[Statement]:
 
 
 def is_local(address: Address) -> bool:
-    """Tell whether packets to an address are for this node."""
+    """Tell whether packets to an address are for this node; raises ``OSError`` if the kernel cannot be asked."""
     try:
         return bool(to(address)["type"] == RTN_LOCAL)
-    except OSError:
+    except NoRouteError:
         return False
 
 
@@ -76,8 +78,8 @@ def obstacles(of: PortMapping, client: Client) -> Iterator[str]:
     interface = ""
     try:
         if of.pod_ip:
-            interface = if_indextoname(to(of.pod_ip).get_attr("RTA_OIF"))
-    except OSError as error:
+            interface = interfaces.name(to(of.pod_ip).get_attr("RTA_OIF"))
+    except NoRouteError as error:
         yield f"There is no route to the pod's address {of.pod_ip}: {error.strerror}."
     name = f"net/ipv4/conf/{interface}/route_localnet"
     if interface and client.source.is_loopback and not (setting(name) or setting("net/ipv4/conf/all/route_localnet")):
@@ -93,7 +95,7 @@ def obstacles_back(interface: str, of: PortMapping, client: Client) -> Iterator[
         yield f"{_dotted(name)} is 0: the node forwards nothing that comes in there."
     try:
         to(client.source)
-    except OSError as error:
+    except NoRouteError as error:
         yield f"There is no route to {client.source}: {error.strerror}."
     if of.pod_ip:
         yield from _strict(interface, of.pod_ip, f"the route to {of.pod_ip} leads elsewhere")
@@ -113,14 +115,15 @@ def _strict(interface: str, source: Address, condition: str) -> Iterator[str]:
 def to(address: Address, source: Address | None = None) -> Any:
     """Return the route to an address from this network namespace, for what one of its addresses sends if it is given.
 
-    Raises ``OSError`` if there is none.
+    Raises ``NoRouteError`` if there is none, another ``OSError`` if the kernel cannot be asked.
     """
     by_source = {"src": str(source)} if source else {}
     with IPRoute() as route:
         try:
             return next(iter(route.route("get", dst=str(address), family=FAMILIES[address.version], **by_source)))
         except NetlinkError as error:
-            raise OSError(error.code, os.strerror(error.code)) from error
+            kind = NoRouteError if error.code in UNROUTED else OSError
+            raise kind(error.code, os.strerror(error.code)) from error
 
 
 def _interfaces() -> list[str]:
@@ -134,8 +137,11 @@ def _rp_filter(interface: str) -> int:
 
 
 def setting(name: str) -> int | None:
-    """Return a sysctl by its path below ``/proc/sys``, ``None`` if it is not there or not a number."""
-    with suppress(OSError, ValueError):
+    """Return a sysctl by its path below ``/proc/sys``, ``None`` if it is not there or not a number.
+
+    Raises ``OSError`` if it cannot be read.
+    """
+    with suppress(FileNotFoundError, ValueError):
         return int((SYSCTLS / name).read_text())
     return None
 

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from cni_hostport import comparison, ownership, plugin, ruleset
+from cni_hostport import ownership, plugin, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from cni_hostport.comparison import Comparison
     from cni_hostport.installed import Installed
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
@@ -73,7 +74,12 @@ def _removal(mapping: PortMapping) -> str:
     )
 
 
-def differences(installed: Installed, mappings: Sequence[PortMapping], caches: Sequence[Path]) -> Iterator[Statement]:
+def differences(
+    installed: Installed,
+    mappings: Sequence[PortMapping],
+    caches: Sequence[Path],
+    comparison: Comparison,
+) -> Iterator[Statement]:
     """Say which host ports of the cache the ruleset lacks, and which of the ruleset the cache does not know.
 
     ``mappings`` and ``installed`` are what was read of the ruleset before.
@@ -85,7 +91,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             "Name the directory that holds the runtime's results with --cache-dir.",
         )
         return
-    calls, incomplete = [], []
+    known, incomplete, by_key = set[str](), [], by_holder(mappings)
     for path in cache.entries(caches):
         try:
             call = cache.read(path)
@@ -96,9 +102,10 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             )
             continue
         if call:
-            calls.append(call)
+            key = plugin.attachment_of(call).key
+            known.add(key)
             try:
-                lacking = _lacking(installed, mappings, call)
+                lacking = _lacking(installed, by_key.get(key, ()), call, comparison)
             except CNIError as error:
                 yield note(
                     f"what {cache.attachment(call)} asked for cannot be told: {error}",
@@ -113,8 +120,7 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             "hostport restore",
             tuple(incomplete),
         )
-    known = {plugin.attachment_of(call).key for call in calls}
-    for key, of in by_holder(mappings).items():
+    for key, of in by_key.items():
         if key not in known and of[0].holder is not Holder.GONE:
             yield note(
                 f"{_who(of[0])} has host ports, and is in no cache",
@@ -126,8 +132,11 @@ def differences(installed: Installed, mappings: Sequence[PortMapping], caches: S
             )
 
 
-def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) -> list[str]:
-    """Return what is not as an attachment asked for that is there; raises ``CNIError`` if its plan cannot be made."""
+def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, comparison: Comparison) -> list[str]:
+    """Return what is not as an attachment, which has these mappings, asked for if it is there.
+
+    Raises ``CNIError`` if its plan cannot be made.
+    """
     attachment = plugin.attachment_of(call)
     plan, _ = cache.plan(call)
     if plan is None:
@@ -136,8 +145,8 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call) 
     present = {(element.map, element.key) for element in installed.of(attachment.key)}
     lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
-    lacking += [f"the rule of {of.host}" for of in mappings if of.key == attachment.key and of.pod_ip is None]
+    lacking += [f"the rule of {of.host}" for of in mappings if of.pod_ip is None]
     if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
         lacking = ["its rules are not those of its ADD"]
     # one that was deleted stays in the cache until all plugins have deleted theirs
-    return list(dict.fromkeys(lacking)) if lacking and not Lookup().is_deleted(attachment.key) else []
+    return list(dict.fromkeys(lacking)) if lacking and not Lookup(kept=True).is_deleted(attachment.key) else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_hostport import plugin
@@ -26,9 +25,17 @@ if TYPE_CHECKING:
 
 
 def lost(port: int, protocol: str, versions: Collection[int], caches: Sequence[Path]) -> Iterator[Statement]:
-    """Yield whose mappings of a host port are missing, of IP versions of which there are none."""
-    for whose, missing in _asked_for(port, protocol, caches):
-        of = sorted(missing & set(versions))
+    """Yield whose mappings of a host port are missing, of IP versions of which there are none; and what is not known.
+
+    Raises ``OSError`` if a cache cannot be looked at.
+    """
+    for path in cache.entries(caches) if versions else ():
+        try:
+            whose, asked_for = _asked_for(path, port, protocol)
+        except (ValueError, CNIError) as error:
+            yield note(f"what {path} says cannot be told: {error}", "Its container may have asked for this port.")
+            continue
+        of = sorted(asked_for & set(versions))
         if of:
             family = f" of IPv{of[0]}" if len(of) == 1 else ""
             yield problem(
@@ -61,16 +68,13 @@ def instead(port: int, protocol: str, versions: Collection[int], to: Address | N
             yield note(f"{listener.process} on this node listens on it, at {listener.address}: it gets the connections")
 
 
-def _asked_for(port: int, protocol: str, caches: Sequence[Path]) -> Iterator[tuple[str, set[int]]]:
-    """Yield which living pods asked for a host port, and of which IP versions, as runtimes know it."""
-    lookup = Lookup()
-    for path in cache.entries(caches):
-        with suppress(ValueError, CNIError):
-            call = cache.read(path)
-            plan = cache.plan(call)[0] if call else None
-            if call is None or plan is None or lookup.is_deleted(plugin.attachment_of(call).key):
-                continue
-            yield (
-                cache.whose(call),
-                {of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)},
-            )
+def _asked_for(path: Path, port: int, protocol: str) -> tuple[str, set[int]]:
+    """Return whose an entry of a cache is, and of which IP versions that pod, if it lives, asked for a host port.
+
+    Raises ``ValueError`` or ``CNIError`` if that cannot be told.
+    """
+    call = cache.read(path)
+    plan = cache.plan(call)[0] if call else None
+    if call is None or plan is None or Lookup(kept=True).is_deleted(plugin.attachment_of(call).key):
+        return "", set()
+    return cache.whose(call), {of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -7,6 +8,7 @@ from cache import CAPABLE
 from practice import Practice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from lab import Node
@@ -85,3 +87,17 @@ def test_a_version_that_the_plugin_does_not_know_is_a_problem(practice: Practice
     path.write_text(path.read_text().replace('"1.0.0"', '"2.0.0"'))
     found = practice.finding()
     assert (found.status, found.text) == ("problem", f"{path}: hostport does not know cniVersion '2.0.0'")
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, huge])
+def test_a_file_that_nobody_reads_to_its_end_is_told(practice: Practice, make: Callable[[Path], None]) -> None:
+    path = practice.conf / "20-strange.conflist"
+    make(path)
+    found = practice.finding()
+    assert found.status == "problem"
+    assert found.text.startswith(f"{path} is not a network configuration: it is ")

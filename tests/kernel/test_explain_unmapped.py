@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,3 +75,12 @@ def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, 
     assert explain(node, "8081", cache=tmp_path).problems == ["no mapping of host port 8081/tcp is installed"]
     pod.remove()
     assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
+
+
+def test_a_cache_that_cannot_be_read_is_told(node: Node, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cni")
+    strange = cache.directory / "results" / "strange"
+    os.mkfifo(strange)
+    said = explain(node, "9090", f"--cache-dir={cache.directory}")
+    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert said.notes == [f"what {strange} says cannot be told: it is not a regular file"]

@@ -163,8 +163,8 @@ import os, socket
 from cni_hostport import handover
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
     connection.connect("{open_to_all.path}")
-    places = [os.open(path, os.O_RDONLY) for path in ["/dev/null"] * 3 + ["/proc/self/ns/net", "/", "/"]]
-    socket.send_fds(connection, [handover.IDENTITY.encode() + b"\\0CNI_COMMAND=ADD"], places)
+    places = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)] + [os.pidfd_open(os.getpid())]
+    socket.send_fds(connection, [handover.IDENTITY.encode() + b"\\0\\0CNI_COMMAND=ADD"], places)
     print(connection.recv(100))
 """
         command = [*NOBODY, "/usr/bin/python3", "-c", asks]
@@ -212,9 +212,9 @@ def test_all_that_calls_need_is_imported_before_there_is_one(tmp_path: Path) -> 
 import os, sys
 from cni_hostport import resident
 answer = resident._answer
-def watched(connection):
+def watched(*arguments):
     before = set(sys.modules)
-    answer(connection)
+    answer(*arguments)
     with open("{late}", "a") as out:
         out.write("".join(f"{{name}}\\n" for name in set(sys.modules) - before))
 resident._answer = watched

@@ -12,7 +12,7 @@ import pytest
 from lab import NODE4, Node, config, mapping, wait
 from resident import NEVER_COLD, Resident, eventually, launcher
 
-from cni_hostport.handover import IDENTITY
+from cni_hostport.handover import IDENTITY, file_at
 
 if TYPE_CHECKING:
     from lab import Pod
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 HURRIED = (*PATIENT, "h.UNTIL_DONE = 0.3")
 MOMENTS = {
-    "before it takes the call": "resident._answer = lambda connection: die()",
+    "before it takes the call": "resident._answer = lambda *_: die()",
     "before it runs the call": "resident.run = lambda environ: die()",
     "after it has read the input": "skel._check_network_name = lambda config: die()",
     "after it has changed the ruleset": (
@@ -178,17 +178,17 @@ sys.meta_path.insert(0, Waits())
     assert not notes.exists()
 
 
-def send(connection: socket.socket, node: Node, pod: Pod) -> None:
-    """Ask for an ADD as a caller on the node does."""
+def send(connection: socket.socket, pod: Pod) -> None:
+    """Ask for an ADD."""
     stdin = os.memfd_create("stdin")
     os.write(stdin, json.dumps(config(pod, mapping(8080))).encode())
     os.lseek(stdin, 0, os.SEEK_SET)
     outputs = [os.memfd_create("output") for _ in range(2)]
-    places = [os.open(place, os.O_RDONLY) for place in (node.path, "/", "/")]
+    process = os.pidfd_open(os.getpid())
     variables = {"COMMAND": "ADD", "CONTAINERID": pod.id, "NETNS": pod.path, "IFNAME": "eth0", "PATH": "/"}
-    message = "\0".join([IDENTITY, *(f"CNI_{name}={value}" for name, value in variables.items())])
-    socket.send_fds(connection, [message.encode()], [stdin, *outputs, *places])
-    for descriptor in (stdin, *outputs, *places):
+    message = "\0".join([IDENTITY, file_at(pod.path), *(f"CNI_{name}={value}" for name, value in variables.items())])
+    socket.send_fds(connection, [message.encode()], [stdin, *outputs, process])
+    for descriptor in (stdin, *outputs, process):
         os.close(descriptor)
 
 
@@ -198,17 +198,21 @@ def test_a_child_runs_a_call_unless_it_was_withdrawn(node: Node, tmp_path: Path,
     with (
         Resident(tmp_path / "socket") as resident,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller,
+        node.inside(),
     ):
         stopped = resident.children
         resident.signal(signal.SIGSTOP)
         try:
             caller.connect(str(tmp_path / "socket"))
-            send(caller, node, pod)
+            send(caller, pod)
             if withdrawn:
                 caller.shutdown(socket.SHUT_RDWR)
         finally:
             resident.signal(signal.SIGCONT)
         assert eventually(lambda: not set(stopped) <= set(resident.children))
+        if not withdrawn:
+            assert eventually(lambda: "goto dnat-" in node.nft("list ruleset"))
+        time.sleep(0.3)
         assert ("goto dnat-" in node.nft("list ruleset")) is not withdrawn
 
 

@@ -13,7 +13,7 @@ import pytest
 from lab import NODE4, Node, config, mapping, wait
 from resident import NEVER_COLD, Resident, bystander, eventually, launcher, request, server, take
 
-from cni_hostport.handover import IDENTITY, TAKEN
+from cni_hostport.handover import IDENTITY, TAKEN, file_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,15 +214,8 @@ def test_a_child_cannot_take_a_call_that_the_caller_withdrew(tmp_path: Path) -> 
         caller.connect(str(tmp_path / "socket"))
         variables = ["CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_PATH=/", "CNI_NETNS=/"]
         output = os.memfd_create("stdout")
-        places = [
-            os.memfd_create("stdin"),
-            output,
-            output,
-            os.open("/proc/self/ns/net", 0),
-            os.open("/", 0),
-            os.open("/", 0),
-        ]
-        socket.send_fds(caller, ["\0".join([IDENTITY, *variables]).encode()], places)
+        places = [os.memfd_create("stdin"), output, output, os.pidfd_open(os.getpid())]
+        socket.send_fds(caller, ["\0".join([IDENTITY, file_at("/"), *variables]).encode()], places)
         caller.shutdown(socket.SHUT_RDWR)
         resident.signal(signal.SIGCONT)
         assert caller.recv(100) == b""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,6 +9,7 @@ from lab import CLIENT4, NODE4, Node, mapping
 from restoring import restore, running
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -126,3 +128,45 @@ def test_the_sandbox_of_a_result_is_the_containers(node: Node, cache: Cache) -> 
     interfaces = [{"name": "eth0"}, {"name": "eth0", "sandbox": pod.path}]
     cache.add(pod, mapping(8080), netns=None, result={"interfaces": interfaces, "ips": [{"address": pod.addresses[0]}]})
     assert restore(node, cache) == "1 restored\n"
+
+
+def fifo(path: Path) -> str:
+    os.mkfifo(path)
+    return "it is not a regular file"
+
+
+def device(path: Path) -> str:
+    path.symlink_to("/dev/zero")
+    return "it is not a regular file"
+
+
+def huge(path: Path) -> str:
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+    return "it is larger than 16 MiB"
+
+
+def circle(path: Path) -> str:
+    path.symlink_to(path.name)
+    return "Too many levels of symbolic links"
+
+
+@pytest.mark.parametrize("make", [fifo, device, huge, circle])
+def test_what_cannot_be_libcnis_is_told_and_the_others_are_restored(
+    node: Node, cache: Cache, make: Callable[[Path], str]
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    strange = cache.directory / "results" / "pods-strange-eth0"
+    reason = make(strange)
+    said = restore(node, cache, status=1)
+    assert f"failed: {strange}: {reason}\n" in said
+    assert said.endswith("1 failed, 1 restored\n")
+    assert node.footprint(pod)
+
+
+def test_what_leads_nowhere_and_directories_are_no_entries(node: Node, cache: Cache) -> None:
+    running(node, cache, mapping(8080))
+    (cache.directory / "results" / "nowhere").symlink_to("/none")
+    (cache.directory / "results" / "directory").mkdir()
+    assert restore(node, cache) == "1 present\n"

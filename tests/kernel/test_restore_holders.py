@@ -4,11 +4,15 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import inprocess
 import pytest
 from cache import Cache
 from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
 from resident import eventually
 from restoring import restore, running
+from seeing import SEES_ALL
+
+from cni_hostport.operate import restore as restoration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,9 +195,8 @@ def test_flows_of_what_is_taken_back_end(node: Node, cache: Cache) -> None:
         assert node.client.ask("udp", NODE4, 5353, source_port=40000) == f"dns {CLIENT4}"
         cache.remove(pod)  # the end of a DEL that had come before the flush
         assert eventually(lambda: not node.footprint(pod))
-        assert watching.stderr is not None
+        assert eventually(lambda: node.client.is_silent("udp", NODE4, 5353, source_port=40000))
         watching.kill()
-    assert node.client.is_silent("udp", NODE4, 5353, source_port=40000)
 
 
 def test_a_failure_is_not_hidden_by_another_container_of_the_same_pod(node: Node, cache: Cache) -> None:
@@ -203,3 +206,52 @@ def test_a_failure_is_not_hidden_by_another_container_of_the_same_pod(node: Node
     cache.add(older, mapping(9090), cniArgs=[["K8S_POD_NAME", "web"]])
     older.remove()
     assert restore(node, cache, status=1).endswith("1 failed, 1 gone\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["restored", "dry run"])
+def test_a_pod_that_was_deleted_is_gone_though_another_has_its_port(
+    node: Node, cache: Cache, options: tuple[str, ...]
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.delete(pod)
+    newer = node.pod()
+    node.add(newer, mapping(8080))
+    said = restore(node, cache, options=options)
+    assert options or said == f"gone: pod shop/{pod.host_end} (eth0, network pods): it was deleted\n1 gone\n"
+    assert node.footprint(newer)
+
+
+@pytest.mark.parametrize("end", ["its namespace is gone", "its runtime forgets it"])
+def test_a_pod_that_is_being_deleted_is_gone_in_the_end_though_another_has_its_port(
+    node: Node, cache: Cache, end: str
+) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    newer = node.pod()
+    node.add(newer, mapping(8080))
+    with inprocess.on(node):
+        outcomes = restoration.restore(restoration.candidates([cache.directory]), print, watch=60)
+        assert next(outcomes)[1].status == "failed"
+        if end == "its namespace is gone":
+            pod.remove()
+        else:
+            cache.remove(pod)
+        assert [(path, outcome.status) for path, outcome in outcomes] == [(cache.path(pod), "gone")]
+    assert node.footprint(newer)
+
+
+def test_where_no_namespace_is_seen_no_pod_is_called_gone(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    blind = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /run/netns; exec "$@"', "sh", *LAUNCHER]
+    ran = node.run(*blind, "restore", "--watch=0", f"--cache-dir={cache.directory}", check=False)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "1 failed")
+    assert f"{pod.path} is not seen, nor any other in the same place" in ran.stderr
+
+
+def test_who_sees_the_mounts_of_the_first_process_knows_that_the_last_pod_is_gone(node: Node, cache: Cache) -> None:
+    running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    command = [*SEES_ALL, "restore", "--watch=0", f"--cache-dir={cache.directory}"]
+    ran = node.run("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /run/netns; exec "$@"', "sh", *command)
+    assert ran.stderr.splitlines()[-1] == "1 gone"

@@ -11,6 +11,7 @@ from conversation import Conversation
 from kernel.test_security import attacker
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Node, alike, config, mapping, wait
 from resident import eventually
+from seeing import SEES_ALL
 
 from cni_hostport import upgrade
 from cni_hostport.nft import Nft
@@ -131,7 +132,7 @@ def put_ahead(node: Node) -> None:
     later = r"\t(map|set|chain) (waiting_\w+|localnet\S*|ipvs_ip\d) \{.*?\n\t\}\n"
     older = re.sub(later, "", listed, flags=re.DOTALL)
     older = re.sub(r"\t\t(ip6? daddr (@ipvs_ip\d|fe80::/10)|iif != \"lo\" .*) return\n", "", older)
-    older = re.sub(r'(comment "\S+ \S+) \d+:\d+', r"\1", older).replace("iif @localnet", 'iifname != "lo"')
+    older = re.sub(r'(comment "\S+ [^@ ]+)@[\d:]+ \d+:\d+', r"\1", older).replace("iif @localnet", 'iifname != "lo"')
     older = older.replace("priority dstnat + 1", "priority dstnat - 1").replace("priority -99", "priority -101")
     node.nft("delete table inet hostport")
     node.nft_file(older)
@@ -239,6 +240,7 @@ def test_pods_of_an_older_table_go_before_it_is_upgraded(node: Node) -> None:
     assert not node.footprint(pods[0])
     assert node.client.is_silent("tcp", NODE4, 8000)
     pods[1].remove()
+    node.launcher = SEES_ALL
     node.add(node.pod(4), mapping(8001))
     assert not node.footprint(pods[1])
     assert node.client.ask("tcp", NODE4, 8002) == f"pod2 {CLIENT4}"

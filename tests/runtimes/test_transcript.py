@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 README = (Path(__file__).parents[2] / "README.md").read_text()
 OWN_TO_A_RUN = [
     (r"[0-9a-f]{64}", "<id>"),
-    (r"[0-9a-f]{54} eth0 \d+:\d+ ", "<owner> "),
+    (r"[0-9a-f]{12,64} eth0@[\d:]+ \d+:\d+ ", "<owner> "),
     (r"cni-[0-9a-f-]{36}", "cni-<uuid>"),
     (r"-[0-9a-f]{16}\b", "-<hash>"),
     (r"10\.88\.0\.\d+", "<pod's address>"),

@@ -51,6 +51,10 @@ def test_keys_stay_what_they_are_from_one_release_to_the_next() -> None:
         (Owner("c1", "eth0", NAMESPACE), f"c1 eth0 {NAMESPACE}"),
         (Owner("c1", "eth0"), "c1 eth0"),
         (Owner("c1", "eth0", NAMESPACE, "4:4026532281"), f"c1 eth0 4:4026532281 {NAMESPACE}"),
+        (Owner("c1", "eth0", NAMESPACE, "4:4026532281", "25:3"), f"c1 eth0@25:3 4:4026532281 {NAMESPACE}"),
+        (Owner("c1", "eth0", NAMESPACE, "4:5", "25:3:811"), f"c1 eth0@25:3:811 4:5 {NAMESPACE}"),
+        (Owner("c1", "a@b", "/x", "4:5", "25:3"), "c1 a@b@25:3 4:5 /x"),
+        (Owner("c1", "a@b", "/x", "4:5"), "c1 a@b 4:5 /x"),
         (Owner("c1", "eth0", "/run/my pods/c1 "), "c1 eth0 /run/my pods/c1 "),
         (Owner(LONG[:64], "eth0", NAMESPACE), f"{LONG[:64]} eth0 {NAMESPACE}"),
     ],
@@ -72,6 +76,18 @@ def test_a_comment_fits_and_holds_at_least_what_runtimes_show_of_an_id(length: i
     assert owner.container_id.startswith(read.container_id)
     assert read.ifname == ifname
     assert read.netns in {owner.netns, ""}
+
+
+def test_the_directory_is_left_out_before_the_path() -> None:
+    place, path = "25:1234567:99", "/" * 99
+    assert Owner("c1", "eth0", "/" * 99, "4:5", place).comment() == f"c1 eth0@{place} 4:5 {path}"
+    assert Owner(LONG[:64], "eth0", "/" * 99, "4:5", place).comment() == f"{LONG[:19]} eth0 4:5 {path}"
+
+
+def test_an_older_version_goes_by_the_path_and_its_identity() -> None:
+    comment = Owner("c1", "eth0", NAMESPACE, "4:5", "25:3:811").comment()
+    container_id, ifname, identity, path = comment.split(" ")
+    assert (container_id, ifname.partition("@")[0], identity, path) == ("c1", "eth0", "4:5", NAMESPACE)
 
 
 def test_a_container_id_is_shortened_before_the_path_is_left_out() -> None:
@@ -97,6 +113,9 @@ def test_a_path_that_would_have_to_be_changed_is_left_out(netns: str) -> None:
         ("a b 4:5", Owner("a", "b", "", "4:5")),
         ("a b 4:5 /c d", Owner("a", "b", "/c d", "4:5")),
         ("a b /4:5 /c d", Owner("a", "b", "/4:5 /c d")),
+        ("a b@1:2", Owner("a", "b", "", "", "1:2")),
+        ("a b@1", Owner("a", "b@1")),
+        ("a @1:2:3:4 x", Owner("a", "@1:2:3:4", "x")),
     ],
 )
 def test_a_comment_of_somebody_else_is_read_without_failing(comment: str, owner: Owner) -> None:

@@ -51,7 +51,7 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
-PLAN = NOTHING_TO_MAP | {"config", "host", "netlink", "plan"}
+PLAN = NOTHING_TO_MAP | {"config", "host", "interfaces", "netlink", "plan"}
 LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
 PORTMAP = {"foreign_rules", "portmap"}
 FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
@@ -63,8 +63,20 @@ ADD = (
     | LOOKUP
     | PORTMAP
     | CONNTRACK
-    | {*("afterwards", "attachment", "installed", "ipvs", "listeners", "localnet", "ownership", "ruleset")}
     | NFT
+    | {
+        *(
+            "afterwards",
+            "attachment",
+            "installed",
+            "ipvs",
+            "listeners",
+            "localnet",
+            "ownership",
+            "presence",
+            "ruleset",
+        )
+    }
 )
 CHECK = PLAN | LOOKUP | NFT | {"attachment", "comparison", "ruleset"}
 
@@ -155,7 +167,11 @@ def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known:
     keys = {"runtimeConfig": {"portMappings": [mapping(8080, 80, protocol)]}}
     call("ADD", **keys)
     imported = call("DEL", **keys if known else {})
-    assert (imported.own, imported.others, imported.slow) == (DEL | CONNTRACK | {"localnet"}, set(), set())
+    assert (imported.own, imported.others, imported.slow) == (
+        DEL | CONNTRACK | {"interfaces", "localnet"},
+        set(),
+        set(),
+    )
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 

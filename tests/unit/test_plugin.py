@@ -34,7 +34,7 @@ class Kernel:
         self.remembered: set[str] = set()
         self.remembers = True
 
-    def __call__(self) -> Kernel:
+    def __call__(self, **_: bool) -> Kernel:
         return self
 
     def run(self, commands: Sequence[str]) -> None:

@@ -28,13 +28,11 @@ SHOWN = r"a\x1b[2J\nok all is well\r\x9b31m\u202eb\u2028\udcff\x00"
 ENVIRON = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/bin"}
 WRITERS = {"click.echo", "click.secho", "print", "sys.stderr", "sys.stdout", "syslog.syslog"}
 OUTLETS = {
-    "__main__.py": {"sys.stderr", "sys.stdout"},
-    "ipvs.py": {"sys.stderr"},
+    "__main__.py": {"sys.stdout"},
     "operate/arguments.py": {"sys.stdout"},
     "operate/cli.py": {"click.echo"},
     "operate/terminal.py": {"sys.stderr", "sys.stdout"},
     "ownership.py": {"syslog.syslog"},
-    "resident.py": {"sys.stderr"},
 }
 
 

@@ -1,0 +1,73 @@
+"""The code that the resident process and its children run: all of it is loaded before a child enters a caller's root.
+
+No file of that root directory becomes code. What is still read there is data: by libnftables (``/etc/protocols``,
+``/etc/services``, ``/etc/hosts``, ``/etc/iproute2``, ``/etc/connlabel.conf``), by syslog, and by operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+
+from cni_hostport.library import LIBRARY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+OPERATIONS_IMPORT = (
+    *(
+        f"cni_hostport.{module}"
+        for module in (
+            "comparison",
+            "config",
+            "conntrack",
+            "deletion",
+            "listeners",
+            "listings",
+            "lookup",
+            "ownership",
+            "plugin",
+            "portmap",
+            "upgrade",
+            "xtables",
+        )
+    ),
+    "nftables",
+    "pyroute2",
+    "random",
+    "syslog",
+    "traceback",
+)
+# databases of nsswitch.conf(5) by which libnftables looks names up
+DATABASES = ("group", "hosts", "networks", "passwd", "protocols", "services")
+
+
+def load() -> None:
+    """Load the code of all operations, so that children share it; raises ``OSError`` if libnftables cannot be."""
+    for module in OPERATIONS_IMPORT:
+        import_module(module)
+    ctypes.CDLL(LIBRARY)
+    with suppress(AttributeError):  # another C library than glibc loads nothing to look names up
+        for database in DATABASES:
+            ctypes.CDLL(None)["__nss_configure_lookup"](database.encode(), b"files")
+    ctypes.CDLL(None).getprotobyname(b"tcp")  # before glibc 2.34, the lookup in files is a library too
+    gc.collect()
+    gc.freeze()  # children then do not copy all of it only to count references
+    gc.disable()
+
+
+def close() -> None:
+    """Have no module imported from now on."""
+    sys.meta_path[:] = [_End()]
+
+
+class _End:
+    """Ends the process that looks for a module: the caller then runs its call itself."""
+
+    def find_spec(self, *_: object) -> NoReturn:
+        os._exit(0)

@@ -1,0 +1,198 @@
+"""Is the container that holds a port gone? What is noted of its network namespace, against what this process sees.
+
+A path alone does not tell. A runtime with mounts of its own, on the node's network, has other namespaces at the same
+paths, or none. Noted are the namespace's identity, its path, and the directory in which the path is a name: device and
+inode, which are the same in every mount namespace that sees this directory, and for every process that looks there. A
+runtime that was started anew with private mounts of its own sees the same directory; one in a container another.
+
+- The namespace is at its path: the container lives.
+- The name is not in that very directory any more, or another namespace has it: the container is gone.
+- Whatever else is there, another directory, a plain file, a link to somewhere else, tells nothing. Then the container
+  is gone if no process is in the namespace and nobody has it mounted, which only a process can tell that sees all
+  others. Who cannot be told lives.
+
+The same holds for what an older version noted, without the directory; and without the identity, the path counts where
+the mounts of the first process are seen. Below ``/proc``, whose inodes change, the directory is ``/proc`` itself, one
+for each namespace of process IDs. The kernel uses the inodes of namespaces again at once, but not their cookies: where
+a cookie was not noted, another namespace can be taken for one that is gone, and keep that one's ports taken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import contextmanager
+from errno import EMFILE, ENFILE, ENOENT, ENOMEM, ENOTTY, ESRCH
+from functools import cached_property
+from os.path import normpath, split
+from stat import S_ISLNK
+
+from cni_hostport import host
+from cni_hostport.errors import CNIError, Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_hostport.attachment import Attachment, Owner
+
+PROC = "/proc"
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
+EXHAUSTED = {EMFILE, ENFILE, ENOMEM}
+
+
+def note(attachment: Attachment) -> None:
+    """Note what tells the attachment's network namespace from others, if this process can see that namespace.
+
+    Raises ``CNIError`` with code 102 if it lacks the descriptors or the memory for a look.
+    """
+    try:
+        with _directory(attachment.netns) as (directory, name), host.namespace(name, directory) as namespace:
+            place = host.file_identity(directory), host.cookie(namespace)
+            attachment.identity, attachment.place = host.file_identity(namespace), ":".join(filter(None, place))
+    except (OSError, ValueError) as error:  # in a place that the runtime alone sees, or nowhere
+        if getattr(error, "errno", None) in EXHAUSTED:
+            reason = f"cannot look at CNI_NETNS {attachment.netns!r}: {error}"
+            raise CNIError(Code.HOST_SETTING, reason) from error
+        attachment.identity = attachment.place = ""
+
+
+class View:
+    """What this process sees of the holders of ports; to be made after these were listed, and for one use."""
+
+    def is_gone(self, owner: Owner) -> bool:
+        """Tell whether a holder certainly is gone."""
+        return self.lives(owner) is False
+
+    def lives(self, owner: Owner) -> bool | None:
+        """Tell whether a holder's network namespace is at its path; ``False`` if it is gone, ``None`` if neither."""
+        if not owner.netns:
+            return None
+        try:
+            at_path = _is_at_path(owner)
+        except (OSError, ValueError):
+            return None
+        return False if at_path is None and owner.identity and self._is_nowhere(owner) else at_path
+
+    def _is_nowhere(self, owner: Owner) -> bool:
+        """Tell whether a holder's network namespace certainly does not exist."""
+        inode = owner.identity.partition(":")[2]
+        if self._existing is None or not inode.isdecimal():
+            return False
+        path = self._existing.get(inode)
+        cookie = owner.place.split(":")[2:]
+        if path is None or not cookie:
+            return path is None
+        try:
+            with host.namespace(path) as namespace:
+                is_that = host.file_identity(namespace) == owner.identity
+                return is_that and host.cookie(namespace) not in {"", *cookie}
+        except (OSError, ValueError):
+            return False  # it may be ending
+
+    @cached_property
+    def _existing(self) -> dict[str, str] | None:
+        """A path to each network namespace, by its inode; ``None`` where this process may not see them all."""
+        try:
+            return dict(_everywhere()) if sees_all_processes() else None
+        except OSError:
+            return None
+
+
+def _is_at_path(owner: Owner) -> bool | None:
+    """Tell whether a holder's network namespace is at its path, ``None`` if it may be for another process.
+
+    Raises ``OSError`` and ``ValueError`` if the path cannot be looked at.
+    """
+    as_noted = False  # the path leads where it does for the process that noted it
+    try:
+        with _directory(owner.netns) as (directory, name):
+            as_noted = owner.place.split(":")[:2] == host.file_identity(directory).split(":")
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            with host.namespace(name, directory) as namespace:
+                if owner.identity in {"", host.file_identity(namespace)}:
+                    return True
+                as_noted &= not S_ISLNK(found.st_mode) or _is_in_proc(owner.netns)
+    except OSError as error:
+        if error.errno not in host.GONE:
+            raise
+        as_noted &= error.errno != ENOTTY  # a file, on which another process may see something mounted
+    if not owner.identity and sees_everything():
+        return False
+    return False if as_noted else None
+
+
+@contextmanager
+def _directory(path: str) -> Iterator[tuple[int, str]]:
+    """Open the directory in which a path is a name, and give that name; raises ``OSError`` if there is none."""
+    directory, name = split(path)
+    if _is_in_proc(path):
+        directory, name = PROC, normpath(path).lstrip("/").removeprefix("proc/")
+    descriptor = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor, name
+    finally:
+        os.close(descriptor)
+
+
+def _is_in_proc(path: str) -> bool:
+    return path.startswith("/") and f"/{normpath(path).lstrip('/')}".startswith(f"{PROC}/")
+
+
+def sees_all_processes() -> bool:
+    """Tell whether this process sees all processes, and may see what is theirs; raises ``OSError``."""
+    try:
+        return os.stat(f"{PROC}/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE and bool(os.stat(f"{PROC}/1/ns/net"))
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def sees_everything() -> bool:
+    """Tell whether this process sees all processes, and the mounts of the first one; raises ``OSError``."""
+    return sees_all_processes() and _root("/") == _root(f"{PROC}/1/root")
+
+
+def _root(path: str) -> tuple[str, str]:
+    """Return what tells a root from others: its mount, which belongs to one mount namespace, and the directory there.
+
+    The mount namespace itself would not do: in the resident process, the root is that of a caller.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"{PROC}/thread-self/fdinfo/{descriptor}") as lines:
+            mount = next(line for line in lines if line.startswith("mnt_id:"))
+        return mount, host.file_identity(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _everywhere() -> Iterator[tuple[str, str]]:
+    """Yield inode and path of the network namespace of each process, and of all that are mounted for one.
+
+    Raises ``OSError``.
+    """
+    seen = set()
+    for process in filter(str.isdecimal, os.listdir(PROC)):
+        try:
+            namespace = f"{PROC}/{process}/ns/net"
+            yield _inode(os.readlink(namespace)), namespace
+            mounts = os.readlink(f"{PROC}/{process}/ns/mnt"), os.readlink(f"{PROC}/{process}/root")
+            if mounts not in seen:
+                with open(f"{PROC}/{process}/mountinfo", errors="surrogateescape") as lines:
+                    fields = [line.split(" ", 5) for line in lines]  # proc_pid_mountinfo(5)
+                seen.add(mounts)
+                for _, _, _, root, path, _ in fields:
+                    if root.startswith("net:["):
+                        yield _inode(root), f"{PROC}/{process}/root{unescaped(path)}"
+        except OSError as error:
+            if error.errno not in {ENOENT, ESRCH}:  # the process has ended
+                raise
+
+
+def _inode(namespace: str) -> str:
+    return namespace.removeprefix("net:[").removesuffix("]")
+
+
+def unescaped(path: str) -> str:
+    """Return a path as it is, from the form in which ``mountinfo`` has it."""
+    return re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), path)
