@@ -99,6 +99,7 @@ command -v sysctl;procps;procps-ng
 command -v conntrack;conntrack;conntrack-tools
 command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
+command -v strace;strace;strace
 command -v systemd-analyze;systemd;systemd
 [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
 command -v busybox;busybox-static;busybox

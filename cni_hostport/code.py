@@ -27,6 +27,7 @@ OPERATIONS_IMPORT = (
             "config",
             "conntrack",
             "deletion",
+            "library_socket",
             "listeners",
             "listings",
             "lookup",

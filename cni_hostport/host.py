@@ -150,7 +150,8 @@ def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        with namespace(netns) as descriptor, IPRoute(netns=descriptor) as route:
+        # given the namespace, IPRoute would fork, and the child would answer the call as well where it fails
+        with inside(netns), IPRoute() as route:
             index = route.link_lookup(ifname=ifname)
             found = [
                 message

@@ -28,7 +28,8 @@ def index(name: str) -> int:
 def name(index: int) -> str:
     """Return the name of an interface, empty if there is none; raises ``OSError`` if the kernel cannot be asked."""
     found = _link(index)
-    return os.fsdecode(_attributes(found)[IFLA_IFNAME].rstrip(b"\0")) if found else ""
+    names = (value for kind, value in attributes(found[IFINFOMSG.size :]) if kind == IFLA_IFNAME)
+    return os.fsdecode(next(names, b"").rstrip(b"\0"))
 
 
 def kind(index: int) -> str:
@@ -36,7 +37,8 @@ def kind(index: int) -> str:
 
     It is empty for one without a kind, and if there is none. Raises ``OSError`` if the kernel cannot be asked.
     """
-    about = dict(attributes(_attributes(_link(index)).get(IFLA_LINKINFO, b"")))
+    described = dict(attributes(_link(index)[IFINFOMSG.size :]))
+    about = dict(attributes(described.get(IFLA_LINKINFO, b"")))
     return about.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
 
 
@@ -48,7 +50,3 @@ def _link(index: int, *wanted: bytes) -> bytes:
     if error not in {0, ENODEV}:
         raise OSError(error, os.strerror(error))
     return answers[0] if answers else b""
-
-
-def _attributes(link: bytes) -> dict[int, bytes]:
-    return dict(attributes(link[IFINFOMSG.size :]))

@@ -191,6 +191,7 @@ def _sync_and_end() -> NoReturn:
         sync()
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends here
         with suppress(OSError):
-            os.write(2, f"hostport: addresses of Services: {type(error).__name__}: {escaped(str(error))}\n".encode())
+            reason = escaped(f"{type(error).__name__}: {error}")
+            os.write(2, f"hostport: addresses of Services: {reason}\n".encode())
     finally:
         os._exit(0)

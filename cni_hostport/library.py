@@ -1,11 +1,11 @@
-"""libnftables, in this process or in one of its own.
+"""libnftables, in this process or in one of its own. The only importer of ``nftables``.
 
 It ends the process that it runs in where it has no netlink socket, no memory, or an error while it receives. It crashes
 on some conditions, and up to version 1.1.1 on sets that 1.1.3 and later have declared with ``type``. In a process of
 its own, that is an error like others.
 
-It reads the sets of all tables before it runs a transaction, and that is when it crashes on those of others. The kernel
-can be asked to cut these answers short, so that libnftables knows only of sets that the transaction itself declares.
+It reads the sets of all tables before it runs a transaction, and that is when it crashes on those of others. These can
+be kept from it: it then knows only of sets that the transaction itself declares.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from __future__ import annotations
 import fcntl
 import marshal
 import os
-import struct
-from _socket import AF_NETLINK, SOL_SOCKET, htons, socket, socketpair
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from _socket import socketpair
+from contextlib import ExitStack, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
-from cni_hostport.netlink import NETLINK_NETFILTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
     from typing import BinaryIO, NoReturn
 
     Answer = tuple[int, bytes, bytes]  # status, output, errors
@@ -35,28 +33,6 @@ PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module sign
 STDIN, STDOUT, STDERR, FIRST_OTHER, MOST_DESCRIPTORS = 0, 1, 2, 3, 1 << 20
 FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 LONGEST_WORDS = 1000  # bytes
-
-SOL_NETLINK, NETLINK_CAP_ACK = 270, 10  # linux/socket.h, linux/netlink.h
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-REFUSALS_BUFFER = 4 << 20  # bytes; a refusal takes about one thousand, a message holds hundreds of elements
-
-SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
-NEWSET, NLM_F_MULTI = 0x0A09, 0x2  # linux/netfilter/nf_tables.h, linux/netlink.h
-LOAD_SHORT, JUMP_EQUAL, JUMP_SET, RETURN = 0x28, 0x15, 0x45, 0x06  # linux/bpf_common.h
-CUT, WHOLE = 4, 0xFFFFFFFF  # bytes of a datagram that are left: less than a message has, which libmnl then passes over
-# struct sock_filter (linux/filter.h): what to do, how many to pass over if so and if not, with which number. Shorts are
-# loaded from a place of the message in the order of the network.
-WITHOUT_LISTED_SETS = b"".join(
-    struct.pack("=HBBI", *instruction)
-    for instruction in (
-        (LOAD_SHORT, 0, 0, 4),  # nlmsg_type
-        (JUMP_EQUAL, 0, 3, htons(NEWSET)),
-        (LOAD_SHORT, 0, 0, 6),  # nlmsg_flags
-        (JUMP_SET, 0, 1, htons(NLM_F_MULTI)),
-        (RETURN, 0, 0, CUT),
-        (RETURN, 0, 0, WHOLE),
-    )
-)
 
 
 class NoProcessError(UnavailableError):
@@ -73,6 +49,8 @@ class Context:
 
             import nftables
 
+            from cni_hostport.library_socket import make_room_for_refusals
+
             library = CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
             first_unused = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
             os.close(first_unused)
@@ -82,7 +60,7 @@ class Context:
                 [(f"libnftables cannot be used: {str(error) or type(error).__name__}", "")]
             ) from error
         self._netlink = first_unused
-        self._make_room_for_refusals()
+        make_room_for_refusals(self._netlink)
         # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
         with suppress(AttributeError):  # of another C library than glibc
             CDLL(None).__getattr__("__nss_configure_lookup")(b"hosts", b"files")
@@ -93,36 +71,12 @@ class Context:
         """Run a command, for these kinds of ``OUTPUTS``; libnftables then knows no sets but those it declares."""
         for kind in OUTPUTS:
             getattr(self._context, f"set_{kind}_output")(kind in output)
-        with self._sets_left_out() if without_sets else nullcontext():
-            answer: Answer = self._context.cmd(command)
-        return answer
+        if not without_sets:
+            return self._context.cmd(command)  # type: ignore[no-any-return]
+        from cni_hostport.library_socket import sets_left_out
 
-    def _make_room_for_refusals(self) -> None:
-        """Let libnftables' socket hold what the kernel says of a refused transaction.
-
-        That is an answer for each message that is refused, of up to 64 KiB since it repeats the message; libnftables
-        makes room for one KiB a command (mnl_batch_talk of its src/mnl.c) and, where that is too little, knows no
-        reason.
-        """
-        with suppress(OSError), closing(socket(fileno=os.dup(self._netlink))) as netlink:
-            if (netlink.family, netlink.proto) == (AF_NETLINK, NETLINK_NETFILTER):
-                netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-                netlink.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, REFUSALS_BUFFER)
-
-    @contextmanager
-    def _sets_left_out(self) -> Iterator[None]:
-        from ctypes import addressof, create_string_buffer
-
-        program = create_string_buffer(WITHOUT_LISTED_SETS, len(WITHOUT_LISTED_SETS))
-        length = len(WITHOUT_LISTED_SETS) // struct.calcsize("=HBBI")
-        netlink = socket(fileno=os.dup(self._netlink))
-        try:
-            # struct sock_fprog (linux/filter.h)
-            netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", length, addressof(program)))
-            yield
-            netlink.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
-        finally:
-            netlink.close()
+        with sets_left_out(self._netlink):
+            return self._context.cmd(command)  # type: ignore[no-any-return]
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""The kernel's nftables through libnftables: run a transaction, list. The only importer of ``nftables``."""
+"""The kernel's nftables through libnftables: run a transaction, list."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
         sys.exit(f"hostport: another process listens on {escaped(path)}")
     if error != ENOENT:
         if error != ECONNREFUSED or not stat.S_ISSOCK(os.lstat(path).st_mode):
-            sys.exit(f"hostport: {path} exists, and is not a socket that was left behind")
+            sys.exit(f"hostport: {escaped(path)} exists, and is not a socket that was left behind")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = os.umask(0o177)
@@ -167,7 +167,7 @@ def _wait_for_a_call(
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
         with suppress(OSError):
-            handover.write(2, f"hostport: {type(error).__name__}: {escaped(str(error))}\n".encode())
+            handover.write(2, f"hostport: {escaped(f'{type(error).__name__}: {error}')}\n".encode())
     finally:
         os._exit(0)
 

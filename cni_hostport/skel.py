@@ -110,10 +110,8 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: W
     else:
         return 0
 
-    # runtimes print these texts to terminals and logs, and kubelets write them into events
-    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
     try:
-        _print(stdout, {**body, "details": escaped_lines(failure.details)} if failure.details else body)
+        _print(stdout, _error(version, failure))
     except CNIError:
         log(failure.msg)  # a runtime shows it where there is no error JSON
     return 1
@@ -129,8 +127,14 @@ def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
     if lack:
         code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
         return CNIError(code, f"{command} cannot be carried out: {lack}")
-    _say(stderr, _traceback(error))
+    _print_traceback(error, stderr)
     return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+
+
+def _error(version: str, failure: CNIError) -> dict[str, Any]:
+    """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
+    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
+    return {**body, "details": escaped_lines(failure.details)} if failure.details else body
 
 
 def _lack(error: BaseException) -> str:
@@ -195,12 +199,12 @@ def _unwritten(error: Exception) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"cannot write the result to stdout: {error}")
 
 
-def _traceback(error: BaseException) -> str:
+def _print_traceback(error: BaseException, stderr: Writable) -> None:
     import traceback
 
-    parts = traceback.format_exception(error)
-    # the places in the program are as they are; the rest holds the errors' texts, whatever those are
-    return "".join(part if part.startswith("  ") else f"{escaped(part.strip())}\n" for part in parts)
+    for part in traceback.format_exception(error):
+        is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
+        _say(stderr, part if is_place else f"{escaped(part.strip())}\n")
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:

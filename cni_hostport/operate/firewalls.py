@@ -82,7 +82,8 @@ def _program(port: int) -> str:
     It goes without a name where that cannot be read.
     """
     try:
-        return f"{files.text(Path(f'/proc/{port}/comm')).strip()} (process {port})" if port else "its owner"
+        name = files.text(Path(f"/proc/{port}/comm")) if port else ""
+        return f"{name.removesuffix(chr(10))} (process {port})" if port else "its owner"
     except OSError:
         return "its owner"
 

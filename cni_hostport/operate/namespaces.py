@@ -151,7 +151,7 @@ def _addresses_of(directory: Path) -> Iterator[IPv4Address | IPv6Address]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return files.text(path).splitlines()
+        return files.text(path).splitlines()  # a pod can give its interfaces names that are not UTF-8
     except OSError as error:
         if error.errno not in VANISHED | {EINVAL}:
             raise

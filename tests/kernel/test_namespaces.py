@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ def process(node: Node) -> Iterator[str]:
         subprocess.run(["ip", "netns", "del", node.name], check=True)
         yield f"/proc/{sleeping.pid}/ns/net"
         sleeping.kill()
+
+
+def test_a_pods_addresses_are_read_by_this_process_itself(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("it has forked"))
+    pod = node.pod()
+    with inprocess.on(node):
+        assert [str(address) for address in host.pod_addresses(pod.path, "eth0")] == pod.addresses
 
 
 def test_a_namespace_with_a_name_is_seen(node: Node) -> None:

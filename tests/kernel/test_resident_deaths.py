@@ -118,7 +118,7 @@ resident._rehearse = lambda stage: None
 resident.BETWEEN_REPORTS = 0.1
 slow, name = {module}, "{"_ask" if "nft" in module else "ask"}"
 ask = getattr(slow, name)
-setattr(slow, name, lambda *arguments: (time.sleep(0.3), ask(*arguments))[1])
+setattr(slow, name, lambda *given, **keys: (time.sleep(0.3), ask(*given, **keys))[1])
 """
     pod = node.pod(4)
     node.add(pod, mapping(8080))

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 HOSTILE = "a\x1b[2J\nok all is well\r\x9b31m\u202eb\u2028\udcff\x00"
 SHOWN = r"a\x1b[2J\nok all is well\r\x9b31m\u202eb\u2028\udcff\x00"
 ENVIRON = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/bin"}
-WRITERS = {"click.echo", "click.secho", "print", "sys.stderr", "sys.stdout", "syslog.syslog"}
+WRITERS = {
+    *("click.echo", "click.secho", "handover.write", "os.write", "print", "sys.stderr", "sys.stdout", "syslog.syslog")
+}
 OUTLETS = {
-    "__main__.py": {"sys.stdout"},
+    "__main__.py": {"handover.write", "sys.stdout"},
+    "handover.py": {"os.write"},  # what others have made printable
+    "ipvs.py": {"os.write"},
+    "library.py": {"os.write"},  # for an error's text
     "operate/arguments.py": {"sys.stdout"},
     "operate/cli.py": {"click.echo"},
+    "operate/probe.py": {"os.write"},  # packets
     "operate/terminal.py": {"sys.stderr", "sys.stdout"},
     "ownership.py": {"syslog.syslog"},
+    "resident.py": {"handover.write", "os.write"},
 }
 
 

@@ -93,7 +93,7 @@ def is_empty(node: Node, *holders: Holder) -> bool:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_operation_works(node: Node, system: System, plan: str) -> None:
+def test_every_operation_works_for_each_kind_of_plan(node: Node, system: System, plan: str) -> None:
     holder = Holder(node, plan)
     holder.call("ADD", system)
     holder.call("CHECK", system)
@@ -125,7 +125,7 @@ def test_doctor_finds_nothing_wrong_with_nftables_and_the_base(node: Node, syste
 @pytest.mark.parametrize(
     "plan", ["every-protocol", "given-addresses", "many-ports-of-both-kinds", "conditions", "host-addresses"]
 )
-def test_what_another_version_wrote_is_checked_listed_explained_and_deleted(
+def test_what_another_version_wrote_is_checked_and_listed_and_explained_and_deleted(
     node: Node, pair: tuple[System, System], plan: str
 ) -> None:
     writer, reader = pair
@@ -163,7 +163,7 @@ def test_nftables_is_upgraded_under_running_pods_and_put_back(node: Node, pair: 
     assert is_empty(node, *old)
 
 
-def test_nobody_elses_nft_crashes_on_what_the_plugin_wrote(node: Node, pair: tuple[System, System]) -> None:
+def test_no_other_nft_crashes_on_what_the_plugin_wrote(node: Node, pair: tuple[System, System]) -> None:
     writer, other = pair
     for number, plan in enumerate(PLANS):
         Holder(node, plan, 200 * number).call("ADD", writer)

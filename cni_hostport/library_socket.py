@@ -1,0 +1,72 @@
+"""The netlink socket that libnftables has made, set up from outside: what it receives there."""
+
+from __future__ import annotations
+
+import os
+import struct
+from _socket import AF_NETLINK, SOL_SOCKET, htons, socket
+from contextlib import contextmanager, suppress
+
+from cni_hostport.netlink import NETLINK_NETFILTER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10  # linux/socket.h, linux/netlink.h
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+REFUSALS_BUFFER = 4 << 20  # bytes; a refusal takes about one thousand, a message holds hundreds of elements
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
+NEWSET, NLM_F_MULTI = 0x0A09, 0x2  # linux/netfilter/nf_tables.h, linux/netlink.h
+LOAD_SHORT, JUMP_EQUAL, JUMP_SET, RETURN = 0x28, 0x15, 0x45, 0x06  # linux/bpf_common.h
+CUT, WHOLE = 4, 0xFFFFFFFF  # bytes of a datagram that are left: less than a message has, which libmnl then passes over
+# struct sock_filter (linux/filter.h): what to do, how many to pass over if so and if not, with which number. Shorts are
+# loaded from a place of the message in the order of the network.
+WITHOUT_LISTED_SETS = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (LOAD_SHORT, 0, 0, 4),  # nlmsg_type
+        (JUMP_EQUAL, 0, 3, htons(NEWSET)),
+        (LOAD_SHORT, 0, 0, 6),  # nlmsg_flags
+        (JUMP_SET, 0, 1, htons(NLM_F_MULTI)),
+        (RETURN, 0, 0, CUT),
+        (RETURN, 0, 0, WHOLE),
+    )
+)
+
+
+def make_room_for_refusals(descriptor: int) -> None:
+    """Let libnftables' socket, which has this descriptor, hold what the kernel says of a refused transaction.
+
+    That is an answer for each message that is refused, of up to 64 KiB since it repeats the message; libnftables makes
+    room for one KiB a command (mnl_batch_talk of its src/mnl.c) and, where that is too little, knows no reason.
+    """
+    with suppress(OSError):
+        netlink = socket(fileno=descriptor)
+        try:
+            if (netlink.family, netlink.proto) == (AF_NETLINK, NETLINK_NETFILTER):
+                netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+                netlink.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, REFUSALS_BUFFER)
+        finally:
+            netlink.detach()
+
+
+@contextmanager
+def sets_left_out(descriptor: int) -> Iterator[None]:
+    """For a block, have the kernel cut off what libnftables' socket, which has this descriptor, is told of all sets.
+
+    Raises ``OSError`` where libnftables has no socket yet.
+    """
+    from ctypes import addressof, create_string_buffer
+
+    program = create_string_buffer(WITHOUT_LISTED_SETS, len(WITHOUT_LISTED_SETS))
+    length = len(WITHOUT_LISTED_SETS) // struct.calcsize("=HBBI")
+    netlink = socket(fileno=os.dup(descriptor))
+    try:
+        # struct sock_fprog (linux/filter.h)
+        netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", length, addressof(program)))
+        yield
+        netlink.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+    finally:
+        netlink.close()
