@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "/proc/{}/ns/net"
 LIBRARY = "libnftables.so.1"
-JSON, HANDLES, STATELESS = OUTPUTS = ("json", "handle", "stateless")  # in the binding's words
+JSON, HANDLES, STATELESS = "json", "handle", "stateless"  # kinds of output, in the binding's words
 NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
 PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
 STDIN, STDOUT, STDERR, FIRST_OTHER, MOST_DESCRIPTORS = 0, 1, 2, 3, 1 << 20
@@ -59,7 +59,7 @@ class Context:
             raise UnavailableError(
                 [(f"libnftables cannot be used: {str(error) or type(error).__name__}", "")]
             ) from error
-        self._netlink = first_unused
+        self._netlink, self._output = first_unused, set[str]()
         make_room_for_refusals(self._netlink)
         # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
         with suppress(AttributeError):  # of another C library than glibc
@@ -68,9 +68,10 @@ class Context:
             library.nft_ctx_input_set_flags(self._context._Nftables__ctx, NFT_CTX_INPUT_NO_DNS)  # noqa: SLF001 - the binding has no word for it
 
     def ask(self, command: bytes, output: Collection[str], *, without_sets: bool = False) -> Answer:
-        """Run a command, for these kinds of ``OUTPUTS``; libnftables then knows no sets but those it declares."""
-        for kind in OUTPUTS:
+        """Run a command, for these kinds of output; libnftables then knows no sets but those it declares."""
+        for kind in self._output.symmetric_difference(output):
             getattr(self._context, f"set_{kind}_output")(kind in output)
+        self._output = set(output)
         if not without_sets:
             return self._context.cmd(command)  # type: ignore[no-any-return]
         from cni_hostport.library_socket import sets_left_out

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import LAUNCHER, Namespace, Node, Pod, config, mapping
+from lab import LAUNCHER, Node, Pod, config, mapping
 from resident import NEVER_COLD, Resident, launcher
 from seeing import SEES_ALL
 
@@ -181,15 +181,10 @@ def test_a_plain_file_where_the_namespace_was_is_no_holder_to_who_sees_all(node:
 
 
 def test_a_namespace_that_is_not_mounted_for_a_caller_is_not_gone(node: Node) -> None:
-    nested = node.pod(4)
-    with Namespace("late") as late:
-        node.add(nested, mapping(9090))
-        script = f'umount {late.path}; exec "$@"'
-        holder = config(nested, mapping(8080), name="late")
-        assert node.cni("ADD", nested, holder, CONTAINERID="late", NETNS=late.path).status == 0
-        node.launcher = [*PRIVATE, "sh", "-ec", script, "sh", *LAUNCHER]
-        other = node.pod(4)
-        assert node.cni("ADD", other, config(other, mapping(8080))).code == 100
+    holder, other = node.pod(4), node.pod(4)
+    node.add(holder, mapping(8080))
+    node.launcher = [*PRIVATE, "sh", "-ec", f'umount {holder.path}; exec "$@"', "sh", *LAUNCHER]
+    assert node.cni("ADD", other, config(other, mapping(8080))).code == 100
 
 
 def test_a_process_that_ended_is_a_dead_holder(node: Node) -> None:
