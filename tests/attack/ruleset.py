@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 from collections import Counter
@@ -61,7 +62,7 @@ def _steady(value: Any) -> Any:
     if isinstance(value, dict):
         parts = {key: _steady(part) for key, part in value.items() if key not in UNSTEADY}
         # an owner's container and interface: what is noted of its namespace depends on whether that can be looked at
-        return parts | ({"comment": " ".join(parts["comment"].split(" ")[:2])} if "comment" in parts else {})
+        return parts | ({"comment": " ".join(re.split("[ @]", parts["comment"])[:2])} if "comment" in parts else {})
     return [_steady(item) for item in value] if isinstance(value, list) else value
 
 
