@@ -94,7 +94,7 @@ def test_without_libnftables_the_package_is_named(practice: Practice) -> None:
     hide = 'for library in $(find / -xdev -name "libnftables.so*"); do mount --bind /dev/null "$library"; done'
     said = confined(practice, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
     assert "problem nftables cannot be used on this node" in said
-    assert "Install libnftables" in said
+    assert "Install the package libnftables1" in said
     assert "ok the network configurations call hostport as they should" in said
 
 
