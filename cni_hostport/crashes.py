@@ -31,12 +31,13 @@ def sets() -> list[str]:
     by_notes: dict[bytes, list[str]] = {}
     for name, notes in Lookup().notes_at_sets():
         by_notes.setdefault(notes, []).append(name)
-    return [name for of in list(by_notes.values())[:MOST_TRIED] if _crashes(of[0]) for name in of]
+    nft = Nft()
+    return [name for of in list(by_notes.values())[:MOST_TRIED] if _crashes(nft, of[0]) for name in of]
 
 
-def _crashes(name: str) -> bool:
+def _crashes(nft: Nft, name: str) -> bool:
     try:
-        Nft().listing(name)
+        nft.listing(name)
     except LibraryEndedError as end:
         return end.is_crash
     except NFTError:  # gone, or of a family that this version does not know
@@ -55,7 +56,8 @@ def explained(error: UnavailableError, config: Mapping[str, Any]) -> str:
         found = []
     if found:
         return f"{reason} on {found[0]}: {REMEDY}"
-    conditions = [f"{key} '{' '.join(config[key])}'" for key in CONDITIONS if config.get(key)]
+    tokens = {key: config[key] for key in CONDITIONS if isinstance(config.get(key), list)}  # a DEL takes anything
+    conditions = [f"{key} '{' '.join(map(str, of))}'" for key, of in tokens.items() if of]
     if conditions:
         return f"{reason}, most likely on {' or '.join(conditions)}: write it in another way"
     return f"{reason}: bring the nftables of this node (libnftables) to a newer version"

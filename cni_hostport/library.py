@@ -14,6 +14,7 @@ import fcntl
 import marshal
 import os
 from _socket import socketpair
+from _thread import get_native_id
 from contextlib import ExitStack, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
@@ -137,6 +138,7 @@ class Process:
             self._requests = self._streams.enter_context(open(ours, "wb", closefd=False))  # noqa: SIM115
         except OSError as error:
             raise _not_started(error) from error
+        is_main = get_native_id() == self._parent
         try:
             self._pid = os.fork()
         except OSError as error:
@@ -145,7 +147,7 @@ class Process:
             raise NoProcessError([(f"libnftables cannot be started: {error.strerror}", "")]) from error
         self._place = os.fstat(self._namespace).st_ino
         if not self._pid:
-            _serve(theirs, self._words, self._parent, namespace)
+            _serve(theirs, self._words, self._parent, namespace, is_main=is_main)
         os.close(theirs)
         try:
             _, _, reason = self._answer()
@@ -191,8 +193,11 @@ def _not_started(error: OSError) -> UnavailableError:
     return UnavailableError([(f"libnftables cannot be started: {error.strerror}", "")])
 
 
-def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoReturn:
-    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says."""
+def _serve(caller: int, words: int, parent: int, namespace: int | None, *, is_main: bool) -> NoReturn:
+    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says.
+
+    ``is_main`` tells whether the caller's main thread started it. To the kernel, the thread is the parent.
+    """
     try:
         caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(words, STDERR)
@@ -202,7 +207,8 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoRet
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
         os.closerange(caller + 1, MOST_DESCRIPTORS)
-        _end_with(parent)
+        if is_main:  # another thread can end before the caller does, whose end is then only seen on the socket
+            _end_with(parent)
         with open(caller, "rb") as asked, open(caller, "wb", closefd=False) as answered:
             _answer_all(asked, answered)
     except BaseException as error:  # noqa: BLE001 - it must not come back into the caller's code

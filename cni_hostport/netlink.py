@@ -55,6 +55,7 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         """Open it; raises ``OSError`` where the kernel does not have the protocol."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+        self._asked = 0  # messages so far: what is left of the answers to earlier ones is not taken for an answer
         self.kind: tuple[int, int] | None = None  # of one that is ``kept``: protocol, and inode of the namespace
 
     def __enter__(self) -> Self:
@@ -72,15 +73,19 @@ class Netlink:
         that of a dump during which something was changed ``EINTR``.
         """
         report_progress()
-        request = b""
-        for number, (kind, flags, body) in enumerate(messages):
+        request, first = b"", self._asked
+        self._asked += len(messages)
+        for number, (kind, flags, body) in enumerate(messages, first):
             asking = flags | NLM_F_REQUEST | NLM_F_ACK
             request += _HEADER.pack(_HEADER.size + len(body), kind, asking, number, 0) + body
         if request:
             self._socket.send(request)
         errors, answers, interrupted = [errno.EIO] * len(messages), [list[bytes]() for _ in messages], set[int]()
         # the kernel has answered before send() returns, and continues a dump before recv() does: nothing to wait for
-        for kind, flags, number, body in self._received():
+        for kind, flags, sequence, body in self._received():
+            number = sequence - first
+            if number < 0:
+                continue
             if flags & NLM_F_DUMP_INTR:
                 interrupted.add(number)
             if kind in {NLMSG_ERROR, NLMSG_DONE}:

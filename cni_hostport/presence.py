@@ -7,14 +7,15 @@ runtime that was started anew with private mounts of its own sees the same direc
 
 - The namespace is at its path: the container lives.
 - The name is not in that very directory any more, or another namespace has it: the container is gone.
-- Whatever else is there, another directory, a plain file, a link to somewhere else, tells nothing. Then the container
-  is gone if no process is in the namespace and nobody has it mounted, which only a process can tell that sees all
-  others. Who cannot be told lives.
+- Whatever else is there, another directory, a plain file, a link to somewhere else or to nothing, tells nothing. Then
+  the container is gone if no process is in the namespace and nobody has it mounted, which only a process can tell that
+  sees all others. Who cannot be told lives.
 
 The same holds for what an older version noted, without the directory; and without the identity, the path counts where
-the mounts of the first process are seen. Below ``/proc``, whose inodes change, the directory is ``/proc`` itself, one
-for each namespace of process IDs. The kernel uses the inodes of namespaces again at once, but not their cookies: where
-a cookie was not noted, another namespace can be taken for one that is gone, and keep that one's ports taken.
+the mounts of the first process are seen. Below ``/proc``, whose inodes change, the directory is ``/proc`` itself, and
+only the namespace of a process ends with its name: a descriptor that is closed tells nothing. The kernel uses the
+inodes of namespaces again at once, but not their cookies: where a cookie was not noted, another namespace can be taken
+for one that is gone, and keep that one's ports taken.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 PROC = "/proc"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
+OF_A_PROCESS = re.compile(r"[0-9]+/ns/net")
 EXHAUSTED = {EMFILE, ENFILE, ENOMEM}
 
 
@@ -108,11 +110,13 @@ def _is_at_path(owner: Owner) -> bool | None:
     try:
         with _directory(owner.netns) as (directory, name):
             as_noted = owner.place.split(":")[:2] == host.file_identity(directory).split(":")
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if _is_in_proc(owner.netns):
+                as_noted &= bool(OF_A_PROCESS.fullmatch(name))
+            else:
+                as_noted &= not S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
             with host.namespace(name, directory) as namespace:
                 if owner.identity in {"", host.file_identity(namespace)}:
                     return True
-                as_noted &= not S_ISLNK(found.st_mode) or _is_in_proc(owner.netns)
     except OSError as error:
         if error.errno not in host.GONE:
             raise

@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lab import LAUNCHER, Node, Outcome, Pod, config, mapping, require
 from resident import Resident, launcher
+
+from cni_hostport.library import Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,3 +160,10 @@ def test_too_little_memory_is_told(node: Node) -> None:
             outcome = call(node, command, pod, limited)
             assert is_told(outcome, command), (size, outcome)
     assert call(node, "ADD", pod).status == 0
+
+
+def test_a_process_that_a_thread_has_started_does_not_end_with_the_thread(node: Node) -> None:
+    with node.inside(), ThreadPoolExecutor(1) as thread:
+        process = thread.submit(Process).result()
+    with node.inside():
+        assert [process.ask(b"list tables", ()) for _ in range(2)] == [(0, b"", b"")] * 2

@@ -104,6 +104,32 @@ def test_a_link_that_leads_elsewhere_for_others_tells_nothing(node: Node, tmp_pa
     assert refused.code == 100, refused
 
 
+def test_a_link_that_leads_nowhere_here_may_lead_somewhere_for_others(node: Node, tmp_path: Path) -> None:
+    holder, other = node.pod(4), node.pod(4)
+    link = tmp_path / "netns"
+    link.symlink_to(holder.path)
+    assert node.cni("ADD", holder, config(holder, mapping(8080)), NETNS=str(link)).status == 0
+    node.launcher = with_own_mounts(LAUNCHER, (other, "/run/netns/other"))
+    refused = node.cni("ADD", other, config(other, mapping(8080)), NETNS="/run/netns/other")
+    assert refused.code == 100, refused
+    node.launcher = LAUNCHER
+    holder.remove()
+    node.launcher = SEES_ALL
+    assert "takes over" in node.add(other, mapping(8080)).stderr
+
+
+def test_a_descriptor_that_a_runtime_has_closed_tells_nothing(node: Node) -> None:
+    holder, other = node.pod(4), node.pod(4)
+    descriptor = os.open(holder.path, os.O_RDONLY)
+    path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    assert node.cni("ADD", holder, config(holder, mapping(8080)), NETNS=path).status == 0
+    os.close(descriptor)
+    assert node.cni("ADD", other, config(other, mapping(8080))).code == 100
+    holder.remove()
+    node.launcher = SEES_ALL
+    assert "takes over" in node.add(other, mapping(8080)).stderr
+
+
 def test_the_operator_sees_that_it_cannot_be_told_from_elsewhere(node: Node) -> None:
     holder = node.pod(4)
     node.add(holder, mapping(8080))

@@ -130,3 +130,14 @@ def test_a_dump_during_which_something_changed_is_known(monkeypatch: pytest.Monk
         message(1, DONE, struct.pack("=i", 0)),
     )
     assert connected(monkeypatch, kernel).ask([(10, DUMP, b"")] * 2) == [(EINTR, [b"one", b"two"]), (0, [])]
+
+
+def test_what_is_left_of_the_answers_to_an_earlier_question_answers_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = Kernel(b"cut off")
+    netlink = connected(monkeypatch, kernel)
+    with pytest.raises(struct.error):
+        netlink.ask([(10, DUMP, b"")] * 2)
+    kernel.datagrams = [message(0, OBJECT, b"earlier"), acknowledgement(1, ENOENT), acknowledgement(2)]
+    assert netlink.ask([(10, 0, b"")]) == [(0, [])]
