@@ -82,13 +82,11 @@ class View:
         if self._existing is None or not inode.isdecimal():
             return False
         path = self._existing.get(inode)
-        cookie = owner.place.split(":")[2:]
-        if path is None or not cookie:
-            return path is None
+        if path is None:
+            return True
         try:
             with host.namespace(path) as namespace:
-                is_that = host.file_identity(namespace) == owner.identity
-                return is_that and host.cookie(namespace) not in {"", *cookie}
+                return host.file_identity(namespace) == owner.identity and not _is_that(owner, namespace)
         except (OSError, ValueError):
             return False  # it may be ending
 
@@ -115,7 +113,7 @@ def _is_at_path(owner: Owner) -> bool | None:
             else:
                 as_noted &= not S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
             with host.namespace(name, directory) as namespace:
-                if owner.identity in {"", host.file_identity(namespace)}:
+                if not owner.identity or _is_that(owner, namespace):
                     return True
     except OSError as error:
         if error.errno not in host.GONE:
@@ -124,6 +122,17 @@ def _is_at_path(owner: Owner) -> bool | None:
     if not owner.identity and sees_everything():
         return False
     return False if as_noted else None
+
+
+def _is_that(owner: Owner, namespace: int) -> bool:
+    """Tell whether an open network namespace is that of a holder, as far as can be told."""
+    if host.file_identity(namespace) != owner.identity:
+        return False
+    cookie = owner.place.split(":")[2:]
+    try:
+        return not cookie or host.cookie(namespace) in {"", *cookie}
+    except OSError:
+        return True
 
 
 @contextmanager

@@ -143,6 +143,8 @@ def _lack(error: BaseException) -> str:
         return "there is not enough memory"
     if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
         return f"there are not enough file descriptors: {error.strerror}"
+    if isinstance(error, OSError) and error.errno:
+        return f"a system call failed: {error}"
     if isinstance(error, SystemError):
         return f"Python itself failed, as it does without memory: {error}"
     place = error.__traceback__

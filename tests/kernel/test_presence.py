@@ -181,6 +181,14 @@ def test_a_holder_from_before_the_directory_was_another_one_is_gone_though_its_i
     assert "takes over" in node.add(heir, mapping(8080)).stderr
 
 
+def test_a_holder_is_gone_though_another_namespace_has_its_path_and_its_inode(node: Node) -> None:
+    holder, heir = node.pod(4), node.pod(4)
+    node.add(holder, mapping(8080))
+    noted(node, r"(eth0@\d+:\d+):\d+ ", r"\1:1 ")
+    assert " gone\n" in node.run(*LAUNCHER, "list").stdout
+    assert "takes over" in node.add(heir, mapping(8080)).stderr
+
+
 @pytest.mark.parametrize("identity", [r"\1 ", ""], ids=["with identity", "without"])
 def test_what_an_older_version_noted_is_judged_by_who_sees_all(node: Node, identity: str) -> None:
     holder, nested = node.pod(4), node.pod(4)

@@ -269,6 +269,7 @@ def test_an_unexpected_failure_shows_its_traceback_on_stderr_only(monkeypatch: p
     [
         (MemoryError(), "there is not enough memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (OSError(errno.EIO, "Input/output error", "/x"), "a system call failed: [Errno 5] Input/output error: '/x'"),
         (OSError(errno.EMFILE, "Too many open files"), "there are not enough file descriptors: Too many open files"),
         (SystemError("no value"), "Python itself failed, as it does without memory: no value"),
         (ImportError("No module named 'x'"), "a module cannot be loaded: ImportError: No module named 'x'"),
