@@ -84,7 +84,7 @@ def test_gc_with_a_malformed_list_is_refused_and_removes_nothing(node: Node, val
 
 def test_gc_goes_on_after_an_error_and_reports_it(node: Node, pods: list[Pod]) -> None:
     chain = min(re.findall(r"chain (dnat-\S+)", node.ruleset()))  # the first in GC's order
-    (held,) = (pod for pod in pods if chain in node.ruleset().split(f"{pod.id} eth0 ")[1].split("\n")[0])
+    (held,) = (pod for pod in pods if chain in node.ruleset().split(f"{pod.id} eth0@")[1].split("\n")[0])
     whole = node.footprint(held)
     node.nft_file(f"add chain inet hostport mine; add rule inet hostport mine jump {chain}")
     collected = gc(node, [])
