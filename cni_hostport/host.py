@@ -20,7 +20,7 @@ from cni_hostport.plan import Way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
@@ -66,33 +66,41 @@ def scratch_namespace() -> Iterator[None]:
 
     Raises ``OSError`` if the kernel refuses one.
     """
-    with _return():
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+    with _in(_unshare):
         yield
+
+
+def _unshare() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "cannot make a network namespace")
 
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
     """Run the block in the network namespace at ``path``; raises ``OSError`` if there is none, or no way in."""
-    with namespace(path) as descriptor, _return():
-        enter_namespace(descriptor)
+    with namespace(path) as descriptor, _in(lambda: enter_namespace(descriptor)):
         yield
 
 
 @contextmanager
-def _return() -> Iterator[None]:
-    """Come back to this thread's network namespace at the end of the block; raises ``CNIError`` if it cannot."""
+def _in(enter: Callable[[], None]) -> Iterator[None]:
+    """Run the block in the network namespace that a function enters.
+
+    Raises ``OSError`` if this thread's own cannot be noted or left, and ``CNIError`` if it cannot come back to that.
+    """
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield
-    finally:
+        enter()
         try:
-            enter_namespace(own)
-        except OSError as error:  # nothing may be done in the other one
-            raise CNIError(Code.HOST_SETTING, f"cannot come back to this network namespace: {error}") from error
+            yield
         finally:
-            os.close(own)
+            try:
+                enter_namespace(own)
+            except OSError as error:  # nothing may be done in the other one
+                reason = f"cannot come back to this network namespace: {error}"
+                raise CNIError(Code.HOST_SETTING, reason) from error
+    finally:
+        os.close(own)
 
 
 def enter_namespace(descriptor: int) -> None:
@@ -122,8 +130,7 @@ def cookie(namespace: int) -> str:
     ``OSError`` where there is another reason.
     """
     try:
-        with _return():
-            enter_namespace(namespace)
+        with _in(lambda: enter_namespace(namespace)):
             asking = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
             try:
                 return str(int.from_bytes(asking.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder))
