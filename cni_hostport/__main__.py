@@ -102,8 +102,8 @@ def _operate(arguments: list[str]) -> NoReturn:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
             sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}"))
-    if sys.stdout is None:  # it was closed
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # there is none if it was closed
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 
     sys.exit(operate(prog_name="hostport"))

@@ -14,6 +14,7 @@ import fcntl
 import marshal
 import os
 from _socket import socketpair
+from _thread import get_native_id
 from contextlib import ExitStack, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
@@ -137,6 +138,7 @@ class Process:
             self._requests = self._streams.enter_context(open(ours, "wb", closefd=False))  # noqa: SIM115
         except OSError as error:
             raise _not_started(error) from error
+        is_lasting = get_native_id() == self._parent  # the kernel takes the end of a thread for that of the parent
         try:
             self._pid = os.fork()
         except OSError as error:
@@ -145,7 +147,7 @@ class Process:
             raise NoProcessError([(f"libnftables cannot be started: {error.strerror}", "")]) from error
         self._place = os.fstat(self._namespace).st_ino
         if not self._pid:
-            _serve(theirs, self._words, self._parent, namespace)
+            _serve(theirs, self._words, self._parent if is_lasting else 0, namespace)
         os.close(theirs)
         try:
             _, _, reason = self._answer()
@@ -192,7 +194,10 @@ def _not_started(error: OSError) -> UnavailableError:
 
 
 def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoReturn:
-    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says."""
+    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says.
+
+    It ends with ``parent`` at once, or without one when there is nothing more to answer.
+    """
     try:
         caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(words, STDERR)
@@ -202,7 +207,8 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None) -> NoRet
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
         os.closerange(caller + 1, MOST_DESCRIPTORS)
-        _end_with(parent)
+        if parent:
+            _end_with(parent)
         with open(caller, "rb") as asked, open(caller, "wb", closefd=False) as answered:
             _answer_all(asked, answered)
     except BaseException as error:  # noqa: BLE001 - it must not come back into the caller's code
