@@ -56,11 +56,15 @@ def main(stdin: Input = None) -> NoReturn:
     _keep_small()
     gc.disable()  # the process ends before that could pay
     status = run(os.environ, stdin)
-    if skel.AFTERWARDS:
-        from cni_hostport import afterwards
+    try:
+        if skel.AFTERWARDS:
+            from cni_hostport import afterwards
 
-        afterwards.fork(skel.AFTERWARDS)
-    os._exit(status)  # everything is said: taking the modules down in order would only cost time
+            afterwards.fork(skel.AFTERWARDS)
+    except Exception as error:  # noqa: BLE001 - the caller has its answer, which stays true
+        skel.log_to(_Output(2))(f"what was left to be done after the answer is not done: {error}")
+    finally:
+        os._exit(status)  # everything is said: taking the modules down in order would only cost time
 
 
 def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
