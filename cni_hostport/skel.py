@@ -201,7 +201,10 @@ def _unwritten(error: Exception) -> CNIError:
 
 
 def _print_traceback(error: BaseException, stderr: Writable) -> None:
-    import traceback
+    try:
+        import traceback
+    except (ImportError, OSError, MemoryError):
+        return  # the error itself is told all the same
 
     for part in traceback.format_exception(error):
         is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
