@@ -56,11 +56,15 @@ def main(stdin: Input = None) -> NoReturn:
     _keep_small()
     gc.disable()  # the process ends before that could pay
     status = run(os.environ, stdin)
-    if skel.AFTERWARDS:
-        from cni_hostport import afterwards
+    try:
+        if skel.AFTERWARDS:
+            from cni_hostport import afterwards
 
-        afterwards.fork(skel.AFTERWARDS)
-    os._exit(status)  # everything is said: taking the modules down in order would only cost time
+            afterwards.fork(skel.AFTERWARDS)
+    except Exception as error:  # noqa: BLE001 - the caller has its answer, which stays true
+        skel.log_to(_Output(2))(f"what was left to be done after the answer is not done: {error}")
+    finally:
+        os._exit(status)  # everything is said: taking the modules down in order would only cost time
 
 
 def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
@@ -102,8 +106,8 @@ def _operate(arguments: list[str]) -> NoReturn:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
             sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}"))
-    if sys.stdout is None:  # it was closed
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # there is none if it was closed
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 
     sys.exit(operate(prog_name="hostport"))

@@ -60,12 +60,15 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     except BaseException:
         from contextlib import suppress
 
-        with suppress(CNIError, NFTError):  # the first error is the one to report; the runtime calls DEL after it
+        with suppress(Exception):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
-    from cni_hostport import listeners
+    try:
+        from cni_hostport import listeners
 
-    listeners.tell(attachment, installed, log)
+        listeners.tell(attachment, installed, log)
+    except Exception as error:  # noqa: BLE001 - all is installed: no message is worth a failure
+        log(f"programs of this node that listen on these host ports were not looked for: {error}")
     return result
 
 

@@ -119,7 +119,7 @@ def _is_at_path(owner: Owner) -> bool | None:
         if error.errno not in host.GONE:
             raise
         as_noted &= error.errno != ENOTTY  # a file, on which another process may see something mounted
-    if not owner.identity and sees_everything():
+    if not owner.identity and sees_everything(owner.netns):
         return False
     return False if as_noted else None
 
@@ -160,21 +160,55 @@ def sees_all_processes() -> bool:
         return False
 
 
-def sees_everything() -> bool:
-    """Tell whether this process sees all processes, and the mounts of the first one; raises ``OSError``."""
-    return sees_all_processes() and _root("/") == _root(f"{PROC}/1/root")
+def sees_everything(path: str = "") -> bool:
+    """Tell whether this process sees all processes, and the mounts of the first one, at least those where a path leads.
 
-
-def _root(path: str) -> tuple[str, str]:
-    """Return what tells a root from others: its mount, which belongs to one mount namespace, and the directory there.
-
-    The mount namespace itself would not do: in the resident process, the root is that of a caller.
+    Raises ``OSError``.
     """
+    if not sees_all_processes():
+        return False
+    with _opened("/") as own, _opened(f"{PROC}/1/root") as first:
+        # the mount namespace itself would not do: in the resident process, the root is that of a caller
+        if (_mount(own), host.file_identity(own)) == (_mount(first), host.file_identity(first)):
+            return True
+    return bool(path) and _receives_mounts(path)
+
+
+def _receives_mounts(path: str) -> bool:
+    """Tell whether what is mounted for the first process where a path leads comes on here, as in units of systemd's.
+
+    The mount there is of a peer group of the first process's, or follows one, by mount_namespaces(7).
+    """
+    directory = os.path.abspath(path)
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    with _opened(directory) as descriptor:
+        own = next((of for of in _mounts("thread-self") if of[0] == _mount(descriptor)), None)
+    if own is None:
+        return False
+    groups = {
+        of.replace("master:", "shared:") for of in own[6 : own.index("-")] if of.startswith(("shared:", "master:"))
+    }
+    return any(of[3:5] == own[3:5] and groups & {*of[6 : of.index("-")]} for of in _mounts("1"))
+
+
+def _mounts(process: str) -> list[list[str]]:
+    """Return the fields of each mount that a process sees: its number first, its root and its place, by proc(5)."""
+    with open(f"{PROC}/{process}/mountinfo", errors="surrogateescape") as lines:
+        return [line.split(" ") for line in lines]
+
+
+def _mount(descriptor: int) -> str:
+    """Return the number of the mount, which belongs to one mount namespace, that a descriptor is of."""
+    with open(f"{PROC}/thread-self/fdinfo/{descriptor}") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:")).split()[1]
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"{PROC}/thread-self/fdinfo/{descriptor}") as lines:
-            mount = next(line for line in lines if line.startswith("mnt_id:"))
-        return mount, host.file_identity(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -191,10 +225,9 @@ def _everywhere() -> Iterator[tuple[str, str]]:
             yield _inode(os.readlink(namespace)), namespace
             mounts = os.readlink(f"{PROC}/{process}/ns/mnt"), os.readlink(f"{PROC}/{process}/root")
             if mounts not in seen:
-                with open(f"{PROC}/{process}/mountinfo", errors="surrogateescape") as lines:
-                    fields = [line.split(" ", 5) for line in lines]  # proc_pid_mountinfo(5)
+                fields = _mounts(process)
                 seen.add(mounts)
-                for _, _, _, root, path, _ in fields:
+                for _, _, _, root, path, *_ in fields:
                     if root.startswith("net:["):
                         yield _inode(root), f"{PROC}/{process}/root{unescaped(path)}"
         except OSError as error:

@@ -191,6 +191,8 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # it was made before the listener had that
     caller = credentials.caller(connection)  # while it prepares its request
     request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
+    if not request.content:
+        return  # the caller has no input, or has ended
     identity, netns, *variables = os.fsdecode(request.content).split("\0")
     if (
         identity != IDENTITY

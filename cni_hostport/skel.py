@@ -81,7 +81,7 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: W
 
     Of what cannot be written, messages are lost, while a result makes it an error, and an ADD is undone.
     """
-    log = _logger(stderr)
+    log = log_to(stderr)
     if not environ.get("CNI_COMMAND"):
         _say(stderr, f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
         return 0
@@ -160,7 +160,7 @@ def withdraw(environ: Mapping[str, str], installed: Readable | None, error: Exce
 
     ``installed`` is the standard input of a call that succeeded.
     """
-    log = _logger(stderr)
+    log = log_to(stderr)
     log(_unwritten(error).msg)
     if installed and environ["CNI_COMMAND"] == "ADD":
         _undo(environ, _read_config(installed), log)
@@ -177,7 +177,8 @@ def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log) -> No
         log(f"what was installed cannot be removed: {error}")
 
 
-def _logger(stderr: Writable) -> Log:
+def log_to(stderr: Writable) -> Log:
+    """Return what writes a line to a stream, or loses it where that is not possible."""
     return lambda line: _say(stderr, f"hostport: {escaped(line)}\n")
 
 
@@ -202,7 +203,10 @@ def _unwritten(error: Exception) -> CNIError:
 
 
 def _print_traceback(error: BaseException, stderr: Writable) -> None:
-    import traceback
+    try:
+        import traceback
+    except (ImportError, OSError, MemoryError):
+        return  # the error itself is told all the same
 
     for part in traceback.format_exception(error):
         is_place = part.startswith("  ")  # else it holds the error's text, whatever that is

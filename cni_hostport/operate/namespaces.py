@@ -99,7 +99,7 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
 
 def _why_absent(where: str, netns: str) -> str:
     """Return that there is no namespace, unless its runtime may have mounts that this process does not see."""
-    if others_are_beside(netns) or presence.sees_everything():
+    if others_are_beside(netns) or presence.sees_everything(netns):
         return f"{where} is gone"
     raise CNIError(
         Code.HOST_SETTING,

@@ -5,6 +5,7 @@ All that people read of the commands is written here, with what is not printable
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from io import TextIOWrapper
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.statements import Statement
 
 STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "bold red"}
+STDERR = 2
 MANY = 20  # items, up to which nobody needs a progress bar
 FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)  # of a line up to its width, before a style's end
 GAP = 2  # blanks between columns
@@ -98,8 +100,14 @@ def print_line(line: str) -> None:
 
 
 def log(line: str) -> None:
-    """Print a line about the work on a result, on stderr."""
-    sys.stderr.write(f"{escaped(line)}\n")
+    """Print a line about the work on a result, on stderr; where that cannot be written, it is lost, with later ones."""
+    try:
+        sys.stderr.write(f"{escaped(line)}\n")
+        sys.stderr.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, STDERR)  # else Python's own end fails on what it still has to write
+        os.close(null)
 
 
 def print_statement(statement: Statement) -> None:

@@ -79,7 +79,7 @@ def test_a_kill_at_any_moment_leaves_the_ruleset_whole(
             statuses.append(status)
             assert status in {None, 0}
             # the child of a caller that was killed ends with it, but not before it
-            assert eventually(stage.is_settled, 5)
+            assert eventually(stage.is_settled)
             if status == 0:
                 assert ruleset.read(node) == stage.states[command]
             if command == "ADD":

@@ -120,3 +120,13 @@ def test_where_no_process_can_be_made_an_add_does_it_before_it_ends(node: Node, 
         assert not opened(node)
         assert outcome.json == config(pod)["prevResult"]
         assert dialling.hears() == "web"
+
+
+def test_an_add_that_was_answered_has_succeeded_even_if_nothing_can_be_done_afterwards(
+    node: Node, tmp_path: Path
+) -> None:
+    node.launcher = launcher(tmp_path, tmp_path / "none", 'sys.modules["cni_hostport.afterwards"] = None')
+    pod = node.pod(4)
+    outcome = node.add(pod, mapping(PORT))
+    assert outcome.json == config(pod)["prevResult"]
+    assert outcome.stderr.startswith("hostport: what was left to be done after the answer is not done: ")

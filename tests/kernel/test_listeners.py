@@ -171,3 +171,9 @@ def test_a_kernel_that_does_not_tell_is_no_reason_to_fail(
     node.launcher = launcher(tmp_path, tmp_path / "absent", f"from cni_hostport import listeners; listeners.{lacking}")
     assert node.add(pod, mapping(22)).stderr == ""
     assert node.footprint(pod)
+
+
+def test_an_add_that_cannot_look_for_programs_succeeds_and_says_so(node: Node, tmp_path: Path) -> None:
+    node.launcher = launcher(tmp_path, tmp_path / "none", 'sys.modules["cni_hostport.listeners"] = None')
+    outcome = node.add(node.pod(4), mapping(8080))
+    assert "hostport: programs of this node that listen on these host ports were not looked for: " in outcome.stderr

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 Samples = dict[str, dict[frozenset[str], float]]
 PORT = 9100
@@ -42,7 +43,7 @@ def of(*labels: str) -> frozenset[str]:
 NOTHING = {of("alive"): 0, of("gone"): 0, of("unknown"): 0}
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(node: Node, listen: str) -> Iterator[str]:
     served = subprocess.Popen(
         ["nsenter", f"--net={node.path}", *LAUNCHER, "metrics", "--listen", listen], stderr=subprocess.PIPE, text=True
@@ -248,3 +249,18 @@ def test_nothing_is_written_or_served_without_the_privilege_to_read_the_ruleset(
         assert (ran.returncode, ran.stdout) == (1, "")
         assert ran.stderr == "Error: 'hostport metrics' uses nftables, which needs root (CAP_NET_ADMIN)\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_scrapes_are_answered_again_after_libnftables_was_ended(node: Node) -> None:
+    with serving(node, f"127.0.0.1:{PORT}"):
+        scrape(node)
+        listed = subprocess.check_output(["ip", "netns", "pids", node.name], text=True).split()
+        [library] = [process for process in listed if _parent(process) in listed]
+        os.kill(int(library), signal.SIGKILL)
+        with contextlib.suppress(AssertionError):
+            scrape(node)
+        assert [scrape(node) for _ in range(4)] == [{"hostport_holders": NOTHING}] * 4
+
+
+def _parent(process: str) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]

@@ -118,15 +118,15 @@ resident._rehearse = lambda stage: None
 resident.BETWEEN_REPORTS = 0.1
 slow, name = {module}, "{"_ask" if "nft" in module else "ask"}"
 ask = getattr(slow, name)
-setattr(slow, name, lambda *given, **keys: (time.sleep(0.3), ask(*given, **keys))[1])
+setattr(slow, name, lambda *given, **keys: (time.sleep(0.5), ask(*given, **keys))[1])
 """
     pod = node.pod(4)
     node.add(pod, mapping(8080))
     with Resident(tmp_path / "socket", slow):
-        node.launcher = launcher(tmp_path, tmp_path / "socket", *PATIENT, "h.UNTIL_DONE = 1", NEVER_COLD)
+        node.launcher = launcher(tmp_path, tmp_path / "socket", *PATIENT, "h.UNTIL_DONE = 2", NEVER_COLD)
         begun = time.monotonic()
         node.add(pod, mapping(8081))
-        assert time.monotonic() > begun + 2
+        assert time.monotonic() > begun + 3
     assert ports(node) == 1
 
 

@@ -182,3 +182,14 @@ def test_a_setting_that_cannot_be_changed_is_told_and_costs_no_pod_its_ports(nod
     assert restore(node, cache) == "1 present\n"
     assert node.ask("tcp", "127.0.0.1", 8080).startswith("web")
     assert node.cni("CHECK", pod, config(pod, *MAPPINGS)).status == 0
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
+def test_messages_that_cannot_be_written_are_lost_and_host_ports_are_restored(
+    node: Node, cache: Cache, stream: str
+) -> None:
+    pod = running(node, cache, *MAPPINGS)
+    places = [f"--cache-dir={cache.directory / name}" for name in ("none", "")]
+    node.nft("flush ruleset")
+    node.run("sh", "-c", f'exec "$@" {stream}', "sh", *LAUNCHER, "restore", "--watch=0", *places)
+    assert node.cni("CHECK", pod, config(pod, *MAPPINGS)).status == 0

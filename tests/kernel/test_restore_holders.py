@@ -10,7 +10,7 @@ from cache import Cache
 from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
 from resident import eventually
 from restoring import restore, running
-from seeing import SEES_ALL
+from seeing import ALONE, IN_A_UNIT, SEES_ALL
 
 from cni_hostport.operate import restore as restoration
 
@@ -255,3 +255,16 @@ def test_who_sees_the_mounts_of_the_first_process_knows_that_the_last_pod_is_gon
     command = [*SEES_ALL, "restore", "--watch=0", f"--cache-dir={cache.directory}"]
     ran = node.run("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /run/netns; exec "$@"', "sh", *command)
     assert ran.stderr.splitlines()[-1] == "1 gone"
+
+
+@pytest.mark.parametrize(
+    ("own", "counts"), [("true", "1 gone"), ("mount -t tmpfs none /run/netns", "1 failed")], ids=["none", "the place"]
+)
+def test_a_unit_to_which_the_mounts_of_the_first_process_come_knows_that_the_last_pod_is_gone(
+    node: Node, cache: Cache, own: str, counts: str
+) -> None:
+    running(node, cache, mapping(8080))
+    node.nft("flush ruleset")
+    command = [*ALONE, "restore", "--watch=0", f"--cache-dir={cache.directory}"]
+    ran = node.run(*IN_A_UNIT, "sh", "-ec", f'{own}; exec "$@"', "sh", *command, check=False)
+    assert ran.stderr.splitlines()[-1] == counts

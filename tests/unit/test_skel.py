@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -250,6 +251,13 @@ def test_an_error_is_one_json_object_on_stdout_and_nothing_else(
     outcome = run("ADD", CONFIG | {"cniVersion": version})
     assert (outcome.status, outcome.stderr, outcome.stdout.count("\n")) == (1, "", 1)
     assert outcome.json == {"cniVersion": version, "code": 11, "msg": "a sentence", **more}
+
+
+def test_an_unexpected_failure_is_told_where_no_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugin.OPERATIONS, "ADD", lambda *_: 1 // 0)
+    monkeypatch.setitem(sys.modules, "traceback", None)
+    outcome = run("ADD")
+    assert (outcome.json["code"], outcome.stderr) == (999, "")
 
 
 def test_an_unexpected_failure_shows_its_traceback_on_stderr_only(monkeypatch: pytest.MonkeyPatch) -> None:

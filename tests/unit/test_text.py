@@ -30,7 +30,7 @@ WRITERS = {
     *("click.echo", "click.secho", "handover.write", "os.write", "print", "sys.stderr", "sys.stdout", "syslog.syslog")
 }
 OUTLETS = {
-    "__main__.py": {"handover.write", "sys.stdout"},
+    "__main__.py": {"handover.write", "sys.stderr", "sys.stdout"},
     "handover.py": {"os.write"},  # what others have made printable
     "ipvs.py": {"os.write"},
     "library.py": {"os.write"},  # for an error's text
