@@ -207,6 +207,7 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None, *, is_ma
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
         os.closerange(caller + 1, MOST_DESCRIPTORS)
+        _leave_no_core()
         if is_main:  # another thread can end before the caller does, whose end is then only seen on the socket
             _end_with(parent)
         with open(caller, "rb") as asked, open(caller, "wb", closefd=False) as answered:
@@ -232,6 +233,17 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def _leave_no_core() -> None:
+    """Have the kernel write no file of this process's memory when libnftables crashes: that is not looked at.
+
+    Services of container runtimes come without a limit to such files, and a runtime's calls can crash again and again.
+    """
+    import resource
+
+    with suppress(OSError, ValueError):  # where a system call filter forbids it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer_all(asked: BinaryIO, answered: BinaryIO) -> NoReturn:

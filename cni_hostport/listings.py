@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Sequence[dict[str, Any]]]  # listings, by what was listed
 
-TABLES = f"tables {FAMILY}"
+TABLES, WHOLE_TABLE = f"tables {FAMILY}", f"table {FAMILY} {TABLE}"
 # the types of what keys are declared by, which newer versions of nftables list; older ones of this plugin gave types
 TYPES = {
     '{"meta": {"key": "nfproto"}}': "nf_proto",
@@ -31,6 +31,18 @@ def state_of(key: str) -> list[str]:
     base = [f"chain {FAMILY} {TABLE} {name}" for name in BASE_CHAINS]
     own = [f"map {FAMILY} {TABLE} {name}" for name in target_maps(key)]
     return [TABLES, *MAP_LISTINGS, *own, *base, token_of(key), f"chain {FAMILY} {TABLE} {masq_chain(key)}"]
+
+
+def parts(listing: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the parts of the listing of the whole table that ``state_of`` names, but for the table itself."""
+    found: dict[str, list[dict[str, Any]]] = {what: [] for what in state_of(key) if what != TABLES}
+    for item in listing:
+        for kind, body in item.items():
+            name = body.get("chain") if kind == "rule" else body.get("name")
+            what = f"{'chain' if kind == 'rule' else kind} {FAMILY} {TABLE} {name}"
+            if what in found:
+                found[what].append(item)
+    return found
 
 
 def differences(key: str, expected: State, actual: State) -> list[str]:

@@ -120,9 +120,10 @@ class Nft:
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        from cni_hostport.listings import state_of
+        from cni_hostport.listings import TABLES, WHOLE_TABLE, parts
 
-        return {what: self.listing(what) for what in state_of(key)}
+        # each listing, of whatever, reads all elements of the table: one of everything costs little more than one
+        return {TABLES: self.listing(TABLES), **parts(self.listing(WHOLE_TABLE), key)}
 
     def pod_name(self, key: str) -> str:
         """Return the ``namespace/name`` with which an attachment's rules are labelled, empty if they are not."""

@@ -132,12 +132,19 @@ def nftables(examination: Examination) -> Iterator[Statement]:
     try:
         examination.nft.listing("sets")
     except LibraryEndedError as end:
-        for name in crashes.sets():
-            yield note(
-                f"{end} on {name}",
-                "Host ports work all the same. nft itself crashes here, and what is about this set is not checked.",
-                f"{crashes.REMEDY[0].upper()}{crashes.REMEDY[1:]}.",
-            )
+        yield from _crash(end, crashes.sets())
+
+
+def _crash(end: LibraryEndedError, sets: Sequence[str]) -> Iterator[Statement]:
+    """Say on which sets libnftables ended; firewalls can have hundreds of one kind."""
+    if sets:
+        others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
+        yield note(
+            f"{end} on {sets[0]}{others}",
+            "Host ports work all the same. nft itself crashes here, and what is about these sets is not checked.",
+            f"{crashes.REMEDY[0].upper()}{crashes.REMEDY[1:]}.",
+            tuple(sets[1 : runtimes.SHOWN]),
+        )
 
 
 def _version(examination: Examination) -> str:

@@ -134,6 +134,15 @@ def test_doctor_names_the_set_and_what_to_do_and_goes_on(crashing: Node, tmp_pat
     assert "the rules below all host ports are as they should be" in [of["text"] for of in others]
 
 
+def test_doctor_says_of_many_sets_in_one_note_how_many_they_are(crashing: Node, tmp_path: Path) -> None:
+    for number in range(20):
+        declare_set(crashing, f"foreign{number}")
+    ran = run(crashing, "doctor", "--json", f"--conf-dir={tmp_path}", f"--cache-dir={tmp_path}")
+    [crash] = [of for of in json.loads(ran.stdout) if CRASH in of["text"]]
+    assert crash["text"].endswith(" and 20 more")
+    assert len(crash["details"]) < 20
+
+
 @pytest.mark.parametrize("command", [["list"], ["explain", "8080"], ["metrics"]], ids=str)
 def test_commands_that_look_at_host_ports_work(crashing: Node, command: list[str]) -> None:
     pod = serving(crashing)

@@ -75,6 +75,17 @@ def test_a_condition_that_libnftables_does_not_bear_is_refused_by_its_name(node:
     assert node.nft("list ruleset") == ""
 
 
+def test_a_crash_of_libnftables_leaves_no_file_of_its_memory(node: Node, tmp_path: Path) -> None:
+    unlimited = ["prlimit", "--core=unlimited", "sh", "-c", f'cd {tmp_path}; exec "$@"', "sh", *LAUNCHER]
+    assert "crashed" in call(node, "ADD", node.pod(), unlimited, conditionsV4=CRASH).msg
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", ["EPERM", "ENOSYS"])
+def test_a_system_call_filter_without_limits_is_no_obstacle(node: Node, error: str) -> None:
+    assert call(node, "ADD", node.pod(), injected(f"prlimit64:error={error}")).status == 0
+
+
 def test_a_resident_process_outlives_such_a_condition_and_the_call_is_answered(node: Node, tmp_path: Path) -> None:
     pod = node.pod()
     with Resident(tmp_path / "socket") as resident:

@@ -163,6 +163,18 @@ def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() ->
     ]
 
 
+def test_the_parts_of_the_listing_of_the_table_are_what_listing_each_would_be() -> None:
+    element = port("ipv4", "tcp", 8080, to="N-A")
+    mine = [chain("dnat-N-A"), table_map("hostports", element), rule("dnat-N-A"), rule("dnat-N-A", COUNTER)]
+    others = [{"table": {"family": "inet", "name": "hostport"}}, chain("dnat-N-B"), rule("dnat-N-B")]
+    parts = listings.parts([*others, *mine], "N-A")
+    assert ["tables inet", *parts] == listings.state_of("N-A")
+    assert {what: part for what, part in parts.items() if part} == {
+        "map inet hostport hostports": [mine[1]],
+        "chain inet hostport dnat-N-A": [mine[0], *mine[2:]],
+    }
+
+
 LOCAL: dict[str, Any] = {"match": {"left": {"fib": {"result": "type"}}, "right": {"set": ["local", "x"]}}}
 DNAT: dict[str, Any] = {"dnat": {"family": "ip", "addr": "10.1.0.2", "port": 80}}
 COUNTER = {"counter": {"packets": 0, "bytes": 0}}
