@@ -102,8 +102,8 @@ class Comparison:
     def _run_alone(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
         """Have the base and what these commands make in the empty network namespace, and return the ways to look."""
         emptied = [] if self._is_empty else [table.add_table(), f"delete table {table.FAMILY} {table.TABLE}"]
-        self._alone[1].run([*emptied, *table.base(), *commands])
         self._is_empty = False
+        self._alone[1].run([*emptied, *table.base(), *commands])
         return self._alone
 
 

@@ -98,8 +98,13 @@ def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     except OSError as error:
         log(f"warning: {setting} stays 1, and the interface guarded: {error.strerror}")
         return
-    if not lookup.unguard(interface) and is_opened_here:
-        _write(setting, "1")
+    if lookup.unguard(interface) or not is_opened_here:
+        return
+    try:
+        _write(setting, "1")  # for who came meanwhile
+    except OSError as error:
+        if error.errno != ENOENT:  # else the interface is gone
+            log(f"warning: {setting} is 0, though another attachment needs it: {error.strerror}")
 
 
 def _setting(interface: int) -> str:
