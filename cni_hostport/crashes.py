@@ -32,7 +32,7 @@ def sets() -> list[str]:
     for name, notes in Lookup().notes_at_sets():
         by_notes.setdefault(notes, []).append(name)
     nft = Nft()
-    return [name for of in list(by_notes.values())[:MOST_TRIED] if _crashes(nft, of[0]) for name in of]
+    return [name for alike in list(by_notes.values())[:MOST_TRIED] if _crashes(nft, alike[0]) for name in alike]
 
 
 def _crashes(nft: Nft, name: str) -> bool:
@@ -57,7 +57,7 @@ def explained(error: UnavailableError, config: Mapping[str, Any]) -> str:
     if found:
         return f"{reason} on {found[0]}: {REMEDY}"
     tokens = {key: config[key] for key in CONDITIONS if isinstance(config.get(key), list)}  # a DEL takes anything
-    conditions = [f"{key} '{' '.join(map(str, of))}'" for key, of in tokens.items() if of]
+    conditions = [f"{key} '{' '.join(map(str, words))}'" for key, words in tokens.items() if words]
     if conditions:
         return f"{reason}, most likely on {' or '.join(conditions)}: write it in another way"
     return f"{reason}: bring the nftables of this node (libnftables) to a newer version"

@@ -218,10 +218,14 @@ def test_an_add_that_finds_the_port_taken_and_then_free_every_time_says_try_agai
 
 
 @pytest.mark.usefixtures("_few_attempts")
-def test_an_add_whose_dead_holder_is_another_every_time_says_try_again(node: Node, first: Pod, second: Pod) -> None:
-    first.remove()
+def test_an_add_whose_dead_holder_is_another_every_time_says_try_again(node: Node, second: Pod) -> None:
+    def die_with_the_port() -> None:
+        pod = node.pod()
+        node.add(pod, mapping(8080))
+        pod.remove()
+
     with node.inside(), pytest.raises(CNIError) as lost:
-        claim(AlwaysRacedNft(lambda: node.add(first, mapping(8080))), second, mapping(8080))
+        claim(AlwaysRacedNft(die_with_the_port), second, mapping(8080))
     assert lost.value.code == 11
     assert not node.holds(second)
 
