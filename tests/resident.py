@@ -28,9 +28,9 @@ NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
     """Wait until something is so, and tell whether it came to that."""
     until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
+    while not (is_so := bool(condition())) and time.monotonic() < until:
         time.sleep(0.02)
-    return bool(condition())
+    return is_so  # by then it may be so no longer
 
 
 class Resident:
