@@ -234,12 +234,14 @@ def test_a_library_that_cannot_be_loaded_is_unavailable(error: Exception, monkey
     def broken() -> None:
         raise error
 
+    monkeypatch.setattr(Nft, "context_type", Context)
     monkeypatch.setattr("nftables.Nftables", broken)
     with pytest.raises(UnavailableError, match=f"libnftables cannot be used: {error}"):
         Nft()
 
 
 def test_a_missing_python_binding_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Nft, "context_type", Context)
     monkeypatch.setitem(sys.modules, "nftables", None)
     with pytest.raises(UnavailableError, match="libnftables cannot be used"):
         Nft()
