@@ -10,10 +10,9 @@ import ctypes
 import gc
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 
-from cni_hostport.library import LIBRARY
+from cni_hostport.library import LIBRARY, look_names_up_in_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,9 +52,7 @@ def load() -> None:
     for module in OPERATIONS_IMPORT:
         import_module(module)
     ctypes.CDLL(LIBRARY)
-    with suppress(AttributeError):  # another C library than glibc loads nothing to look names up
-        for database in DATABASES:
-            ctypes.CDLL(None)["__nss_configure_lookup"](database.encode(), b"files")
+    look_names_up_in_files(*DATABASES)
     ctypes.CDLL(None).getprotobyname(b"tcp")  # before glibc 2.34, the lookup in files is a library too
     gc.collect()
     gc.freeze()  # children then do not copy all of it only to count references

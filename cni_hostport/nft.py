@@ -6,7 +6,8 @@ import json
 import re
 
 from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
-from cni_hostport.library import HANDLES, JSON, STATELESS, Context, NoProcessError, Process
+from cni_hostport.library import HANDLES, JSON, STATELESS, Context
+from cni_hostport.library_process import NoProcessError, Process
 from cni_hostport.netlink import keep, report_progress
 from cni_hostport.table import with_declarations
 
@@ -163,7 +164,7 @@ def _in_columns(commands: Sequence[str]) -> str:
     for command in commands:
         lines = _lines(command)
         parts += [gap, ("\n" + " " * column).join(lines)]
-        column += _width(command) + len(COMMAND_END)
+        column += _width(lines) + len(COMMAND_END)
         gap = COMMAND_END + ("\n" + " " * column if len(lines) > 1 else "")
     return "".join(parts)
 
@@ -185,14 +186,14 @@ def _lines(command: str) -> list[str]:
     return [*lines, ", ".join(line)]
 
 
-def _width(command: str) -> int:
-    return max(map(len, _lines(command)))
+def _width(lines: Sequence[str]) -> int:
+    return max(map(len, lines))
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:
     """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
     refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
-    widths = [_width(command) for command in commands]
+    widths = [_width(_lines(command)) for command in commands]
     for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
         command = _command_at(marks.find("^"), commands, widths)
         refusals[reason.removeprefix("Could not process rule: "), command] = None

@@ -10,7 +10,7 @@ import pytest
 from lab import LAUNCHER, Node, Outcome, Pod, config, mapping, require
 from resident import Resident, launcher
 
-from cni_hostport.library import Process
+from cni_hostport.library_process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,13 +99,13 @@ def test_a_resident_process_outlives_such_a_condition_and_the_call_is_answered(n
 def test_an_add_that_is_killed_changes_nothing_afterwards(node: Node) -> None:
     pod = node.pod()
     script = (
-        "import os, signal; from cni_hostport import library\n"
+        "import os, signal; from cni_hostport import library_process\n"
         "def ask(self, command, output, **_):\n"
-        "    library.marshal.dump(('', command, output, False), self._requests)\n"
+        "    library_process.marshal.dump(('', command, output, False), self._requests)\n"
         "    os.kill(self._pid, signal.SIGSTOP)\n"
         "    self._requests.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "library.Process.ask = ask; from cni_hostport.__main__ import main; main()"
+        "library_process.Process.ask = ask; from cni_hostport.__main__ import main; main()"
     )
     killed = call(node, "ADD", pod, [sys.executable, "-Ic", script])
     assert killed.status == -9

@@ -57,7 +57,7 @@ PORTMAP = {"foreign_rules", "portmap"}
 FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
 CONNTRACK = {"conntrack", "nf_conntrack"}
-NFT = {"library", "nft"}
+NFT = {"library", "library_process", "nft"}
 ADD = (
     PLAN
     | LOOKUP

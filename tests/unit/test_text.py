@@ -33,7 +33,7 @@ OUTLETS = {
     "__main__.py": {"handover.write", "sys.stderr", "sys.stdout"},
     "handover.py": {"os.write"},  # what others have made printable
     "ipvs.py": {"os.write"},
-    "library.py": {"os.write"},  # for an error's text
+    "library_process.py": {"os.write"},  # for an error's text
     "operate/arguments.py": {"sys.stdout"},
     "operate/cli.py": {"click.echo"},
     "operate/probe.py": {"os.write"},  # packets
