@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
 
+ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
+MODULE = "<module>"  # the name of the frame in which a module is being imported
+
 
 class Code(IntEnum):
     """What went wrong, as the number a runtime sees.
@@ -128,3 +131,21 @@ class LibraryEndedError(UnavailableError):
         super().__init__([(reason, "")])
         self.is_crash = is_crash
         self.knew_sets = knew_sets
+
+
+def lack(error: BaseException) -> str:
+    """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
+        return f"there are not enough file descriptors: {error.strerror}"
+    if isinstance(error, OSError) and error.errno:
+        return f"a system call failed: {error}"
+    if isinstance(error, SystemError):
+        return f"Python itself failed, as it does without memory: {error}"
+    place = error.__traceback__
+    while place and place.tb_frame.f_code.co_name != MODULE:
+        place = place.tb_next
+    if isinstance(error, ImportError | SyntaxError) or place:
+        return f"a module cannot be loaded: {type(error).__name__}: {error}"
+    return ""

@@ -13,7 +13,7 @@ import re
 from math import isfinite
 
 from cni_hostport import __version__
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, Code, lack
 from cni_hostport.handover import LARGEST_INPUT, LONGEST_IFNAME
 from cni_hostport.text import escaped, escaped_lines
 
@@ -53,9 +53,6 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 # what the call leaves to be done once the caller has its answer
 AFTERWARDS: list[Callable[[], None]] = []
-
-ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
-MODULE = "<module>"  # the name of the frame in which a module is being imported
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
@@ -123,10 +120,10 @@ def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
         return error
     if isinstance(error, RecursionError):
         return CNIError(Code.DECODING_FAILURE, "the network configuration is nested too deeply")
-    lack = _lack(error)
-    if lack:
+    reason = lack(error)
+    if reason:
         code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
-        return CNIError(code, f"{command} cannot be carried out: {lack}")
+        return CNIError(code, f"{command} cannot be carried out: {reason}")
     _print_traceback(error, stderr)
     return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
 
@@ -135,24 +132,6 @@ def _error(version: str, failure: CNIError) -> dict[str, Any]:
     """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
     body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
     return {**body, "details": escaped_lines(failure.details)} if failure.details else body
-
-
-def _lack(error: BaseException) -> str:
-    """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
-        return "there is not enough memory"
-    if isinstance(error, OSError) and error.errno in {EMFILE, ENFILE}:
-        return f"there are not enough file descriptors: {error.strerror}"
-    if isinstance(error, OSError) and error.errno:
-        return f"a system call failed: {error}"
-    if isinstance(error, SystemError):
-        return f"Python itself failed, as it does without memory: {error}"
-    place = error.__traceback__
-    while place and place.tb_frame.f_code.co_name != MODULE:
-        place = place.tb_next
-    if isinstance(error, ImportError | SyntaxError) or place:
-        return f"a module cannot be loaded: {type(error).__name__}: {error}"
-    return ""
 
 
 def withdraw(environ: Mapping[str, str], installed: Readable | None, error: Exception, stderr: Writable) -> None:
