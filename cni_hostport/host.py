@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.netlink import SOCK_CLOEXEC, Netlink, attribute, attributes
+from cni_hostport.netlink import NETLINK_ROUTE, SOCK_CLOEXEC, Netlink, attribute, attributes
 from cni_hostport.plan import Way
 
 TYPE_CHECKING = False
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-NETLINK_ROUTE, RTM_GETROUTE, RTA_DST, RTA_OIF = 0, 26, 1, 4  # linux/netlink.h, linux/rtnetlink.h
+RTM_GETROUTE, RTA_DST, RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
 KINDS_OF_ONE_POD = (

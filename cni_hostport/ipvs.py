@@ -17,7 +17,7 @@ from struct import Struct
 
 from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.netlink import NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
+from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.table import FAMILY, TABLE
 from cni_hostport.text import escaped
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 INTERFACE = "kube-ipvs0"  # kubernetes/kubernetes, pkg/proxy/ipvs (defaultDummyDevice)
 SOCK_NONBLOCK = 0o4000
-NETLINK_ROUTE, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 0, 20, 21, 22  # linux/rtnetlink.h
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22  # linux/rtnetlink.h
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
 NLMSGHDR = Struct("=LHHLL")  # linux/netlink.h; the second is the type

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     Scenario = Callable[[socket.socket], None]
 
 NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
+# notes which commands children run, in a file
+NOTES = """
+run = resident.run
+def noted(environ):
+    with open("{notes}", "a") as out:
+        out.write(environ["CNI_COMMAND"])
+    return run(environ)
+resident.run = noted
+"""
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute
 
 from cni_hostport import host
-from cni_hostport.netlink import Netlink, attribute, attributes
+from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
 from cni_hostport.operate import namespaces, routing
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _hop(route: Any) -> Address | None:
 def _number(namespace: int) -> int | None:
     """Return the number that this network namespace has for an open one, ``None`` if it has none."""
     asked = RTGENMSG.pack(0) + attribute(NETNSA_FD, namespace.to_bytes(4, byteorder))
-    [(error, answers)] = Netlink(host.NETLINK_ROUTE).ask([(RTM_GETNSID, 0, asked)])
+    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETNSID, 0, asked)])
     number = b"" if error else dict(attributes(answers[0][RTGENMSG.size :])).get(NETNSA_NSID, b"")
     return int.from_bytes(number, byteorder, signed=True) if number else None
 

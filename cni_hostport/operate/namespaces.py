@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cni_hostport import host, interfaces, presence, skel
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.netlink import NLM_F_DUMP, Netlink, attributes
+from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, Netlink, attributes
 from cni_hostport.operate import files
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def visible() -> Iterator[Namespace]:
             inode = os.stat(path).st_ino
             if inode not in seen:
                 with host.inside(path):
-                    netlink = Netlink(host.NETLINK_ROUTE)
+                    netlink = Netlink(NETLINK_ROUTE)
                 seen.add(inode)
                 yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
         except PermissionError:
@@ -127,7 +127,7 @@ def others_are_beside(netns: str) -> bool:
 
 def addresses() -> list[Address]:
     """Return the addresses in this thread's network namespace; raises ``OSError``."""
-    return _addresses(Netlink(host.NETLINK_ROUTE))
+    return _addresses(Netlink(NETLINK_ROUTE))
 
 
 def _mounted() -> Iterator[str]:

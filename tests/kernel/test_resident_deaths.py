@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, wait
-from resident import NEVER_COLD, Resident, eventually, launcher
+from resident import NEVER_COLD, NOTES, Resident, eventually, launcher
 
 from cni_hostport.handover import IDENTITY, file_at
 
@@ -39,14 +39,6 @@ def die():
         out.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
 {moment}
-"""
-NOTES = """
-run = resident.run
-def noted(environ):
-    with open("{notes}", "a") as out:
-        out.write(environ["CNI_COMMAND"])
-    return run(environ)
-resident.run = noted
 """
 
 

@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import LAUNCHER, LIBC, Node, config, mapping, require
-from resident import NEVER_COLD, Resident, launcher
+from resident import NEVER_COLD, NOTES, Resident, launcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lab import Pod
 
-NOTES = """
-run = resident.run
-def noted(environ):
-    with open("{notes}", "a") as out:
-        out.write(environ["CNI_COMMAND"])
-    return run(environ)
-resident.run = noted
-"""
 OLDER_KERNEL = "from cni_hostport import credentials\ncredentials.SO_PEERPIDFD = -1"
 PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 MULTIARCH = sysconfig.get_config_var("MULTIARCH") or "lib64"
