@@ -63,7 +63,7 @@ class Resident:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, env=environment, stderr=log)
-        if not eventually(lambda: self.path.exists() and len(self.children) > 1):
+        if not eventually(lambda: self.path.exists() and sum(map(_waits, self.children)) > 1):
             raise AssertionError(self.log.read_text())
 
     @property
@@ -85,6 +85,14 @@ class Resident:
         """Send a signal to it and to its children."""
         for process in self.family:
             os.kill(process, number)
+
+
+def _waits(child: int) -> bool:
+    """Tell whether a child waits for a call, as opposed to one that is being prepared or has another purpose."""
+    try:
+        return any(os.readlink(file) == "anon_inode:[eventpoll]" for file in Path(f"/proc/{child}/fd").iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def launcher(directory: Path, path: Path, *lines: str) -> list[str]:
