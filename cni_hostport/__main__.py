@@ -98,7 +98,7 @@ def _keep_small() -> None:
 def _operate(arguments: list[str]) -> NoReturn:
     if arguments[0] == "serve" and len(arguments) <= 2 and not arguments[-1].startswith("-"):  # noqa: PLR2004 - SOCKET
         _keep_small()
-        from cni_hostport.resident import serve
+        from cni_hostport.resident.process import serve
 
         try:
             serve(*arguments[1:])

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from cni_hostport import host, ruleset, table
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
-from cni_hostport.nft import Nft
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.plan import Forward, Plan
+    from cni_hostport.ruleset.plan import Forward, Plan
 
 
 class Comparison:
@@ -68,7 +70,7 @@ class Comparison:
 
         Raises what ``differences`` does.
         """
-        from cni_hostport import listings
+        from cni_hostport.ruleset import differences as listings
 
         _, alone = self._run_alone([])
         whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
@@ -88,7 +90,8 @@ class Comparison:
         return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
 
     def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
-        from cni_hostport import listings, ownership
+        from cni_hostport import ownership
+        from cni_hostport.ruleset import differences as listings
 
         key = attachment.key
         holders = ownership.shared(self._nft.installed(), attachment, plan)

@@ -17,16 +17,16 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
     """
     if not lookup.remove(key, held):
         from cni_hostport import ownership
-        from cni_hostport.nft import Nft
+        from cni_hostport.kernel.nft import Nft
 
         ownership.release(Nft(), key, log)
         return
     if held.pods and held.ports:
-        from cni_hostport import conntrack
+        from cni_hostport.kernel import conntrack
 
         conntrack.forget_to(held.pods, held.ports, log)
     if held.interface:
-        from cni_hostport import localnet
+        from cni_hostport.kernel import localnet
 
         localnet.close(lookup, held.interface, log)
 
@@ -37,8 +37,8 @@ def note(lookup: Lookup, key: str) -> None:
         return
     from contextlib import suppress
 
-    from cni_hostport.nft import Nft
-    from cni_hostport.table import add_table, note_deleted
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.ruleset.base import add_table, note_deleted
 
     with suppress(NFTError):  # where there can be no table, nothing can be restored either
         Nft().run([add_table(), *note_deleted(key)])

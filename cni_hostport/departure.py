@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.lookup import Lookup
     from cni_hostport.ownership import Log
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
 BETWEEN_LOOKS = 0.2  # seconds; a look asks the kernel for one element, however many there are
@@ -35,8 +35,9 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     Raises the last refusal when the time is over, or when the container that waits has itself gone; and whatever else
     an attempt raises.
     """
-    from cni_hostport import plugin, presence
+    from cni_hostport import plugin
     from cni_hostport.config import NetworkConfig
+    from cni_hostport.kernel import presence
 
     seconds = NetworkConfig.parse(call.config).wait_for_holder
     if not seconds:

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cni_hostport.installed import Element
+    from cni_hostport.ruleset.installed import Element
 
 
 LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings

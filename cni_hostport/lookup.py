@@ -15,7 +15,7 @@ import os
 from cni_hostport import netlink, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
-from cni_hostport.table import (
+from cni_hostport.ruleset.base import (
     ADDRESS_SETS,
     BASE_CHAINS,
     FAMILY,

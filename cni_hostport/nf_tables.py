@@ -10,7 +10,7 @@ from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
 from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.table import (
+from cni_hostport.ruleset.base import (
     ADDRESS_SETS,
     DELETED,
     FAMILY,

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from cni_hostport import conntrack, ipvs, localnet, presence, ruleset
 from cni_hostport.attachment import SHORT_ID, Attachment, Owner
 from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
-from cni_hostport.installed import Element, Installed
+from cni_hostport.kernel import conntrack, ipvs, localnet, presence
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup, interface_of
-from cni_hostport.nft import Nft
-from cni_hostport.plan import Forward, Plan
-from cni_hostport.table import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.base import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
+from cni_hostport.ruleset.installed import Element, Installed
+from cni_hostport.ruleset.plan import Forward, Plan
 from cni_hostport.text import escaped
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
@@ -268,7 +269,7 @@ def _forget_flows(elements: Iterable[Element], log: Log) -> None:
 def refused(error: NFTError, config: Mapping[str, object] | None = None) -> CNIError:
     """Translate what nftables will not take, or that it cannot be used at all, in a call with this configuration."""
     if isinstance(error, UnavailableError):
-        from cni_hostport import crashes
+        from cni_hostport.kernel import crashes
 
         return CNIError(Code.RULESET_REFUSED, crashes.explained(error, config or {}))
     first = ": ".join(error.refusals[0])

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.ownership import Log
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
     Operation = Callable[[Call, Log], Mapping[str, Any] | None]
@@ -35,8 +35,8 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         _remove_former(call, log)
         return result
     from cni_hostport import ownership, portmap
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.lookup import Lookup
-    from cni_hostport.nft import Nft
     from cni_hostport.skel import AFTERWARDS
 
     nft, attachment = Nft(), attachment_of(call)
@@ -64,7 +64,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
             ownership.release(nft, attachment.key, log)
         raise
     try:
-        from cni_hostport import listeners
+        from cni_hostport.kernel import listeners
 
         listeners.tell(attachment, installed, log)
     except Exception as error:  # noqa: BLE001 - all is installed: no message is worth a failure
@@ -95,7 +95,7 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
 
     Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
     """
-    from cni_hostport import conntrack, localnet
+    from cni_hostport.kernel import conntrack, localnet
 
     localnet.open_for(plan, log)
     if not leave:
@@ -112,7 +112,7 @@ def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
     from cni_hostport import deletion, portmap
     from cni_hostport.lookup import Lookup
-    from cni_hostport.table import RESTORING
+    from cni_hostport.ruleset.base import RESTORING
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
@@ -130,7 +130,7 @@ def check(call: Call, _log: Log) -> None:
     plan = plan_of(call)
     if plan is None or not plan.forwards:
         return
-    from cni_hostport.comparison import Comparison
+    from cni_hostport.check import Comparison
 
     differences = Comparison().differences(attachment_of(call), plan)
     if differences:
@@ -147,7 +147,7 @@ def gc(call: Call, log: Log) -> None:
         return
     from cni_hostport import ownership
     from cni_hostport.attachment import Attachment
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
 
     valid = _valid_keys(call)
     nft = Nft()
@@ -165,9 +165,9 @@ def gc(call: Call, log: Log) -> None:
 
 def status(call: Call, _log: Log) -> None:
     """Ask the kernel whether it accepts every expression of this network's rules, leaving nothing behind."""
-    from cni_hostport import ruleset
     from cni_hostport.config import NetworkConfig
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.ruleset import commands as ruleset
 
     probe = ruleset.probe(NetworkConfig.parse(call.config).conditions)
     try:
@@ -239,8 +239,9 @@ def plan_of(call: Call) -> Plan | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
     if not _may_map(call):
         return None  # most pods: nothing is imported, validated or asked for them
-    from cni_hostport import host, plan
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
+    from cni_hostport.kernel import netns as host
+    from cni_hostport.ruleset import plan
 
     config = NetworkConfig.parse(call.config)
     if not config.mappings:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
     from cni_hostport.foreign_rules import Chain
     from cni_hostport.lookup import Lookup
+    from cni_hostport.migration.claims import Claim
     from cni_hostport.netlink import Message
-    from cni_hostport.operate.claims import Claim
     from cni_hostport.ownership import Log
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
 FAMILIES = ("ip", "ip6")
@@ -95,7 +95,7 @@ class Rules:
         """Return the families in which legacy iptables has chains with such a name, or may have them."""
         if not self._legacy:
             return []
-        from cni_hostport import xtables
+        from cni_hostport.kernel import xtables
 
         return [family for family in self._legacy if xtables.mentions(family, NAT, name)]
 
@@ -106,7 +106,7 @@ class Rules:
         """
         if not self._may_claim({forward.host_port for forward in plan.forwards}):
             return ()
-        from cni_hostport.operate import claims
+        from cni_hostport.migration import claims
 
         return claims.of_gone_containers(self, attachment, plan)
 
@@ -139,7 +139,7 @@ class Rules:
         if self._legacy:
             name = chain_name(network, container_id)
             for family in self.in_legacy_iptables(name):
-                from cni_hostport.operate import leftovers_iptables
+                from cni_hostport.migration import iptables as leftovers_iptables
 
                 leftovers_iptables.remove_legacy(family, name)
 

@@ -3,11 +3,13 @@
 from _socket import if_nameindex
 from contextlib import suppress
 
-from cni_hostport import host, interfaces, localnet, ruleset
 from cni_hostport.errors import CNIError, Code, ExistsError, NotFoundError
-from cni_hostport.installed import Installed
-from cni_hostport.nft import Nft
-from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, POD_MAPS, TABLE, base
+from cni_hostport.kernel import interfaces, localnet
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.base import BASE_CHAINS, FAMILY, LOCALNET, POD_MAPS, TABLE, base
+from cni_hostport.ruleset.installed import Installed
 
 
 def declare_again(nft: Nft) -> None:

@@ -6,7 +6,7 @@ import sys
 
 ALL = """
 import os
-from cni_hostport import presence
+from cni_hostport.kernel import presence
 presence.INITIAL_PID_NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
 from cni_hostport.__main__ import main
 main()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import TOOLS, unavailable
+from installation import Machine
 from lab import Node, require
-from machine import Machine
-from tools import TOOLS, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import inprocess
-from cache import CAPABLE, Cache
+import node_process as inprocess
+from libcni_cache import CAPABLE, Cache
 
-from cni_hostport.operate import doctor
+from cni_hostport.operate.doctor import checks as doctor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from tools import ROOT
+from go_tools import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

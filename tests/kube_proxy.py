@@ -9,9 +9,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
+from go_tools import TOOLS
 from lab import NODE4, NODE6
 from resident import eventually
-from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

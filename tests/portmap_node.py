@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from compare.plugins import PLUGINS, PORTMAP, Bench, Plugin
+from go_tools import unavailable
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Pod, mapping, require
-from tools import unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lab import LAUNCHER, config
 
 if TYPE_CHECKING:
-    from cache import Cache
     from lab import Node, Pod
+    from libcni_cache import Cache
 
 
 def restore(node: Node, *caches: Cache, options: tuple[str, ...] = (), status: int = 0) -> str:

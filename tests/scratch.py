@@ -10,8 +10,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from cni_hostport import host, netlink, plugin
+from cni_hostport import netlink, plugin
 from cni_hostport.attachment import Attachment
+from cni_hostport.kernel import netns as host
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:

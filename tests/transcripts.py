@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache import Cache
+from go_tools import ROOT
 from lab import LAUNCHER, NODE4, Node, config, mapping
-from tools import ROOT
+from libcni_cache import Cache
 
 if TYPE_CHECKING:
     from lab import Pod

@@ -14,8 +14,7 @@ import os
 from errno import EIO, ENOENT
 from functools import cache
 
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, kept
-from cni_hostport.nf_conntrack import (
+from cni_hostport.kernel.nf_conntrack import (
     FAMILIES,
     TUPLE_ORIG,
     TUPLE_REPLY,
@@ -27,14 +26,15 @@ from cni_hostport.nf_conntrack import (
     of_protocol,
     with_port,
 )
+from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from cni_hostport.kernel.nf_conntrack import End
     from cni_hostport.netlink import Message
-    from cni_hostport.nf_conntrack import End
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
 
     Port = tuple[str, bytes | None, int]  # protocol, packed host address or ``None`` for any, host port
 
@@ -68,7 +68,7 @@ def forget_elsewhere(
     """
     from ipaddress import ip_address
 
-    from cni_hostport import ipvs
+    from cni_hostport.kernel import ipvs
 
     by_port = {
         (
@@ -118,7 +118,7 @@ def forget_elsewhere(
 def forget_the_rest(plan: Plan, log: Callable[[str], None]) -> None:
     """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
     from cni_hostport import ownership
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
 
     def announce(line: str) -> None:
         ownership.announce(log, line)

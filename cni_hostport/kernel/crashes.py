@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cni_hostport.errors import LibraryEndedError, NFTError
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
-from cni_hostport.nft import Nft
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from errno import EINTR
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 
-from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code, NFTError
+from cni_hostport.kernel import interfaces
 from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.ruleset.base import FAMILY, TABLE
 from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ def fill() -> list[str]:
 
 def sync() -> None:
     """Bring the sets up to date, where they are; raises what ``fill`` does."""
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
 
     for attempt in range(ATTEMPTS):
         held = _held()

@@ -33,7 +33,7 @@ class Context:
 
             import nftables
 
-            from cni_hostport.library_socket import make_room_for_refusals
+            from cni_hostport.kernel.library_socket import make_room_for_refusals
 
             library = CDLL(LIBRARY)  # without it, the binding's destructor would write a traceback to stderr
             first_unused = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
@@ -57,7 +57,7 @@ class Context:
         self._output = set(output)
         if not without_sets:
             return self._context.cmd(command)  # type: ignore[no-any-return]
-        from cni_hostport.library_socket import sets_left_out
+        from cni_hostport.kernel.library_socket import sets_left_out
 
         with sets_left_out(self._netlink):
             return self._context.cmd(command)  # type: ignore[no-any-return]

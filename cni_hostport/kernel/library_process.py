@@ -14,14 +14,14 @@ from _thread import get_native_id
 from contextlib import ExitStack, suppress
 
 from cni_hostport.errors import LibraryEndedError, UnavailableError
-from cni_hostport.library import Context
+from cni_hostport.kernel.library import Context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import BinaryIO, NoReturn
 
-    from cni_hostport.library import Answer
+    from cni_hostport.kernel.library import Answer
 
 NAMESPACE = "/proc/{}/ns/net"
 PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
@@ -172,7 +172,7 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None, *, is_ma
 
 
 def _enter(namespace: str) -> None:
-    from cni_hostport import host
+    from cni_hostport.kernel import netns as host
 
     descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     host.enter_namespace(descriptor)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.ownership import Log
-    from cni_hostport.plan import Forward, Plan
+    from cni_hostport.ruleset.plan import Forward, Plan
 
     Address = IPv4Address | IPv6Address
 

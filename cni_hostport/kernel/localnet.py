@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from errno import ENOENT
 
-from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import interfaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from cni_hostport.lookup import Lookup
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
 
 
 def is_open(interface: int) -> bool:
@@ -63,7 +63,7 @@ def open_for(plan: Plan, log: Callable[[str], None]) -> None:
 
 
 def _lack_of_route(address: IPv4Address) -> str:
-    from cni_hostport import host
+    from cni_hostport.kernel import netns as host
 
     try:
         host.route_to(address)

@@ -11,10 +11,11 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_hostport import host, interfaces, presence, skel
+from cni_hostport import skel
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import files, interfaces, presence
+from cni_hostport.kernel import netns as host
 from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, Netlink, attributes
-from cni_hostport.operate import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

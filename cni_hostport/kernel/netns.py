@@ -13,10 +13,10 @@ from struct import Struct
 from sys import byteorder
 from typing import NamedTuple
 
-from cni_hostport import interfaces
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import interfaces
 from cni_hostport.netlink import NETLINK_ROUTE, SOCK_CLOEXEC, Netlink, attribute, attributes
-from cni_hostport.plan import Way
+from cni_hostport.ruleset.plan import Way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

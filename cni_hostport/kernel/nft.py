@@ -6,17 +6,17 @@ import json
 import re
 
 from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
-from cni_hostport.library import HANDLES, JSON, STATELESS, Context
-from cni_hostport.library_process import NoProcessError, Process
+from cni_hostport.kernel.library import HANDLES, JSON, STATELESS, Context
+from cni_hostport.kernel.library_process import NoProcessError, Process
 from cni_hostport.netlink import keep, report_progress
-from cni_hostport.table import with_declarations
+from cni_hostport.ruleset.base import with_declarations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from cni_hostport.installed import Installed
+    from cni_hostport.ruleset.installed import Installed
 
 COMMAND_END = "; "
 LONG = 4096  # characters of a command that is not broken into lines
@@ -121,20 +121,20 @@ class Nft:
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        from cni_hostport.listings import TABLES, WHOLE_TABLE, parts
+        from cni_hostport.ruleset.differences import TABLES, WHOLE_TABLE, parts
 
         # each listing, of whatever, reads all elements of the table: one of everything costs little more than one
         return {TABLES: self.listing(TABLES), **parts(self.listing(WHOLE_TABLE), key)}
 
     def pod_name(self, key: str) -> str:
         """Return the ``namespace/name`` with which an attachment's rules are labelled, empty if they are not."""
-        from cni_hostport.installed import label, token_of
+        from cni_hostport.ruleset.installed import label, token_of
 
         return label(self.listing(token_of(key)))
 
     def installed(self) -> Installed:
         """Return what the table holds, an empty result where there is no table."""
-        from cni_hostport.installed import EVERYBODYS, Installed
+        from cni_hostport.ruleset.installed import EVERYBODYS, Installed
 
         # one call for each: nftables 1.0.6 fails on several lists in one
         return Installed.read(item for what in EVERYBODYS for item in self.listing(what))

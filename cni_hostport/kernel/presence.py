@@ -28,8 +28,8 @@ from functools import cached_property
 from os.path import normpath, split
 from stat import S_ISLNK
 
-from cni_hostport import host
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import netns as host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

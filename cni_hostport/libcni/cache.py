@@ -17,14 +17,14 @@ from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, 
 from cni_hostport import plugin
 from cni_hostport.attachment import pod_name
 from cni_hostport.config import PrevResult
-from cni_hostport.operate import files, namespaces
+from cni_hostport.kernel import files, namespaces
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
 
 T = TypeVar("T")
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cni_hostport import host, presence
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.operate import cache, namespaces
+from cni_hostport.kernel import namespaces, presence
+from cni_hostport.kernel import netns as host
+from cni_hostport.libcni import cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

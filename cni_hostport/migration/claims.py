@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.nft import Nft
-from cni_hostport.operate import cache, leftovers_iptables, leftovers_nftables
-from cni_hostport.operate.census import Census, Fate, Verdict
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.libcni import cache
+from cni_hostport.migration import iptables as leftovers_iptables
+from cni_hostport.migration import nftables as leftovers_nftables
+from cni_hostport.migration.census import Census, Fate, Verdict
 
 if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
-    from cni_hostport.operate.leftovers_nftables import Leftover
-    from cni_hostport.plan import Forward, Plan
+    from cni_hostport.migration.nftables import Leftover
     from cni_hostport.portmap import Rules
+    from cni_hostport.ruleset.plan import Forward, Plan
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate.leftovers_nftables import Leftover, Translation
+from cni_hostport.migration.nftables import Leftover, Translation
 from cni_hostport.portmap import PREFIX, TOP, MissingProgramError, Rules, chain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
 
 COMMENT = re.compile(r'dnat name: "(?P<network>[^"]*)" id: "(?P<container_id>[^"]*)"')
 JUMP = re.compile(rf"-A (?P<source>\S+) .*-[jg] (?P<target>{PREFIX}[0-9a-f]+)$")

@@ -15,8 +15,8 @@ from cni_hostport.portmap import CHAINS, FAMILIES, TABLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_hostport.nft import Nft
-    from cni_hostport.plan import Forward
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.ruleset.plan import Forward
 
 VERSIONS = {"ip": 4, "ip6": 6}
 

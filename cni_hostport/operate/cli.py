@@ -18,8 +18,9 @@ import click
 from cni_hostport import __version__
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.handover import SOCKET
-from cni_hostport.nft import Nft
-from cni_hostport.operate import arguments, cache, terminal
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.libcni import cache
+from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.statements import Status
 
@@ -123,7 +124,7 @@ def explain(
     One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
     leaves for the pod. Then another, as the pod's answer would be. The mapping counts the first as a connection.
     """
-    from cni_hostport.operate.explain import explain as explained
+    from cni_hostport.operate.explain.steps import explain as explained
 
     if source and to and source.version != to.version:
         msg = "--from and --to are of different IP versions"
@@ -155,8 +156,8 @@ def doctor(
     Says of each finding what it means and what to do. A note is worth knowing; a problem keeps host ports from working
     or leaves this node open, and makes the exit status 1.
     """
-    from cni_hostport.operate import doctor as of
-    from cni_hostport.operate import leftovers
+    from cni_hostport.operate.doctor import checks as of
+    from cni_hostport.operate.doctor import leftovers
 
     removal = leftovers.removal(caches) if remove_portmap_leftovers else ()
     _report(chain(removal, of.examine(conf_dirs, caches)), as_json=as_json)
@@ -248,6 +249,6 @@ def serve(socket: str) -> None:
 
     They are faster then. This is what hostport.service runs. SOCKET is where the executable looks for it.
     """
-    from cni_hostport.resident import serve
+    from cni_hostport.resident.process import serve
 
     serve(socket)

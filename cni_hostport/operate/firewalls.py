@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cni_hostport.kernel import files
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import files
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 

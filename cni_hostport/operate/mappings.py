@@ -8,19 +8,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
-from cni_hostport.installed import Installed
+from cni_hostport.kernel.presence import View
 from cni_hostport.operate import translation
 from cni_hostport.operate.translation import ANY
-from cni_hostport.presence import View
-from cni_hostport.table import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
+from cni_hostport.ruleset.base import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
+from cni_hostport.ruleset.installed import Installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.installed import Element
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.translation import Translation
+    from cni_hostport.ruleset.installed import Element
 
 VERSIONS = {"ipv4": 4, "ipv6": 6, "ip": 4, "ip6": 6}
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cni_hostport.nft import Nft
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.operate.mappings import Holder, read
 from cni_hostport.text import escaped
 

@@ -16,22 +16,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import deletion, localnet, ownership, plugin, portmap
-from cni_hostport.comparison import Comparison
+from cni_hostport import deletion, ownership, plugin, portmap
+from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
+from cni_hostport.kernel import localnet
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
-from cni_hostport.nft import Nft
-from cni_hostport.operate import cache
-from cni_hostport.table import RESTORING, base, deleted, dnat_chain, note_deleted
+from cni_hostport.ruleset.base import RESTORING, base, deleted, dnat_chain, note_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.installed import Installed
     from cni_hostport.ownership import Log
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.installed import Installed
+    from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
 DELETED = "it was deleted"

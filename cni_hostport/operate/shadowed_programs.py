@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport import ipvs
+from cni_hostport.kernel import ipvs
 from cni_hostport.operate.mappings import socket
 from cni_hostport.operate.sockets import NUMBERS, on_ports
 from cni_hostport.operate.statements import note
-from cni_hostport.plan import IPV6_LINK_LOCAL, IPV6_LOOPBACK
+from cni_hostport.ruleset.plan import IPV6_LINK_LOCAL, IPV6_LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.plan import EVERYWHERE
-from cni_hostport.table import PROTOCOLS
+from cni_hostport.ruleset.base import PROTOCOLS
+from cni_hostport.ruleset.plan import EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

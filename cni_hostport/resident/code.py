@@ -12,7 +12,7 @@ import os
 import sys
 from importlib import import_module
 
-from cni_hostport.library import LIBRARY, look_names_up_in_files
+from cni_hostport.kernel.library import LIBRARY, look_names_up_in_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ OPERATIONS_IMPORT = (
     *(
         f"cni_hostport.{module}"
         for module in (
-            "comparison",
+            "check",
             "config",
-            "conntrack",
+            "kernel.conntrack",
             "deletion",
-            "library_socket",
-            "listeners",
-            "listings",
+            "kernel.library_socket",
+            "kernel.listeners",
+            "ruleset.differences",
             "lookup",
             "ownership",
             "plugin",
             "portmap",
             "upgrade",
-            "xtables",
+            "kernel.xtables",
         )
     ),
     "nftables",

@@ -21,7 +21,7 @@ from array import array
 from errno import ENOPROTOOPT
 from typing import NamedTuple, Self
 
-from cni_hostport import host
+from cni_hostport.kernel import netns as host
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h
 UCRED = struct.Struct("=iII")  # struct ucred (linux/socket.h): process, user, group

@@ -21,10 +21,13 @@ from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, code, credentials, departure, handover, host, ipvs, library, netlink, skel
+from cni_hostport import afterwards, departure, handover, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
-from cni_hostport.nft import Nft
+from cni_hostport.kernel import ipvs, library
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.resident import code, credentials
 from cni_hostport.text import escaped
 
 if TYPE_CHECKING:

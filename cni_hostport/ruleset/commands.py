@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment
-from cni_hostport.plan import EVERYWHERE, Forward, Plan
-from cni_hostport.table import (
+from cni_hostport.ruleset.base import (
     FAMILY,
     LOCALNET,
     LOCALNET_NEEDS,
@@ -34,6 +33,7 @@ from cni_hostport.table import (
     target_maps,
     waiting_map,
 )
+from cni_hostport.ruleset.plan import EVERYWHERE, Forward, Plan
 
 MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from cni_hostport import ruleset
 from cni_hostport.attachment import Owner
-from cni_hostport.table import (
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.base import (
     FAMILY,
     LOCALNET_NEEDS,
     MAPS,

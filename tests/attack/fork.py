@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attack.answer import Answer
 
 from cni_hostport import skel
-from cni_hostport.code import OPERATIONS_IMPORT
+from cni_hostport.resident.code import OPERATIONS_IMPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -17,8 +17,8 @@ from attack import fork, ruleset
 from attack.answer import Answer
 from attack.effort import FACTOR
 from attack.faults import BEGINNING, Fault, Trace, options, traced, watching
-from cache import Cache
 from lab import Node, config, mapping, require
+from libcni_cache import Cache
 from resident import Resident, eventually, launcher
 
 if TYPE_CHECKING:

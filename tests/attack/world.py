@@ -19,7 +19,7 @@ from lab import Namespace, Node, ip
 import cni_hostport.operate.mappings
 import cni_hostport.operate.restore  # noqa: F401 - imported once, instead of in each fork
 from cni_hostport.operate import cli
-from cni_hostport.table import BASE_CHAINS
+from cni_hostport.ruleset.base import BASE_CHAINS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

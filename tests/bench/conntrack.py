@@ -8,8 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from bench.contenders import call_for, median, run
+from conntrack_entries import crowd
 from lab import Node, mapping
-from tracked import crowd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

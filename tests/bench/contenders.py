@@ -15,20 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from go_tools import TOOLS, unavailable
 from lab import Node, config, mapping
-from tools import TOOLS, unavailable
 
-from cni_hostport import ruleset, table
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
-from cni_hostport.nft import Nft
-from cni_hostport.plan import make
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from installation import Machine
     from lab import Pod
-    from machine import Machine
 
 WARM, COLD, NFTABLES, IPTABLES = "hostport warm", "hostport cold", "portmap nftables", "portmap iptables"
 PAUSE = 0.06  # seconds before each call, in which what earlier ones left to the kernel is done

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import calls, connections, conntrack, memory
 from bench.contenders import Installation, portmap_version
-from machine import Machine
+from installation import Machine
 
 PARTS = ("calls", "connections", "memory", "conntrack")
 

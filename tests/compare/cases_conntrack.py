@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from compare.cases import case
 from compare.expect import fall_short
-from conversation import Conversation
 from kernel.test_conntrack import PORT, Talker, flows
 from kernel.test_conntrack_peers import PORT as PEERS_PORT
 from kernel.test_conntrack_peers import Peer
@@ -14,6 +13,7 @@ from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
 from kernel.test_sctp import raw, reaches
 from lab import CLIENT4, NODE4, NODE6, QUIET, mapping
 from resident import eventually
+from tcp_connection import Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compare.expect import fall_short, succeeded
+from go_tools import TOOLS
 from lab import LAUNCHER, Node, config
-from tools import TOOLS
 
 if TYPE_CHECKING:
     import subprocess

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compare.cases import load
 from compare.expect import ShortcomingError
 from compare.plugins import PLUGINS, Bench, Plugin
-from tools import unavailable
+from go_tools import unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

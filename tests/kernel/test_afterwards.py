@@ -9,7 +9,7 @@ from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
 from lab import NODE4, Node, config, mapping
 from resident import Resident, eventually, launcher
 
-from cni_hostport.resident import MOST
+from cni_hostport.resident.process import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import ROOT, unavailable
 from lab import require
-from tools import ROOT, unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cnitool import Chain
+from go_tools import TOOLS, unavailable
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, mapping, require
-from tools import TOOLS, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import unavailable
 from kube_proxy import FAMILIES, KubeProxy, Services
 from lab import BRIDGE4, BRIDGE6, CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, Pod, config, mapping, require
-from tools import unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

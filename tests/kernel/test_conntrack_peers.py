@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import pytest
+from conntrack_entries import crowd, identities
 from kernel.test_conntrack_tcp import Dialling
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, Pod, config, ip, mapping
 from resident import eventually
-from tracked import crowd, identities
 
 if TYPE_CHECKING:
     import socket

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from conversation import Conversation
+from conntrack_entries import crowd, identities
 from lab import NODE4, NODE6, QUIET, Namespace, Node, Pod, config, ip, mapping
 from resident import eventually
-from tracked import crowd, identities
+from tcp_connection import Conversation
 
 if TYPE_CHECKING:
     import socket

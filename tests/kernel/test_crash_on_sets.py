@@ -4,12 +4,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import Cache
-from foreign import SET, crashes_nft, declare_set, delete_table
+from foreign_set import SET, crashes_nft, declare_set, delete_table
 from kernel.test_upgrade import make_older
 from lab import LAUNCHER, NODE4, config, key_of, mapping, require
+from libcni_cache import Cache
 from resident import Resident, launcher
-from restoring import restore, running
+from restoration import restore, running
 
 if TYPE_CHECKING:
     import subprocess

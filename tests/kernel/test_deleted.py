@@ -10,16 +10,18 @@ import scratch
 from lab import mapping
 from scratch import KEY, deleted, nft, ruleset, run
 
-from cni_hostport import localnet, plugin, table
+from cni_hostport import plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.kernel import localnet
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
-from cni_hostport.nft import Nft
+from cni_hostport.ruleset import base as table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_hostport.plan import Plan
+    from cni_hostport.ruleset.plan import Plan
 
 ONE = [mapping(8080)]
 MANY = [mapping(port) for port in range(8000, 8017)]

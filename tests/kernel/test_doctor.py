@@ -4,12 +4,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import CAPABLE
+from doctor_node import Practice
 from lab import LAUNCHER, NODE4, mapping
-from practice import Practice
+from libcni_cache import CAPABLE
 
-from cni_hostport.nft import Nft
-from cni_hostport.operate import doctor
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.operate.doctor import checks as doctor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,8 @@ def test_a_sound_node_without_pods_is_left_without_a_ruleset(practice: Practice)
 
 
 DOCTOR = (
-    "from pathlib import Path; from cni_hostport.operate import doctor\n"
-    "for one in doctor.examine([Path('{conf}')], [Path('{cache}')]): print(one.status, one.text, one.remedy)"
+    "from pathlib import Path; from cni_hostport.operate.doctor import checks\n"
+    "for one in checks.examine([Path('{conf}')], [Path('{cache}')]): print(one.status, one.text, one.remedy)"
 )
 
 

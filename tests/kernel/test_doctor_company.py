@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from cache import CAPABLE
+from doctor_node import Practice
 from lab import CLIENT4, NODE4, NODE6, Node, mapping
-from practice import Practice
+from libcni_cache import CAPABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,8 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import CAPABLE
-from practice import Practice
+from doctor_node import Practice
+from libcni_cache import CAPABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from doctor_node import Practice
 from lab import CLIENT4, NODE4, NODE6, config, mapping, require
-from practice import Practice
 from resident import eventually
 
 if TYPE_CHECKING:

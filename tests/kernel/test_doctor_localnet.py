@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from doctor_node import Practice
 from lab import BRIDGE4, LAUNCHER, Node, mapping
-from practice import Practice
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
+from doctor_node import Practice
 from lab import CLIENT4, LAUNCHER, NODE4, config, mapping
-from practice import Practice
+from libcni_cache import Cache
 
 from cni_hostport.attachment import Attachment
 

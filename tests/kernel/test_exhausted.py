@@ -7,9 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
 from lab import LAUNCHER, Node, key_of, mapping
-from restoring import restore
+from libcni_cache import Cache
+from restoration import restore
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from explaining import Explanation, explain
+from explanation import Explanation, explain
 from lab import BRIDGE4, CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, config, mapping
 
 if TYPE_CHECKING:

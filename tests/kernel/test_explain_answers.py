@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, Pod, ip, mapping
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, LAUNCHER, Node, Pod, config, mapping, require
 
 if TYPE_CHECKING:

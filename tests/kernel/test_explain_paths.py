@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, LAUNCHER, NODE4, Node, Pod, key_of, mapping
 
 UP = ("link set other up", "link set far up")

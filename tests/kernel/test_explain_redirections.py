@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, NODE4, Node, Pod, mapping, require
 
 FROM_CLIENT = f"a TCP connection from {CLIENT4} to {NODE4} (in on uplink)"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, NODE4, Node, Pod, mapping
 
 TAKE_ALL = "protocol ip u32 match u32 0 0 action mirred egress redirect dev cni0"

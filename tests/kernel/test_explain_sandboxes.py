@@ -4,7 +4,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, Node, Pod, mapping
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from explaining import explain
+from explanation import explain
 from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Node, Pod, ip, mapping
 
 VIP4, VIP6 = "203.0.113.10", "2001:db8:1::10"

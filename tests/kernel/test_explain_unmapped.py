@@ -4,9 +4,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
-from explaining import explain
+from explanation import explain
 from lab import CLIENT6, NODE4, Node, Pod, config, mapping
+from libcni_cache import Cache
 
 if TYPE_CHECKING:
     from pathlib import Path

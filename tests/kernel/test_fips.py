@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
 from lab import NODE4, Node, config, key_of, mapping
+from libcni_cache import Cache
 from resident import NEVER_COLD, Resident, launcher
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import CAPABLE, Cache
+from hostport_list import targets
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, NODE6, Node, Pod, config, mapping
-from listed import targets
-from restoring import restore
+from libcni_cache import CAPABLE, Cache
+from restoration import restore
 
 if TYPE_CHECKING:
     from pathlib import Path

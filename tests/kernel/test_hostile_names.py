@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import Cache
 from lab import LAUNCHER, Node, config, mapping
+from libcni_cache import Cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

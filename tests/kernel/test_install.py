@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from installation import Machine
 from lab import require
-from machine import Machine
 
 if TYPE_CHECKING:
     from lab import Node

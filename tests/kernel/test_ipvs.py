@@ -200,7 +200,7 @@ def test_a_resident_process_that_is_killed_at_any_moment_leaves_the_host_ports_a
 
 def test_pods_that_come_and_go_are_no_reason_to_look_at_services(node: Node, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    note = f"from cni_hostport import ipvs\nipvs.sync = lambda: open('{notes}', 'a').write('x')"
+    note = f"from cni_hostport.kernel import ipvs\nipvs.sync = lambda: open('{notes}', 'a').write('x')"
     with node.inside(), Resident(tmp_path / "socket", note):
         for _ in range(3):
             node.pod().remove()

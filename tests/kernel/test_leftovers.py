@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import inprocess
+import node_process as inprocess
 import pytest
-from cache import Cache
 from lab import LAUNCHER, NODE4, NODE6
-from portmaps import NFTABLES, answers, everything, flavour, on_every_back_end, traces, web, without
+from libcni_cache import Cache
+from portmap_node import NFTABLES, answers, everything, flavour, on_every_back_end, traces, web, without
 
 from cni_hostport.errors import CNIError
-from cni_hostport.operate import doctor, leftovers
+from cni_hostport.operate.doctor import checks as doctor
+from cni_hostport.operate.doctor import leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,7 +205,7 @@ def test_iptables_that_is_not_installed_is_named(
     node: Bench, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     web(node, 2, 8000).remove()
-    monkeypatch.setattr("cni_hostport.operate.leftovers_iptables.PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("cni_hostport.migration.iptables.PATH", str(tmp_path / "nowhere"))
     if node.plugin is NFTABLES:
         assert len(remove(node, cache)) == 2
         return

@@ -10,7 +10,7 @@ import pytest
 from lab import LAUNCHER, Node, Outcome, Pod, config, mapping, require
 from resident import Resident, launcher
 
-from cni_hostport.library_process import Process
+from cni_hostport.kernel.library_process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def test_a_resident_process_outlives_such_a_condition_and_the_call_is_answered(n
 def test_an_add_that_is_killed_changes_nothing_afterwards(node: Node) -> None:
     pod = node.pod()
     script = (
-        "import os, signal; from cni_hostport import library_process\n"
+        "import os, signal; from cni_hostport.kernel import library_process\n"
         "def ask(self, command, output, **_):\n"
         "    library_process.marshal.dump(('', command, output, False), self._requests)\n"
         "    os.kill(self._pid, signal.SIGSTOP)\n"

@@ -168,12 +168,12 @@ def test_a_kernel_that_does_not_tell_is_no_reason_to_fail(
     node: Node, programs: Programs, pod: Pod, tmp_path: Path, lacking: str
 ) -> None:
     programs.listen("tcp", 22, "0.0.0.0")
-    node.launcher = launcher(tmp_path, tmp_path / "absent", f"from cni_hostport import listeners; listeners.{lacking}")
+    node.launcher = launcher(tmp_path, tmp_path / "absent", f"from cni_hostport.kernel import listeners; listeners.{lacking}")
     assert node.add(pod, mapping(22)).stderr == ""
     assert node.footprint(pod)
 
 
 def test_an_add_that_cannot_look_for_programs_succeeds_and_says_so(node: Node, tmp_path: Path) -> None:
-    node.launcher = launcher(tmp_path, tmp_path / "none", 'sys.modules["cni_hostport.listeners"] = None')
+    node.launcher = launcher(tmp_path, tmp_path / "none", 'sys.modules["cni_hostport.kernel.listeners"] = None')
     outcome = node.add(node.pod(4), mapping(8080))
     assert "hostport: programs of this node that listen on these host ports were not looked for: " in outcome.stderr

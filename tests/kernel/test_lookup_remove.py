@@ -10,13 +10,13 @@ import scratch
 from lab import LAUNCHER, mapping
 from scratch import KEY, nft, ruleset, run
 
-from cni_hostport import ruleset as rules
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
-from cni_hostport.nft import Nft
-from cni_hostport.plan import make
+from cni_hostport.ruleset import commands as rules
+from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

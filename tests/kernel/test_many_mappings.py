@@ -5,11 +5,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import Cache
+from hostport_list import listed
 from kernel.test_upgrade import make_older
 from lab import NODE4, Node, Pod, config, mapping
-from listed import listed
-from restoring import restore
+from libcni_cache import Cache
+from restoration import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,12 +4,12 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-import inprocess
+import node_process as inprocess
 import pytest
 from lab import NODE4, NODE6, Namespace, Node
 
-from cni_hostport import host
-from cni_hostport.operate import namespaces
+from cni_hostport.kernel import namespaces
+from cni_hostport.kernel import netns as host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

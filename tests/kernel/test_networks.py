@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import Cache
 from lab import CLIENT4, NODE4, Node, Outcome, config, mapping, wait
-from restoring import restore
+from libcni_cache import Cache
+from restoration import restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

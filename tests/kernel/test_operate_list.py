@@ -6,11 +6,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
+from hostport_list import add, hosts, listed, shown, targets
 from lab import LAUNCHER, NODE4, NODE6, Node, key_of, mapping
-from listed import add, hosts, listed, shown, targets
 
-from cni_hostport import plan, ruleset, table
 from cni_hostport.attachment import Attachment
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hostport_list import add, hosts, listed, shown
 from lab import LAUNCHER, Node, mapping
-from listed import add, hosts, listed, shown
 
 from cni_hostport.attachment import Attachment
 

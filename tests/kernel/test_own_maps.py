@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hostport_list import listed
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Node, config, key_of, mapping
-from listed import listed
 
 if TYPE_CHECKING:
     from lab import Pod

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Pod, config, mapping, wait
-from portmaps import HOSTPORT, NFTABLES, answers, everything, mappings, on_every_back_end, place, portmaps, web
-from restoring import restore
+from libcni_cache import Cache
+from portmap_node import HOSTPORT, NFTABLES, answers, everything, mappings, on_every_back_end, place, portmaps, web
+from restoration import restore
 
 if TYPE_CHECKING:
     from pathlib import Path

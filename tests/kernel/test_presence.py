@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from all_processes import SEES_ALL
 from lab import LAUNCHER, Node, Pod, config, mapping
 from resident import NEVER_COLD, Resident, launcher
-from seeing import SEES_ALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

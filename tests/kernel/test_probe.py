@@ -16,13 +16,13 @@ import pytest
 from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, QUIET, Namespace, Node, Pod, mapping
 
 from cni_hostport import netlink
-from cni_hostport.operate import probe
+from cni_hostport.operate.explain import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_hostport.operate.packet import Packet
-    from cni_hostport.operate.probe import Way
+    from cni_hostport.operate.explain.packet import Packet
+    from cni_hostport.operate.explain.probe import Way
 
 ETH_P_ALL = 3
 ADDRESSES = {4: (CLIENT4, NODE4), 6: (CLIENT6, NODE6)}

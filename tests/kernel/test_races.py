@@ -2,16 +2,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import inprocess
+import node_process as inprocess
 import pytest
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
-from cni_hostport import host, ownership, table
+from cni_hostport import ownership
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.nft import Nft
-from cni_hostport.plan import make
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

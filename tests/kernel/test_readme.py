@@ -6,16 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import operated
 import pytest
+import transcripts as operated
 from lab import require
 
 from cni_hostport.config import NetworkConfig, PortMapping
 from cni_hostport.errors import Code
 
 if TYPE_CHECKING:
+    from installation import Machine
     from lab import Node
-    from machine import Machine
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lab import Pod
 
-OLDER_KERNEL = "from cni_hostport import credentials\ncredentials.SO_PEERPIDFD = -1"
+OLDER_KERNEL = "from cni_hostport.resident import credentials\ncredentials.SO_PEERPIDFD = -1"
 PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 MULTIARCH = sysconfig.get_config_var("MULTIARCH") or "lib64"
 FOLDERS = ("lib", "usr/lib", "lib64", "usr/lib64", f"lib/{MULTIARCH}", f"usr/lib/{MULTIARCH}")

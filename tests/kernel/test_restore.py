@@ -5,9 +5,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
 from lab import CLIENT4, LAUNCHER, NODE4, NODE6, Node, config, mapping, wait
-from restoring import restore, running
+from libcni_cache import Cache
+from restoration import restore, running
 
 from cni_hostport.attachment import Attachment
 

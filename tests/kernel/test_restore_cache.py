@@ -4,9 +4,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import CAPABLE, Cache
 from lab import CLIENT4, NODE4, Node, mapping
-from restoring import restore, running
+from libcni_cache import CAPABLE, Cache
+from restoration import restore, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable

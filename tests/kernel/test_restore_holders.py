@@ -4,13 +4,13 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import inprocess
+import node_process as inprocess
 import pytest
-from cache import Cache
+from all_processes import ALONE, IN_A_UNIT, SEES_ALL
 from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
+from libcni_cache import Cache
 from resident import eventually
-from restoring import restore, running
-from seeing import ALONE, IN_A_UNIT, SEES_ALL
+from restoration import restore, running
 
 from cni_hostport.operate import restore as restoration
 

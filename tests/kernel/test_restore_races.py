@@ -10,8 +10,8 @@ from random import uniform
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache import Cache
 from lab import LAUNCHER, Node, config, mapping
+from libcni_cache import Cache
 from resident import Resident, launcher
 
 if TYPE_CHECKING:

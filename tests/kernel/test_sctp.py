@@ -5,9 +5,9 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from conntrack_entries import crowd, identities
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, Pod, config, ip, mapping
 from resident import eventually
-from tracked import crowd, identities
 
 if TYPE_CHECKING:
     from collections.abc import Callable

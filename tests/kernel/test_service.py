@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import ROOT
+from installation import SHIPPED, Machine
 from lab import require
-from machine import SHIPPED, Machine
 from resident import eventually
 from systemd import PROGRAM, Systemd
-from tools import ROOT
 
 if TYPE_CHECKING:
     from lab import Node

@@ -7,12 +7,13 @@ import scratch
 from lab import mapping
 from scratch import ADDRESSES, KEY, nft, run
 
-from cni_hostport import ruleset, table
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
-from cni_hostport.nft import Nft
-from cni_hostport.plan import make
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable

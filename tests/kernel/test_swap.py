@@ -4,10 +4,9 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from conversation import Conversation
 from kernel.test_conntrack import Talker
 from lab import CLIENT4, NODE4, NODE6, Pod, mapping, wait
-from portmaps import (
+from portmap_node import (
     HOSTPORT,
     NFTABLES,
     answers,
@@ -21,6 +20,7 @@ from portmaps import (
     web,
     without,
 )
+from tcp_connection import Conversation
 
 if TYPE_CHECKING:
     from compare.plugins import Bench, Plugin

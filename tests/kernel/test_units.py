@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cache import Cache
+from go_tools import ROOT
+from installation import Machine
 from lab import NODE4, NODE6, Node, config, mapping, require, wait
-from machine import Machine
+from libcni_cache import Cache
 from resident import NEVER_COLD, eventually
 from systemd import PROGRAM, Systemd
-from tools import ROOT
 
 from cni_hostport.portmap import TOP, chain_name
 

@@ -5,16 +5,16 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import inprocess
+import node_process as inprocess
 import pytest
-from conversation import Conversation
+from all_processes import SEES_ALL
 from kernel.test_security import attacker
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Node, alike, config, mapping, wait
 from resident import eventually
-from seeing import SEES_ALL
+from tcp_connection import Conversation
 
 from cni_hostport import upgrade
-from cni_hostport.nft import Nft
+from cni_hostport.kernel.nft import Nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -5,11 +5,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import TOOLS
 from lab import Node, require
 from runtimes import cri, image
 from runtimes.containerd import DEBIAN, NEWEST, Containerd, Generation
 from runtimes.host import Host
-from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

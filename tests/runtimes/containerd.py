@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from go_tools import ROOT, TOOLS
 from lab import LAUNCHER
 from runtimes import image
 from runtimes.cri import CRI, CRIError
 from runtimes.host import SYSTEM_PATH, wait_for
-from tools import ROOT, TOOLS
 
 if TYPE_CHECKING:
     from lab import Node

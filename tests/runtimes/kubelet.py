@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from go_tools import TOOLS
 from lab import NODE4
 from runtimes import image
 from runtimes.host import SYSTEM_PATH, wait_for
-from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

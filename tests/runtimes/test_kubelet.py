@@ -4,11 +4,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from go_tools import TOOLS
 from lab import NODE4, NODE6, Node, require
 from runtimes.containerd import NEWEST, Containerd, mapped
 from runtimes.host import Host
 from runtimes.kubelet import Kubelet
-from tools import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from cni_hostport import conntrack
+from cni_hostport.kernel import conntrack
+from cni_hostport.kernel.nf_conntrack import DELETE, GET, GET_STATS, Flow, count, everything, of_protocol, with_port
 from cni_hostport.netlink import attribute, attributes, nested
-from cni_hostport.nf_conntrack import DELETE, GET, GET_STATS, Flow, count, everything, of_protocol, with_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni_hostport import crashes
 from cni_hostport.errors import LibraryEndedError
+from cni_hostport.kernel import crashes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

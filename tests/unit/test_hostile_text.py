@@ -7,10 +7,12 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from cni_hostport import plan, ruleset, skel
+from cni_hostport import skel
 from cni_hostport.attachment import Attachment, pod_name
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import plan
 
 POD = ip_address("10.1.0.2")
 PLAN = plan.Plan((plan.Forward("tcp", None, 8080, POD, 80),), {POD: (ip_network("10.1.0.0/24"),)})

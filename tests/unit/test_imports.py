@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from go_tools import ROOT
 from lab import LAUNCHER, Namespace, mapping, result
-from tools import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,13 +51,13 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
-PLAN = NOTHING_TO_MAP | {"config", "host", "interfaces", "netlink", "plan"}
-LOOKUP = {"lookup", "netlink", "nf_tables", "table"}
+PLAN = NOTHING_TO_MAP | {"config", "kernel.netns", "kernel.interfaces", "netlink", "ruleset.plan"}
+LOOKUP = {"lookup", "netlink", "nf_tables", "ruleset.base"}
 PORTMAP = {"foreign_rules", "portmap"}
 FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | LOOKUP | PORTMAP | {"attachment", "deletion"}
-CONNTRACK = {"conntrack", "nf_conntrack"}
-NFT = {"library", "library_process", "nft"}
+CONNTRACK = {"kernel.conntrack", "kernel.nf_conntrack"}
+NFT = {"kernel.library", "kernel.library_process", "kernel.nft"}
 ADD = (
     PLAN
     | LOOKUP
@@ -68,17 +68,17 @@ ADD = (
         *(
             "afterwards",
             "attachment",
-            "installed",
-            "ipvs",
-            "listeners",
-            "localnet",
+            "ruleset.installed",
+            "kernel.ipvs",
+            "kernel.listeners",
+            "kernel.localnet",
             "ownership",
-            "presence",
-            "ruleset",
+            "kernel.presence",
+            "ruleset.commands",
         )
     }
 )
-CHECK = PLAN | LOOKUP | NFT | {"attachment", "comparison", "ruleset"}
+CHECK = PLAN | LOOKUP | NFT | {"attachment", "check", "ruleset.commands"}
 
 
 class Imported:
@@ -168,7 +168,7 @@ def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known:
     call("ADD", **keys)
     imported = call("DEL", **keys if known else {})
     assert (imported.own, imported.others, imported.slow) == (
-        DEL | CONNTRACK | {"interfaces", "localnet"},
+        DEL | CONNTRACK | {"kernel", "kernel.interfaces", "kernel.localnet"},
         set(),
         set(),
     )

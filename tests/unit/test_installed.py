@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from cni_hostport import installed, listings, ruleset
 from cni_hostport.attachment import Owner
-from cni_hostport.installed import Element, Installed
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import differences as listings
+from cni_hostport.ruleset import installed
+from cni_hostport.ruleset.installed import Element, Installed
 
 Listing = list[dict[str, Any]]
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}

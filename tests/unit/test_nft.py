@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.library import Context
-from cni_hostport.nft import Nft
+from cni_hostport.kernel.library import Context
+from cni_hostport.kernel.nft import Nft
 
 CREATE, ADD, DELETE = "create chain inet hostport X", "add chain inet missing Y", "delete chain inet hostport Z"
 EXISTS, MISSING, BUSY = "File exists", "No such file or directory", "Device or resource busy"

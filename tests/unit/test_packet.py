@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from cni_hostport.operate.packet import PROTOCOLS, Packet
+from cni_hostport.operate.explain.packet import PROTOCOLS, Packet
 
 V4 = (IPv4Address("192.0.2.2"), IPv4Address("192.0.2.1"))
 V6 = (IPv6Address("2001:db8::2"), IPv6Address("2001:db8::1"))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import mapping
 
-from cni_hostport import plan
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
+from cni_hostport.ruleset import plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

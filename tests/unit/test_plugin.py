@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import mapping, result
 
-from cni_hostport import plugin, ruleset, table
+from cni_hostport import plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.installed import Installed
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.installed import Installed
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:
@@ -78,9 +80,9 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr("cni_hostport.nft.Nft", made)
+    monkeypatch.setattr("cni_hostport.kernel.nft.Nft", made)
     monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
-    monkeypatch.setattr("cni_hostport.listeners.tell", lambda *_: None)
+    monkeypatch.setattr("cni_hostport.kernel.listeners.tell", lambda *_: None)
     return made
 
 
@@ -198,7 +200,7 @@ def test_a_missing_library_is_an_error_with_its_reason(
     def missing() -> None:
         raise UnavailableError([("libnftables cannot be used", "")])
 
-    monkeypatch.setattr("cni_hostport.nft.Nft", missing)
+    monkeypatch.setattr("cni_hostport.kernel.nft.Nft", missing)
     runtime = {"portMappings": [mapping(8080)]}
     error = failure(command, runtimeConfig=runtime, **{plugin.VALID_ATTACHMENTS: []})
     assert error.code == code

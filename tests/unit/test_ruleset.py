@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import mapping
 
-from cni_hostport import plan, ruleset
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
+from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from cni_hostport import ruleset, table
+from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import commands as ruleset
 
 
 def test_the_base_is_declared_whole_and_put_right() -> None:

@@ -32,14 +32,14 @@ WRITERS = {
 OUTLETS = {
     "__main__.py": {"handover.write", "sys.stderr", "sys.stdout"},
     "handover.py": {"os.write"},  # what others have made printable
-    "ipvs.py": {"os.write"},
-    "library_process.py": {"os.write"},  # for an error's text
+    "kernel/ipvs.py": {"os.write"},
+    "kernel/library_process.py": {"os.write"},  # for an error's text
     "operate/arguments.py": {"sys.stdout"},
     "operate/cli.py": {"click.echo"},
-    "operate/probe.py": {"os.write"},  # packets
+    "operate/explain/probe.py": {"os.write"},  # packets
     "operate/terminal.py": {"sys.stderr", "sys.stdout"},
     "ownership.py": {"syslog.syslog"},
-    "resident.py": {"handover.write", "os.write"},
+    "resident/process.py": {"handover.write", "os.write"},
 }
 
 

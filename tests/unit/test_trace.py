@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from cni_hostport.netlink import attribute, nested
-from cni_hostport.operate.trace import Hop, parse
+from cni_hostport.operate.explain.trace import Hop, parse
 
 INET, IPV4 = 1, 2
 NO_VERDICT = b""

@@ -4,8 +4,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from installation import Machine
 from lab import Namespace, require
-from machine import Machine
 from versions.roots import SUITES, Root, made
 from versions.systems import System
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tools import ROOT, TOOLS
+from go_tools import ROOT, TOOLS
 from versions.roots import SUITES, Root, made
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from platform import freedesktop_os_release
 from typing import TYPE_CHECKING, Self
 
-from tools import ROOT
+from go_tools import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from explaining import Explanation
+from explanation import Explanation
 from kernel.test_upgrade import put_ahead
 from lab import CLIENT4, NODE4, NODE6, Node, config, key_of, mapping
 

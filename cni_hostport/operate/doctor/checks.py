@@ -8,21 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_hostport import crashes, plugin
-from cni_hostport.comparison import Comparison
+from cni_hostport import plugin
+from cni_hostport.check import Comparison
 from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
-from cni_hostport.nft import Nft
-from cni_hostport.operate import (
-    conflists,
-    firewalls,
-    hidden,
-    leftovers,
-    local_addresses,
-    mappings,
-    node,
-    runtimes,
-    terminal,
-)
+from cni_hostport.kernel import crashes
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.operate import firewalls, mappings, terminal
+from cni_hostport.operate import shadowed_programs as hidden
+from cni_hostport.operate.doctor import conflists, leftovers, local_addresses, node, runtimes
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
 
@@ -30,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cni_hostport.installed import Installed
     from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.ruleset.installed import Installed
 
 # what the kernel or libnftables says, and what a person can do about that
 REMEDIES = {

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.operate import files, terminal
-from cni_hostport.operate.cache import PLUGIN, Conflist
+from cni_hostport.kernel import files
+from cni_hostport.libcni.cache import PLUGIN, Conflist
+from cni_hostport.operate import terminal
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.skel import VERSIONS, Call
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
-from cni_hostport.nft import Nft
-from cni_hostport.operate import leftovers_iptables, leftovers_nftables
-from cni_hostport.operate.census import Census, Fate
+from cni_hostport.migration import iptables as leftovers_iptables
+from cni_hostport.migration import nftables as leftovers_nftables
+from cni_hostport.migration.census import Census, Fate
 from cni_hostport.operate.statements import note, ok, problem
 from cni_hostport.portmap import Rules
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from cni_hostport.operate.census import Verdict
-    from cni_hostport.operate.leftovers_nftables import Leftover
+    from cni_hostport.migration.census import Verdict
+    from cni_hostport.migration.nftables import Leftover
     from cni_hostport.operate.statements import Statement
 
     Find = Callable[[Nft], list[Leftover]]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport import host, ipvs
-from cni_hostport.operate.namespaces import addresses
+from cni_hostport.kernel import ipvs
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import FAMILY, IPVS_SETS, TABLE
+from cni_hostport.ruleset.base import FAMILY, IPVS_SETS, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 

@@ -7,19 +7,20 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import host, interfaces
-from cni_hostport.operate.namespaces import addresses
+from cni_hostport.kernel import interfaces
+from cni_hostport.kernel import netns as host
+from cni_hostport.kernel.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.table import BASE_CHAINS, FAMILY, LOCALNET, TABLE
+from cni_hostport.ruleset.base import BASE_CHAINS, FAMILY, LOCALNET, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from cni_hostport.comparison import Comparison
-    from cni_hostport.installed import Installed
-    from cni_hostport.nft import Nft
+    from cni_hostport.check import Comparison
+    from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
+    from cni_hostport.ruleset.installed import Installed
 
 NET = Path("/proc/sys/net")
 CONF4 = NET / "ipv4/conf"

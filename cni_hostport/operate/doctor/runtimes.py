@@ -6,22 +6,23 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from cni_hostport import ownership, plugin, ruleset
+from cni_hostport import ownership, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
+from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import cache
 from cni_hostport.operate.mappings import Holder
 from cni_hostport.operate.statements import note, problem
+from cni_hostport.ruleset import commands as ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cni_hostport.comparison import Comparison
-    from cni_hostport.installed import Installed
+    from cni_hostport.check import Comparison
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
+    from cni_hostport.ruleset.installed import Installed
     from cni_hostport.skel import Call
 
 SHOWN = 10  # examples of what holds for all

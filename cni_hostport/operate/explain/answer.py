@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import NFTError
-from cni_hostport.operate import links, probe, routing, tracked
+from cni_hostport.operate.explain import links, probe, routing
+from cni_hostport.operate.explain import tracked_connection as tracked
+from cni_hostport.operate.explain.links import Arrival
 from cni_hostport.operate.firewalls import TRANSLATED
-from cni_hostport.operate.links import Arrival
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.operate.clients import Client
-    from cni_hostport.operate.links import Passing
+    from cni_hostport.operate.explain.clients import Client
+    from cni_hostport.operate.explain.links import Passing
+    from cni_hostport.operate.explain.packet import Packet
+    from cni_hostport.operate.explain.probe import Way
+    from cni_hostport.operate.explain.rules import Rules
     from cni_hostport.operate.mappings import PortMapping
-    from cni_hostport.operate.packet import Packet
-    from cni_hostport.operate.probe import Way
-    from cni_hostport.operate.rules import Rules
     from cni_hostport.operate.statements import Statement
 
     Address = IPv4Address | IPv6Address

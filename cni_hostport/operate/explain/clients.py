@@ -8,9 +8,9 @@ from errno import EADDRNOTAVAIL, ENODEV
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport import interfaces
-from cni_hostport.host import NoRouteError
-from cni_hostport.operate import namespaces, routing
+from cni_hostport.kernel import interfaces, namespaces
+from cni_hostport.kernel.netns import NoRouteError
+from cni_hostport.operate.explain import routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

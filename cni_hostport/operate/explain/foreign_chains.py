@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.operate import probe
+from cni_hostport.operate.explain import probe
 from cni_hostport.operate.statements import note, ok
-from cni_hostport.table import FAMILY, NAT_PRIORITY, TABLE
+from cni_hostport.ruleset.base import FAMILY, NAT_PRIORITY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_hostport.nft import Nft
-    from cni_hostport.operate.clients import Client
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.operate.explain.clients import Client
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 

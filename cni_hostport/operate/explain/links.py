@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport import host
+from cni_hostport.kernel import namespaces
+from cni_hostport.kernel import netns as host
 from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
-from cni_hostport.operate import namespaces, routing
+from cni_hostport.operate.explain import routing
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address

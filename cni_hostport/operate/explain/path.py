@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport.operate import redirection, routing
+from cni_hostport.operate.explain import redirection, routing
 from cni_hostport.operate.firewalls import TRANSLATED, untranslated
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
-from cni_hostport.table import FAMILY, TABLE, dnat_chain
+from cni_hostport.ruleset.base import FAMILY, TABLE, dnat_chain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_hostport.operate.clients import Client
+    from cni_hostport.operate.explain.clients import Client
+    from cni_hostport.operate.explain.probe import Way
+    from cni_hostport.operate.explain.rules import Rules
+    from cni_hostport.operate.explain.trace import Hop
     from cni_hostport.operate.mappings import PortMapping
-    from cni_hostport.operate.probe import Way
-    from cni_hostport.operate.rules import Rules
     from cni_hostport.operate.statements import Statement
-    from cni_hostport.operate.trace import Hop
 
 RESTORE = "hostport restore"
 # which rules of this plugin leave a connection alone, and why that is so

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport import host, interfaces
-from cni_hostport.operate import files, namespaces
-from cni_hostport.operate.packet import PROTOCOLS
+from cni_hostport.kernel import files, interfaces, namespaces
+from cni_hostport.kernel import netns as host
+from cni_hostport.operate.explain.packet import PROTOCOLS
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from cni_hostport.kernel.namespaces import Address
     from cni_hostport.operate.mappings import PortMapping
-    from cni_hostport.operate.namespaces import Address
     from cni_hostport.operate.sockets import Listener
     from cni_hostport.operate.statements import Statement
 

@@ -20,11 +20,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import interfaces
 from cni_hostport.errors import NFTError
-from cni_hostport.nft import Nft
-from cni_hostport.operate.packet import Packet
-from cni_hostport.operate.trace import Hop, Tracer
+from cni_hostport.kernel import interfaces
+from cni_hostport.kernel.nft import Nft
+from cni_hostport.operate.explain.packet import Packet
+from cni_hostport.operate.explain.trace import Hop, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

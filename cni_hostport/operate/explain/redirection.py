@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import foreign_rules, nf_tables
 from cni_hostport.netlink import NETLINK_NETFILTER, Netlink
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cni_hostport.operate.rules import Rules
-    from cni_hostport.operate.trace import Hop
+    from cni_hostport.operate.explain.rules import Rules
+    from cni_hostport.operate.explain.trace import Hop
 
 REDIRECTION = re.compile(r"\b(dnat|redirect|tproxy)\b", re.IGNORECASE)
 # a Service's chains, as in service-NWBZK7IH-shop/web/tcp/http (kubernetes/kubernetes, pkg/proxy/nftables/proxier.go)

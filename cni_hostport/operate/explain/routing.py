@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cni_hostport import interfaces
-from cni_hostport.host import UNROUTED, NoRouteError
+from cni_hostport.kernel import interfaces
+from cni_hostport.kernel.netns import UNROUTED, NoRouteError
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.operate.clients import Client
+    from cni_hostport.operate.explain.clients import Client
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 

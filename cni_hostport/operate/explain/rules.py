@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.operate import firewalls
 from cni_hostport.operate.statements import problem
-from cni_hostport.table import FAMILY, TABLE
+from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from cni_hostport.nft import Nft
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.operate.explain.trace import Hop
     from cni_hostport.operate.firewalls import Connections
     from cni_hostport.operate.statements import Statement
-    from cni_hostport.operate.trace import Hop
 
 REJECTION = re.compile(r"\breject\b", re.IGNORECASE)
 INVALID = re.compile(r"\bct state [\w,{} ]*\binvalid\b", re.IGNORECASE)

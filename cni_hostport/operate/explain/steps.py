@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import NFTError
-from cni_hostport.operate import clients, earlier, hidden, pod, probe, routing, unmapped
-from cni_hostport.operate.answer import Answer
+from cni_hostport.operate import shadowed_programs as hidden
+from cni_hostport.operate.explain import clients, pod, probe, routing, unmapped
+from cni_hostport.operate.explain import foreign_chains as earlier
+from cni_hostport.operate.explain.answer import Answer
+from cni_hostport.operate.explain.packet import PROTOCOLS
+from cni_hostport.operate.explain.path import RESTORE, Traced
+from cni_hostport.operate.explain.rules import Rules
 from cni_hostport.operate.mappings import Holder, read
-from cni_hostport.operate.packet import PROTOCOLS
-from cni_hostport.operate.path import RESTORE, Traced
-from cni_hostport.operate.rules import Rules
 from cni_hostport.operate.statements import Status, note, ok, problem
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
-    from cni_hostport.nft import Nft
-    from cni_hostport.operate.clients import Client
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.operate.explain.clients import Client
+    from cni_hostport.operate.explain.pod import Seen
     from cni_hostport.operate.mappings import PortMapping
-    from cni_hostport.operate.pod import Seen
     from cni_hostport.operate.statements import Statement
 
     Address = IPv4Address | IPv6Address

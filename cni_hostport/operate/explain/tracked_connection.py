@@ -12,8 +12,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
-from cni_hostport.nf_conntrack import (
+from cni_hostport.kernel.nf_conntrack import (
     DELETE,
     FAMILIES,
     IP_DST,
@@ -32,13 +31,14 @@ from cni_hostport.nf_conntrack import (
     TUPLE_REPLY,
     ZONE,
 )
+from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.operate.packet import Packet
-    from cni_hostport.operate.probe import Way
+    from cni_hostport.operate.explain.packet import Packet
+    from cni_hostport.operate.explain.probe import Way
 
     End = tuple[IPv4Address | IPv6Address, int]
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import plugin
 from cni_hostport.errors import CNIError
+from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
-from cni_hostport.operate import cache
-from cni_hostport.operate.packet import PROTOCOLS
-from cni_hostport.operate.path import RESTORE
+from cni_hostport.operate.explain.packet import PROTOCOLS
+from cni_hostport.operate.explain.path import RESTORE
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, problem
 
