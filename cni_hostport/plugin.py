@@ -42,7 +42,13 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     nft, attachment = Nft(), attachment_of(call)
 
     def attempt() -> Plan:
-        portmap.make_room(Lookup(), attachment, plan, log)
+        lookup = Lookup()
+        lookup.keep()
+        portmap_rules = portmap.Rules(lookup)
+        if portmap_rules.may_exist():
+            from cni_hostport.migration import removal
+
+            removal.make_room(portmap_rules, attachment, plan, log)
         return ownership.claim(nft, attachment, plan, log)
 
     try:
@@ -121,7 +127,11 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log)
-    portmap.delete(lookup, call, log)
+    portmap_rules = portmap.Rules(lookup)
+    if portmap_rules.may_exist():
+        from cni_hostport.migration import removal
+
+        removal.delete(portmap_rules, call, log)
 
 
 def check(call: Call, _log: Log) -> None:

@@ -1,7 +1,7 @@
-"""Who lives on this node, as far as portmap's containers are concerned, of which no ruleset tells the namespace.
+"""Whether portmap's containers exist: no ruleset tells their network namespaces, as this plugin's does.
 
-A container exists as long as that cannot be ruled out: a runtime's cache knows it and its network namespace is there,
-or some namespace on this node has an address that its rules lead to, unless the cache says whose that is now.
+A container counts as gone only where both are certain. No runtime's cache knows it, or its network namespace is not
+there. And no namespace on this node has an address that its rules lead to, or the cache says whose that is now.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Census:
-    """Who lives on this node: what is known of interfaces, which files are not readable, and all namespaces."""
+    """What is known of this node's containers: their interfaces, the files that are unreadable, and all namespaces."""
 
     interfaces: tuple[cache.Interface, ...]
     unreadable: tuple[Path, ...]
@@ -50,10 +50,11 @@ class Census:
 
     @classmethod
     def take(cls, caches: Sequence[Path], newcomer: str = "") -> Census:
-        """Look at the caches of runtimes and at all namespaces, but not at that of a ``newcomer``.
+        """Look at the caches of runtimes and at all namespaces.
 
-        That one has an address that may have been another's, and shows that the namespaces of containers are seen, so
-        that no cache is needed. Raises ``CNIError`` or ``OSError`` if it cannot be told who lives.
+        ``newcomer`` is the path of the namespace of a container that is being added. It is left out, since it may have
+        the former address of another. Where it is seen, those of other containers would be seen as well, and no cache
+        is needed. Raises ``CNIError`` or ``OSError`` if it cannot be told who lives.
         """
         if not newcomer and not any(map(cache.exists, caches)):
             raise CNIError(
@@ -62,28 +63,34 @@ class Census:
                 " which of portmap's containers exist: name it with --cache-dir",
             )
         interfaces, unreadable = _known(caches)
-        own = os.stat("/proc/thread-self/ns/net").st_ino
-        left_out = os.stat(newcomer).st_ino if newcomer else own
-        seen = tuple(namespaces.visible())
+        nodes_inode = os.stat("/proc/thread-self/ns/net").st_ino
+        newcomers_inode = os.stat(newcomer).st_ino if newcomer else None
+        visible = tuple(namespaces.visible())
+        inodes = {namespace.inode for namespace in visible}
         if interfaces:
-            sees = any(not _is_gone(of) or namespaces.others_are_beside(of.netns) for of in interfaces)
+            sees_containers = any(
+                not _is_gone(interface) or namespaces.others_are_beside(interface.netns) for interface in interfaces
+            )
         else:
-            sees = any(of.inode not in {0, own} for of in seen)
-        if newcomer and left_out not in {of.inode for of in seen}:
-            sees = False
-        if not sees and not presence.sees_everything():
+            sees_containers = bool(inodes - {0, nodes_inode})
+        if newcomer and newcomers_inode not in inodes:
+            sees_containers = False
+        if not sees_containers and not presence.sees_everything():
             raise CNIError(
                 Code.NOT_AVAILABLE,
                 "no container's network namespace is seen at all: this process may not see the runtime's mounts and"
                 " processes, and cannot tell who lives",
             )
-        return cls(interfaces, unreadable, tuple(of for of in seen if not newcomer or of.inode != left_out))
+        others = tuple(namespace for namespace in visible if namespace.inode != newcomers_inode)
+        return cls(interfaces, unreadable, others)
 
     def verdict(self, container_id: str, addresses: frozenset[Address]) -> Verdict:
         """Tell what became of a container whose rules lead to these addresses."""
-        own = [of for of in self.interfaces if of.container_id == container_id and not _is_gone(of)]
-        if own:
-            return Verdict(Fate.EXISTS, f"its runtime's cache has it, with network namespace {own[0].netns or '?'}")
+        present = [interface for interface in self.interfaces if not _is_gone(interface)]
+        for interface in present:
+            if interface.container_id == container_id:
+                where = interface.netns or "?"
+                return Verdict(Fate.EXISTS, f"its runtime's cache has it, with network namespace {where}")
         for path in self.unreadable:
             if container_id in path.name:
                 return Verdict(Fate.UNKNOWN, f"{path} cannot be read")
@@ -91,11 +98,11 @@ class Census:
             return Verdict(Fate.UNKNOWN, "its rules lead to no address")
         heirs = []
         for address in sorted(addresses, key=str):
-            others = {_inode(of): of for of in self.interfaces if address in of.addresses and not _is_gone(of)}
+            others = {_inode(interface): interface for interface in present if address in interface.addresses}
             for namespace in self.namespaces:
                 if address in namespace.addresses and namespace.inode not in others:
                     return Verdict(Fate.EXISTS, f"its address {address} is in network namespace {namespace.path}")
-            heirs += [f"{address} is now that of container {of.container_id}" for of in others.values()]
+            heirs += [f"{address} is now that of container {interface.container_id}" for interface in others.values()]
         return Verdict(Fate.GONE, "no runtime's cache and no network namespace on this node has it", tuple(heirs))
 
 

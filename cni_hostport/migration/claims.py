@@ -9,13 +9,13 @@ from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
-from cni_hostport.migration import iptables as leftovers_iptables
-from cni_hostport.migration import nftables as leftovers_nftables
+from cni_hostport.migration import iptables, nftables
 from cni_hostport.migration.census import Census, Fate, Verdict
+from cni_hostport.migration.leftover import addresses, by_container
 
 if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
-    from cni_hostport.migration.nftables import Leftover
+    from cni_hostport.migration.leftover import Leftover
     from cni_hostport.portmap import Rules
     from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -29,36 +29,33 @@ class Claim:
     networks: frozenset[str]
 
     def __str__(self) -> str:
-        """Say whose it was."""
-        return f"host port {self.forward} was held by {self.whose}, which no longer exists"
+        """Return it as a sentence without its end."""
+        return f"host port {self.forward} was held by {self.holder}, which no longer exists"
 
     @property
-    def whose(self) -> str:
-        """Name the container."""
+    def holder(self) -> str:
+        """The container, named for people."""
         return f"container {self.container_id[:SHORT_ID]} (portmap)"
 
 
 def of_gone_containers(rules: Rules, attachment: Attachment, plan: Plan) -> list[Claim]:
     """Return what claims ports of a plan for containers that no longer exist.
 
-    The attachment's own container claims nothing. Raises ``CNIError`` with code 100 if a container that lives, or of
-    which that cannot be told, has a port, and with code 102 if rules cannot be read; and ``NFTError``.
+    The attachment's own container claims nothing. Raises ``CNIError``: ``Code.PORT_TAKEN`` if a container has a port
+    that lives, or of which that cannot be told, ``Code.HOST_SETTING`` if rules cannot be read; and ``NFTError``.
     """
-    found = [*leftovers_nftables.find(Nft()), *leftovers_iptables.of(rules)]
-    of_others: dict[str, list[Leftover]] = {}
-    for leftover in found:
-        if leftover.container_id != attachment.container_id:
-            of_others.setdefault(leftover.container_id, []).append(leftover)
+    found = by_container([*nftables.find(Nft()), *iptables.find_by_rules(rules)])
+    found.pop(attachment.container_id, None)
     claims = {
-        container_id: Claim(forward, container_id, frozenset(one.network for one in of))
-        for container_id, of in of_others.items()
+        container_id: Claim(forward, container_id, frozenset(leftover.network for leftover in leftovers))
+        for container_id, leftovers in found.items()
         for forward in reversed(plan.forwards)
-        if any(one.takes(forward) for one in of)
+        if any(leftover.takes(forward) for leftover in leftovers)
     }
-    for container_id, verdict in _verdicts(attachment, {name: of_others[name] for name in claims}).items():
+    for container_id, verdict in _verdicts(attachment, {name: found[name] for name in claims}).items():
         if verdict.fate is not Fate.GONE:
             claim = claims[container_id]
-            raise CNIError(Code.PORT_TAKEN, f"host port {claim.forward} is taken by {claim.whose}", verdict.reason)
+            raise CNIError(Code.PORT_TAKEN, f"host port {claim.forward} is taken by {claim.holder}", verdict.reason)
     return list(claims.values())
 
 
@@ -70,6 +67,6 @@ def _verdicts(attachment: Attachment, claimants: dict[str, list[Leftover]]) -> d
     except (CNIError, OSError) as error:
         return dict.fromkeys(claimants, Verdict(Fate.UNKNOWN, f"whether it exists cannot be told: {error}"))
     return {
-        container_id: census.verdict(container_id, frozenset(ip for one in of for ip in one.addresses))
-        for container_id, of in claimants.items()
+        container_id: census.verdict(container_id, addresses(leftovers))
+        for container_id, leftovers in claimants.items()
     }

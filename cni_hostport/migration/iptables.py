@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.lookup import Lookup
-from cni_hostport.migration.nftables import Leftover, Translation
-from cni_hostport.portmap import PREFIX, TOP, MissingProgramError, Rules, chain_name
+from cni_hostport.migration.leftover import Leftover, TranslatedPort
+from cni_hostport.portmap import CHAIN_PREFIX, NAT, TOP_CHAIN, MissingProgramError, Rules, chain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from cni_hostport.kernel.nft import Nft
 
 COMMENT = re.compile(r'dnat name: "(?P<network>[^"]*)" id: "(?P<container_id>[^"]*)"')
-JUMP = re.compile(rf"-A (?P<source>\S+) .*-[jg] (?P<target>{PREFIX}[0-9a-f]+)$")
+JUMP = re.compile(rf"-A (?P<source>\S+) .*-[jg] (?P<target>{CHAIN_PREFIX}[0-9a-f]+)$")
 PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-WAIT = "--wait=5"  # seconds, for the lock of legacy iptables
-ATTEMPTS = 5
+PROGRAM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+LOCK_WAIT = "--wait=5"  # seconds, for the lock of legacy iptables
+RESTORE_ATTEMPTS = 5  # while others change the same
 
 
 def find(_nft: Nft) -> list[Leftover]:
@@ -37,33 +37,35 @@ def find(_nft: Nft) -> list[Leftover]:
 
     Raises ``CNIError`` if there is something that only a missing program can show, or one that fails, and ``NFTError``.
     """
-    return of(Rules(Lookup()))
+    return find_by_rules(Rules(Lookup()))
 
 
-def of(rules: Rules) -> list[Leftover]:
+def find_by_rules(rules: Rules) -> list[Leftover]:
     """Return what ``find`` does, of rules that were looked for already."""
     prefixes = [(family, f"{PROGRAMS[family]}-nft") for family, _, _ in rules.in_iptables]
     prefixes += [(family, f"{PROGRAMS[family]}-legacy") for family in rules.in_legacy_iptables()]
-    return [leftover for family, prefix in prefixes for leftover in _of(family, prefix)]
+    return [leftover for family, prefix in prefixes for leftover in _find(family, prefix)]
 
 
 def remove_legacy(family: str, chain: str) -> None:
     """Remove a chain, and the rules that jump there, from what legacy iptables has of an IP family.
 
-    Raises ``CNIError`` with code 102 if that fails for other reasons than that others changed it at the same moment.
+    Raises ``CNIError`` (``Code.HOST_SETTING``) if that fails, and not because others changed it at the same moment.
     """
     prefix = f"{PROGRAMS[family]}-legacy"
-    for last in (*[False] * (ATTEMPTS - 1), True):
-        lines = _run([_program(f"{prefix}-save"), "-t", "nat"]).splitlines()
+    for last in (*[False] * (RESTORE_ATTEMPTS - 1), True):
+        lines = _run([_program(f"{prefix}-save"), "-t", NAT]).splitlines()
         if not any(line.startswith(f":{chain} ") for line in lines):
             return
         jumps = [
-            line for line in lines if (jump := JUMP.match(line)) and (jump["source"], jump["target"]) == (TOP, chain)
+            line
+            for line in lines
+            if (jump := JUMP.match(line)) and (jump["source"], jump["target"]) == (TOP_CHAIN, chain)
         ]
         commands = (*(line.replace("-A", "-D", 1) for line in jumps), f"-F {chain}", f"-X {chain}")
-        text = "\n".join(("*nat", *commands, "COMMIT", ""))
+        text = "\n".join((f"*{NAT}", *commands, "COMMIT", ""))
         try:
-            _run([_program(f"{prefix}-restore"), "--noflush", WAIT], text)
+            _run([_program(f"{prefix}-restore"), "--noflush", LOCK_WAIT], text)
         except CNIError:
             if last:
                 raise
@@ -71,8 +73,8 @@ def remove_legacy(family: str, chain: str) -> None:
             return
 
 
-def _of(family: str, prefix: str) -> Iterator[Leftover]:
-    rules = [line for line in _run([_program(f"{prefix}-save"), "-t", "nat"]).splitlines() if line.startswith("-A ")]
+def _find(family: str, prefix: str) -> Iterator[Leftover]:
+    rules = [line for line in _run([_program(f"{prefix}-save"), "-t", NAT]).splitlines() if line.startswith("-A ")]
     jumps: dict[str, list[str]] = {}
     for line in rules:
         jump = JUMP.match(line)
@@ -81,9 +83,9 @@ def _of(family: str, prefix: str) -> Iterator[Leftover]:
     for chain, lines in jumps.items():
         network, container_id = _owner(chain, lines)
         if container_id:
-            translations = tuple(_translations(line for line in rules if line.startswith(f"-A {chain} ")))
-            addresses = _addresses(one.target for one in translations)
-            yield Leftover(family, container_id, addresses, translations, "iptables", network)
+            ports = tuple(_translated_ports(line for line in rules if line.startswith(f"-A {chain} ")))
+            addresses = _addresses(port.target for port in ports)
+            yield Leftover(family, container_id, addresses, ports, "iptables", network)
 
 
 def _owner(chain: str, jumps: Sequence[str]) -> tuple[str, str]:
@@ -95,19 +97,19 @@ def _owner(chain: str, jumps: Sequence[str]) -> tuple[str, str]:
     for line in jumps:
         words = shlex.split(line)
         comment = COMMENT.fullmatch(words[words.index("--comment") + 1]) if "--comment" in words else None
-        owners.add((comment["network"], comment["container_id"]) if comment and words[1] == TOP else ("", ""))
+        owners.add((comment["network"], comment["container_id"]) if comment and words[1] == TOP_CHAIN else ("", ""))
     network, container_id = owners.pop()
     known = not owners and chain_name(network, container_id) == chain
     return (network, container_id) if known else ("", "")
 
 
-def _translations(rules: Iterable[str]) -> Iterator[Translation]:
+def _translated_ports(rules: Iterable[str]) -> Iterator[TranslatedPort]:
     for rule in rules:
         words = shlex.split(rule)
-        given = dict(pairwise(words))
-        if "--to-destination" in given:
-            host = given.get("-d", "").partition("/")[0]
-            yield Translation(given.get("--dport", "?"), given.get("-p", "?"), host, given["--to-destination"])
+        options = dict(pairwise(words))
+        if "--to-destination" in options:
+            host = options.get("-d", "").partition("/")[0]
+            yield TranslatedPort(options.get("--dport", "?"), options.get("-p", "?"), host, options["--to-destination"])
 
 
 def _addresses(targets: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
@@ -120,7 +122,7 @@ def _addresses(targets: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
 
 def _program(name: str) -> str:
     names = [name, name.replace("-nft", "")]
-    found = next(filter(None, (shutil.which(one, path=PATH) for one in names)), None)
+    found = next(filter(None, (shutil.which(name, path=PROGRAM_PATH) for name in names)), None)
     if not found:
         raise MissingProgramError(
             Code.HOST_SETTING, f"there are rules of iptables, and {name} is not installed to show them"
@@ -130,8 +132,8 @@ def _program(name: str) -> str:
 
 def _run(command: Sequence[str], text: str = "") -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)  # noqa: S603 - found on PATH above
+        ended = subprocess.run(command, input=text, capture_output=True, text=True, check=True)  # noqa: S603 - found on PATH above
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or str(error)
         raise CNIError(Code.HOST_SETTING, f"{command[0]} failed: {reason.strip()}") from error
-    return done.stdout
+    return ended.stdout

@@ -6,84 +6,35 @@ Source: containernetworking/plugins, plugins/meta/portmap/portmap_nftables.go.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.portmap import CHAINS, FAMILIES, TABLE
+from cni_hostport.migration.leftover import Leftover, TranslatedPort
+from cni_hostport.portmap import CHAINS, IP_VERSIONS, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.plan import Forward
-
-VERSIONS = {"ip": 4, "ip6": 6}
-
-
-@dataclass(frozen=True)
-class Translation:
-    """A host port that a rule of portmap's translates, in the words of the rule; ``host`` is empty for any address."""
-
-    port: str
-    protocol: str
-    host: str
-    target: str
-
-    def __str__(self) -> str:
-        """Say what it is in a line."""
-        return f"{self.port}/{self.protocol}{self.host and f' on {self.host}'} -> {self.target}"
-
-    def takes(self, forward: Forward) -> bool:
-        """Tell whether connections for a forward of the same IP version come to this instead.
-
-        What is for one address is more specific than a forward for all, and no matter for that.
-        """
-        same_port = (self.port, self.protocol) == (str(forward.host_port), forward.protocol)
-        return same_port and (not self.host or ip_address(self.host) == forward.host_ip)
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """What portmap has of one container, in one IP family, by one of its back ends.
-
-    ``addresses`` are those that its rules lead to. What iptables has is of one ``network``, and of no known one
-    otherwise.
-    """
-
-    family: str
-    container_id: str
-    addresses: frozenset[IPv4Address | IPv6Address]
-    translations: tuple[Translation, ...]
-    back_end: str = "nftables"
-    network: str = ""
-
-    def __str__(self) -> str:
-        """Say what it is in a line."""
-        shown = ", ".join(map(str, self.translations)) or "no mapping"
-        return f"container {self.container_id} ({self.back_end}, {self.family}): {shown}"
-
-    def takes(self, forward: Forward) -> bool:
-        """Tell whether connections for a forward come to these rules instead."""
-        return VERSIONS[self.family] == forward.version and any(one.takes(forward) for one in self.translations)
 
 
 def find(nft: Nft) -> list[Leftover]:
     """Return what the ruleset holds of each container; raises ``NFTError``."""
     found = []
-    for family in FAMILIES:
-        rules: dict[str, list[dict[str, Any]]] = {}
+    for family in IP_VERSIONS:
+        by_container: dict[str, list[dict[str, Any]]] = {}
         for chain in CHAINS:
             for item in nft.listing(f"chain {family} {TABLE} {chain}"):
                 if item.get("rule", {}).get("comment"):
-                    rules.setdefault(item["rule"]["comment"], []).append(item["rule"])
-        for container_id, of in rules.items():
+                    by_container.setdefault(item["rule"]["comment"], []).append(item["rule"])
+        for container_id, rules in by_container.items():
             found.append(
                 Leftover(
                     family,
                     container_id,
-                    frozenset(address for rule in of for address in _addresses(rule)),
-                    tuple(one for rule in of for one in _translation(rule)),
+                    frozenset(address for rule in rules for address in _addresses(rule)),
+                    tuple(port for rule in rules for port in _translated_ports(rule)),
                 )
             )
     return found
@@ -110,7 +61,7 @@ def _addresses(rule: dict[str, Any]) -> Iterator[IPv4Address | IPv6Address]:
             yield ip_address(text)
 
 
-def _translation(rule: dict[str, Any]) -> Iterator[Translation]:
+def _translated_ports(rule: dict[str, Any]) -> Iterator[TranslatedPort]:
     dnat = _dnat(rule)
     if dnat:
         matches = list(_matches(rule))
@@ -118,4 +69,4 @@ def _translation(rule: dict[str, Any]) -> Iterator[Translation]:
         hosts = [str(value) for _, field, value in matches if field == "daddr"]
         for port, protocol in ports:
             target = f"{dnat['addr']} port {dnat.get('port', 'unchanged')}"
-            yield Translation(port, protocol, "".join(hosts), target)
+            yield TranslatedPort(port, protocol, "".join(hosts), target)

@@ -159,7 +159,7 @@ def doctor(
     from cni_hostport.operate.doctor import checks as of
     from cni_hostport.operate.doctor import leftovers
 
-    removal = leftovers.removal(caches) if remove_portmap_leftovers else ()
+    removal = leftovers.remove_and_tell(caches) if remove_portmap_leftovers else ()
     _report(chain(removal, of.examine(conf_dirs, caches)), as_json=as_json)
 
 

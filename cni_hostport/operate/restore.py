@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import deletion, ownership, plugin, portmap
+from cni_hostport import deletion, ownership, plugin
 from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
@@ -24,7 +24,9 @@ from cni_hostport.kernel import localnet
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
+from cni_hostport.migration import removal
 from cni_hostport.names import RESTORING, dnat_chain
+from cni_hostport.portmap import Rules
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ class _Restoration:
                 localnet.open_for(plan, self._log)
             return Outcome(Status.PRESENT, name, mappings)
         if self._dry_run:
-            portmap.Rules(self._lookup).in_the_way(attachment, plan)
+            removal.claims_of_gone_containers(Rules(self._lookup), attachment, plan)
             _, _, commands = ownership.reinstatement(self._nft, attachment, plan, seen)
             return Outcome(Status.MISSING, name, mappings, commands=tuple(commands))
         if not self._reinstate(path, name, attachment, plan, seen):
@@ -231,7 +233,8 @@ class _Restoration:
 
     def _reinstate(self, path: Path, name: str, attachment: Attachment, plan: Plan, seen: Installed) -> bool:
         """Install it, and tell whether that was done: not if it was deleted."""
-        portmap.make_room(self._lookup, attachment, plan, self._log)
+        self._lookup.keep()
+        removal.make_room(Rules(self._lookup), attachment, plan, self._log)
         try:
             own = ownership.reinstate(self._nft, attachment, plan, seen, self._log)
         except NFTError as error:

@@ -30,6 +30,7 @@ OPERATIONS_IMPORT = (
             "kernel.listeners",
             "ruleset.differences",
             "lookup",
+            "migration.removal",
             "ownership",
             "plugin",
             "portmap",

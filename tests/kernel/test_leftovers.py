@@ -132,7 +132,7 @@ def test_containers_that_are_all_gone_are_cleared_where_their_namespaces_would_b
 def test_a_removal_that_is_refused_is_a_problem_that_says_why(node: Bench, tmp_path: Path) -> None:
     web(node, 2, 8000).remove()
     with inprocess.on(node):
-        [refused] = leftovers.removal([tmp_path / "absent"])
+        [refused] = leftovers.remove_and_tell([tmp_path / "absent"])
     assert (refused.status, refused.text[:42]) == ("problem", "portmap's leftovers were not removed: ther")
 
 
@@ -205,7 +205,7 @@ def test_iptables_that_is_not_installed_is_named(
     node: Bench, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     web(node, 2, 8000).remove()
-    monkeypatch.setattr("cni_hostport.migration.iptables.PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("cni_hostport.migration.iptables.PROGRAM_PATH", str(tmp_path / "nowhere"))
     if node.plugin is NFTABLES:
         assert len(remove(node, cache)) == 2
         return

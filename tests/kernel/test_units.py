@@ -17,7 +17,7 @@ from libcni_cache import Cache
 from resident import NEVER_COLD, eventually
 from systemd import PROGRAM, Systemd
 
-from cni_hostport.portmap import TOP, chain_name
+from cni_hostport.portmap import TOP_CHAIN, chain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,11 +211,11 @@ def cold(systemd: Systemd) -> Iterator[None]:
 def left_by_portmap(node: Node, pod: Pod) -> str:
     """Have what portmap left of a container in legacy iptables, and return the name of the chain."""
     chain = chain_name("pods", pod.id)
-    node.run("iptables-legacy", "-t", "nat", "-N", TOP, check=False)
+    node.run("iptables-legacy", "-t", "nat", "-N", TOP_CHAIN, check=False)
     made = node.run("iptables-legacy", "-t", "nat", "-N", chain, check=False)
     require(made.returncode == 0, "needs a kernel with legacy iptables")
     comment = f'dnat name: "pods" id: "{pod.id}"'
-    node.run("iptables-legacy", "-t", "nat", "-A", TOP, "-m", "comment", "--comment", comment, "-j", chain)
+    node.run("iptables-legacy", "-t", "nat", "-A", TOP_CHAIN, "-m", "comment", "--comment", comment, "-j", chain)
     return chain
 
 
@@ -228,7 +228,7 @@ def test_legacy_iptables_is_looked_at_and_what_portmap_left_there_removed(node: 
     chain = left_by_portmap(node, pod)
     with cold(systemd):
         node.delete(pod)
-    assert TOP in legacy_iptables(node)
+    assert TOP_CHAIN in legacy_iptables(node)
     assert chain not in legacy_iptables(node)
     node.add(pod, mapping(8080))
     node.delete(pod)

@@ -1,4 +1,4 @@
-"""What portmap left behind of containers that no longer exist: told, and removed."""
+"""What portmap left of containers that no longer exist: the check of doctor, and the removal on request."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
-from cni_hostport.migration import iptables as leftovers_iptables
-from cni_hostport.migration import nftables as leftovers_nftables
+from cni_hostport.migration import iptables, nftables, removal
 from cni_hostport.migration.census import Census, Fate
+from cni_hostport.migration.leftover import addresses, by_container
 from cni_hostport.operate.statements import note, ok, problem
 from cni_hostport.portmap import Rules
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.migration.census import Verdict
-    from cni_hostport.migration.nftables import Leftover
+    from cni_hostport.migration.leftover import Leftover
     from cni_hostport.operate.statements import Statement
 
     Find = Callable[[Nft], list[Leftover]]
 
-BACKENDS: dict[str, Find] = {"nftables": leftovers_nftables.find, "iptables": leftovers_iptables.find}
+BACKENDS: dict[str, Find] = {"nftables": nftables.find, "iptables": iptables.find}
 
 
 def statements(nft: Nft, caches: Sequence[Path], find: Find) -> Iterator[Statement]:
@@ -35,8 +35,8 @@ def statements(nft: Nft, caches: Sequence[Path], find: Find) -> Iterator[Stateme
     if not found:
         return
     existing = []
-    for container_id, (verdict, of) in _verdicts(found, caches).items():
-        lines = tuple(str(one) for leftover in of for one in leftover.translations)
+    for container_id, (verdict, leftovers) in _verdicts(found, caches).items():
+        lines = tuple(str(port) for leftover in leftovers for port in leftover.ports)
         if verdict.fate is Fate.EXISTS:
             existing.append(f"{container_id}: {verdict.reason}")
         elif verdict.fate is Fate.UNKNOWN:
@@ -44,8 +44,8 @@ def statements(nft: Nft, caches: Sequence[Path], find: Find) -> Iterator[Stateme
                 f"whether portmap's container {container_id} exists cannot be told: {verdict.reason}", "", "", lines
             )
         else:
-            say = problem if verdict.heirs else note
-            yield say(
+            severity = problem if verdict.heirs else note
+            yield severity(
                 f"portmap's rules of container {container_id} are there, and the container is not",
                 f"These ports lead into another pod: {'; '.join(verdict.heirs)}."
                 if verdict.heirs
@@ -70,14 +70,14 @@ def remove(caches: Sequence[Path]) -> list[str]:
     if not dead:
         return []
     # finding out who lives takes time, in which others act
-    still = [leftover for find in BACKENDS.values() for leftover in find(nft) if leftover in dead]
+    unchanged = [leftover for find in BACKENDS.values() for leftover in find(nft) if leftover in dead]
     rules = Rules(Lookup())
-    for leftover in still:
-        rules.remove(leftover.network, leftover.container_id)
-    return [str(leftover) for leftover in still]
+    for leftover in unchanged:
+        removal.remove(rules, leftover.network, leftover.container_id)
+    return [str(leftover) for leftover in unchanged]
 
 
-def removal(caches: Sequence[Path]) -> Iterator[Statement]:
+def remove_and_tell(caches: Sequence[Path]) -> Iterator[Statement]:
     """Remove what ``remove`` does, and say what that was, or why it was nothing."""
     try:
         removed = remove(caches)
@@ -88,11 +88,8 @@ def removal(caches: Sequence[Path]) -> Iterator[Statement]:
 
 
 def _verdicts(found: Sequence[Leftover], caches: Sequence[Path]) -> dict[str, tuple[Verdict, list[Leftover]]]:
-    of_container: dict[str, list[Leftover]] = {}
-    for leftover in found:
-        of_container.setdefault(leftover.container_id, []).append(leftover)
     census = Census.take(caches) if found else Census((), (), ())
     return {
-        container_id: (census.verdict(container_id, frozenset(ip for one in of for ip in one.addresses)), of)
-        for container_id, of in of_container.items()
+        container_id: (census.verdict(container_id, addresses(leftovers)), leftovers)
+        for container_id, leftovers in by_container(found).items()
     }
