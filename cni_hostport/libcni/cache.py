@@ -12,59 +12,25 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
 
-from cni_hostport import plugin
-from cni_hostport.attachment import pod_name
 from cni_hostport.config import PrevResult
-from cni_hostport.kernel import files, namespaces
+from cni_hostport.kernel import files
+from cni_hostport.libcni.conflist import Conflist, sentence
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.ruleset.plan import Plan
-
 T = TypeVar("T")
 
 DEFAULT_DIR = Path("/var/lib/cni")
 RESULTS = "results"
 KIND = "cniCacheV1"
-PLUGIN = "hostport"
-ATTEMPTS, PAUSE = 5, 0.05  # seconds; libcni does not write a file at once
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Conflist(_Model):
-    """A network configuration list; what stands alone is a list of one plugin."""
-
-    name: str
-    cni_version: str = Field("", alias="cniVersion")
-    plugins: tuple[dict[str, Any], ...]
-
-    @classmethod
-    def parse(cls, data: bytes) -> Conflist:
-        """Read a configuration file; raises ``ValueError`` with a sentence."""
-        try:
-            document = json.loads(data)
-            if isinstance(document, dict) and "plugins" not in document:
-                document = {"cniVersion": "", **document, "plugins": [document]}
-            return cls.model_validate(document)
-        except (RecursionError, ValueError) as error:
-            raise ValueError(_sentence(error)) from error
-
-    @property
-    def types(self) -> list[str]:
-        """The types of its plugins, in their order."""
-        return [str(plugin.get("type", "")) for plugin in self.plugins]
-
-    def plugin(self, kind: str = PLUGIN) -> dict[str, Any] | None:
-        """Return the configuration of its first plugin of a type."""
-        return next((plugin for plugin in self.plugins if plugin.get("type") == kind), None)
+# libcni does not write a file at once
+READ_ATTEMPTS = 5
+READ_PAUSE = 0.05  # seconds
 
 
 def _name(name: str) -> str:
@@ -81,7 +47,9 @@ def _ifname(name: str) -> str:
     return name
 
 
-class _Entry(_Model):
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
     container_id: Annotated[str, AfterValidator(_name), Field(alias="containerId")]
     ifname: Annotated[str, AfterValidator(_ifname), Field(alias="ifName")]
     network: Annotated[str, AfterValidator(_name), Field(alias="networkName")]
@@ -95,7 +63,9 @@ class _Entry(_Model):
     def sandbox(self) -> str:
         """The path of the network namespace, from the result where an older libcni did not write it down."""
         interfaces = PrevResult.model_validate(self.result).interfaces or ()
-        sandboxes = (of.sandbox for of in interfaces if of.name == self.ifname and of.sandbox)
+        sandboxes = (
+            interface.sandbox for interface in interfaces if interface.name == self.ifname and interface.sandbox
+        )
         return self.netns or next(sandboxes, "")
 
 
@@ -125,32 +95,6 @@ def read(path: Path) -> Call | None:
     return _read(path, _call)
 
 
-def whose(call: Call) -> str:
-    """Name the pod of a call, or where that is not known its container."""
-    pod = pod_name(call.args)
-    return f"pod {pod}" if pod else f"container {call.container_id}"
-
-
-def attachment(call: Call) -> str:
-    """Name the attachment of a call, as in ``pod shop/web (eth0, network pods)``."""
-    return f"{whose(call)} ({call.ifname}, network {call.network})"
-
-
-def plan(call: Call) -> tuple[Plan | None, str]:
-    """Return what a call's attachment wants installed, ``None`` if that is nothing; or ``None`` and why it is gone.
-
-    Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
-    """
-    gone = namespaces.why_gone(call.netns, call.ifname)
-    if gone:
-        return None, gone
-    wanted = plugin.plan_of(call)
-    if wanted is None or not wanted.forwards:
-        return None, ""
-    gone = namespaces.why_gone(call.netns, call.ifname, wanted.masquerade)
-    return (None, gone) if gone else (wanted, "")
-
-
 def exists(directory: Path) -> bool:
     """Tell whether a directory is that of a cache; raises ``OSError`` if that cannot be told."""
     try:
@@ -165,7 +109,7 @@ def interface(path: Path) -> Interface | None:
 
 
 def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
-    for attempt in range(ATTEMPTS):
+    for attempt in range(READ_ATTEMPTS):
         try:
             document = json.loads(files.read(path))
             if not isinstance(document, dict) or document.get("kind") != KIND:
@@ -177,15 +121,8 @@ def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
             raise ValueError(error.strerror or str(error)) from error
         except (RecursionError, ValueError) as error:
             failure = error
-            time.sleep(PAUSE if attempt < ATTEMPTS - 1 else 0)
-    raise ValueError(_sentence(failure)) from failure
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        reasons = ((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
-        return "; ".join(f"{where}: {reason}" if where else reason for where, reason in reasons)
-    return str(error)
+            time.sleep(READ_PAUSE if attempt < READ_ATTEMPTS - 1 else 0)
+    raise ValueError(sentence(failure)) from failure
 
 
 def _interface(entry: _Entry) -> Interface:
@@ -195,11 +132,11 @@ def _interface(entry: _Entry) -> Interface:
 
 def _call(entry: _Entry) -> Call | None:
     conflist = Conflist.parse(entry.config)
-    own = conflist.plugin()
-    if own is None:
+    plugin = conflist.plugin()
+    if plugin is None:
         return None
-    capabilities = own.get("capabilities")
-    capable = {name for name, value in capabilities.items() if value is True} if isinstance(capabilities, dict) else ()
+    declared = plugin.get("capabilities")
+    capabilities = {name for name, value in declared.items() if value is True} if isinstance(declared, dict) else ()
     environ = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": entry.container_id,
@@ -208,10 +145,10 @@ def _call(entry: _Entry) -> Call | None:
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in entry.cni_args or ()),
     }
     config = {
-        **own,
+        **plugin,
         "cniVersion": conflist.cni_version,
         "name": entry.network,
-        "runtimeConfig": {name: value for name, value in (entry.capability_args or {}).items() if name in capable},
+        "runtimeConfig": {name: value for name, value in (entry.capability_args or {}).items() if name in capabilities},
         "prevResult": entry.result,
     }
     return Call(environ, config)

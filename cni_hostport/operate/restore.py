@@ -26,6 +26,7 @@ from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
 from cni_hostport.migration import removal
 from cni_hostport.names import RESTORING, dnat_chain
+from cni_hostport.operate import requests
 from cni_hostport.portmap import Rules
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
 
@@ -171,7 +172,7 @@ class _Restoration:
                 call = cache.read(path)
                 if call is None:
                     return None
-                name = cache.attachment(call)
+                name = requests.attachment(call)
                 return self._restore_from(path, call, seen)
             except CNIError as error:
                 return self._failed(path, name, error)
@@ -201,13 +202,13 @@ class _Restoration:
             call = cache.read(refused.path)
             if call is None or self._lookup.is_deleted(plugin.attachment_of(call).key):
                 return DELETED
-            return cache.plan(call)[1]
+            return requests.plan(call)[1]
         except (CNIError, NFTError, OSError, ValueError):
             return ""
 
     def _restore_from(self, path: Path, call: Call, seen: Installed) -> Outcome | None:
-        name = cache.attachment(call)
-        plan, gone = cache.plan(call)
+        name = requests.attachment(call)
+        plan, gone = requests.plan(call)
         if plan is None:
             return Outcome(Status.GONE, name, text=gone) if gone else None
         attachment = plugin.attachment_of(call)

@@ -9,7 +9,7 @@ from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.kernel import files
-from cni_hostport.libcni.cache import PLUGIN, Conflist
+from cni_hostport.libcni.conflist import PLUGIN, Conflist
 from cni_hostport.operate import terminal
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.skel import VERSIONS, Call

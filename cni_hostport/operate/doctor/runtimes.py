@@ -10,8 +10,10 @@ from cni_hostport import ownership, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni import cache
+from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
+from cni_hostport.operate import requests
 from cni_hostport.operate.mappings import Holder
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.ruleset.commands import map_and_key
@@ -68,7 +70,7 @@ def _who(mapping: PortMapping) -> str:
 def _removal(mapping: PortMapping) -> str:
     if Attachment(mapping.network, mapping.container_id, mapping.ifname).key != mapping.key:
         return "The runtime's GC removes them, where it has one."  # a name or an ID is cut
-    config = json.dumps({"cniVersion": "1.0.0", "name": mapping.network, "type": cache.PLUGIN})
+    config = json.dumps({"cniVersion": "1.0.0", "name": mapping.network, "type": PLUGIN})
     return (
         f"To remove them now: echo {shlex.quote(config)} | CNI_COMMAND=DEL"
         f" CNI_CONTAINERID={shlex.quote(mapping.container_id)} CNI_IFNAME={shlex.quote(mapping.ifname)}"
@@ -110,11 +112,11 @@ def differences(
                 lacking = _lacking(installed, by_key.get(key, ()), call, comparison)
             except CNIError as error:
                 yield note(
-                    f"what {cache.attachment(call)} asked for cannot be told: {error}",
+                    f"what {requests.attachment(call)} asked for cannot be told: {error}",
                     "Its host ports are not compared.",
                 )
             else:
-                incomplete += [f"{cache.attachment(call)}: {', '.join(lacking)}"] if lacking else []
+                incomplete += [f"{requests.attachment(call)}: {', '.join(lacking)}"] if lacking else []
     if incomplete:
         yield problem(
             f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
@@ -140,7 +142,7 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, 
     Raises ``CNIError`` if its plan cannot be made.
     """
     attachment = plugin.attachment_of(call)
-    plan, _ = cache.plan(call)
+    plan, _ = requests.plan(call)
     if plan is None:
         return []
     plan = plan.without(ownership.shared(installed, attachment, plan))

@@ -8,6 +8,7 @@ from cni_hostport import plugin
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
+from cni_hostport.operate import requests
 from cni_hostport.operate.explain.packet import PROTOCOLS
 from cni_hostport.operate.explain.path import RESTORE
 from cni_hostport.operate.sockets import listeners
@@ -74,7 +75,9 @@ def _asked_for(path: Path, port: int, protocol: str) -> tuple[str, set[int]]:
     Raises ``ValueError`` or ``CNIError`` if that cannot be told.
     """
     call = cache.read(path)
-    plan = cache.plan(call)[0] if call else None
+    plan = requests.plan(call)[0] if call else None
     if call is None or plan is None or Lookup(kept=True).is_deleted(plugin.attachment_of(call).key):
         return "", set()
-    return cache.whose(call), {of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)}
+    return requests.container(call), {
+        of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)
+    }
