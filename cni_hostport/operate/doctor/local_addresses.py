@@ -5,8 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import ipvs
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import ipvs, netns
 from cni_hostport.kernel.namespaces import addresses
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.ruleset.base import FAMILY, IPVS_SETS, TABLE
@@ -68,7 +67,7 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         if not of.host_ip.is_unspecified and of.host_ip not in present:
             missing.setdefault(of.host_ip, []).append(of)
     for address, waiting in missing.items():
-        if not _is_local(address):
+        if not netns.is_local(address):
             yield note(
                 f"{address} is not an address of this node, and a hostIP of"
                 f" {', '.join(dict.fromkeys(of.who for of in waiting))}",
@@ -76,11 +75,3 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
                 "If it is not to come: correct hostIP.",
                 tuple(f"{of.host} -> {of.target}" for of in waiting),
             )
-
-
-def _is_local(address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether the node takes an address for its own, as it does all of 127.0.0.0/8 and what has a local route."""
-    try:
-        return host.route_to(address).type == host.RTN_LOCAL
-    except host.NoRouteError:
-        return False

@@ -1,7 +1,8 @@
-"""A connection that connection tracking knows though it never was: the one that a probe would have begun.
+"""An entry of connection tracking for the connection that a probe would have begun.
 
-The probe is dropped before connection tracking remembers it, so that its answer would be one to nothing. Numbers and
-layouts as in ``nf_conntrack``, and those of linux/netfilter/nf_conntrack_common.h and nf_conntrack_tcp.h.
+The probe is dropped before connection tracking remembers its connection. An answer would then belong to no connection
+and would not be translated back. So this makes the entry that the kernel would have made. Numbers and layouts as in
+``nf_conntrack``, and those of linux/netfilter/nf_conntrack_common.h and nf_conntrack_tcp.h.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cni_hostport.kernel.netns import FAMILIES
 from cni_hostport.kernel.nf_conntrack import (
     DELETE,
-    FAMILIES,
     IP_DST,
     IP_SRC,
     NFNL_SUBSYS_CTNETLINK,
-    NUMBERS,
     PROTO_DST_PORT,
     PROTO_NUM,
     PROTO_SRC_PORT,
@@ -32,15 +32,13 @@ from cni_hostport.kernel.nf_conntrack import (
     ZONE,
 )
 from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
+from cni_hostport.nf_tables import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.operate.explain.packet import Packet
-    from cni_hostport.operate.explain.probe import Way
-
-    End = tuple[IPv4Address | IPv6Address, int]
+    from cni_hostport.operate.explain.packet import Endpoint, Packet
+    from cni_hostport.operate.explain.trace import Trace
 
 NLM_F_EXCL = 0x200
 NEW = NFNL_SUBSYS_CTNETLINK << 8 | 0
@@ -52,66 +50,74 @@ SYN_SENT = 1
 ANY_WINDOW = b"\x08\x08"  # IP_CT_TCP_FLAG_BE_LIBERAL, and the same as the mask: no window is known
 # a packet that belongs to it does not make it last longer
 CONFIRMED, FIXED_TIMEOUT = 1 << 3, 1 << 10
-SECONDS = 5  # it lasts if this process dies
+LIFETIME = 5  # seconds that it lasts if this process dies
 
 
 @contextmanager
-def connection(packet: Packet, way: Way) -> Iterator[None]:
-    """Have connection tracking know, during the block, what a packet that went this way began, with its translation.
+def temporary_entry(packet: Packet, trace: Trace) -> Iterator[None]:
+    """Have connection tracking know the connection of ``packet`` during the block, translated as in its trace.
 
     Raises ``OSError`` if the kernel refuses that.
     """
-    body = _named(packet, way)
+    identity = _identity(packet, trace)
     with Netlink(NETLINK_NETFILTER) as netlink:
-        _ask(netlink, NEW, NLM_F_CREATE | NLM_F_EXCL, body + _begun(packet, way))
+        _ask(netlink, NEW, NLM_F_CREATE | NLM_F_EXCL, identity + _state(packet, trace))
         try:
             yield
         finally:
-            _ask(netlink, DELETE, 0, body, errno.ENOENT)
+            _ask(netlink, DELETE, 0, identity, errno.ENOENT)
 
 
 def _ask(netlink: Netlink, kind: int, flags: int, body: bytes, *harmless: int) -> None:
+    """Send one message; raises ``OSError`` for every error that is not one of the ``harmless`` numbers."""
     [(error, _)] = netlink.ask([(kind, flags, body)])
     if error and error not in harmless:
         raise OSError(error, f"connection tracking does not take a connection: {os.strerror(error)}")
 
 
-def _named(packet: Packet, way: Way) -> bytes:
-    """Return what tells the connection from all others."""
-    header = bytes([FAMILIES[len(packet.source.packed)], 0, 0, 0])
-    zone = way.tracked[1] if way.tracked else 0
-    in_zone = attribute(ZONE, struct.pack(">H", zone)) if zone else b""
-    return header + _tuple(TUPLE_ORIG, packet.protocol, packet.client, packet.server) + in_zone
+def _identity(packet: Packet, trace: Trace) -> bytes:
+    """Return the part of the message that tells the connection from all others: addresses, ports and zone."""
+    header = bytes([FAMILIES[packet.source.version], 0, 0, 0])
+    zone = trace.mark_and_zone[1] if trace.mark_and_zone else 0
+    zone_attribute = attribute(ZONE, struct.pack(">H", zone)) if zone else b""
+    return header + _tuple(TUPLE_ORIG, packet.protocol, packet.client, packet.server) + zone_attribute
 
 
-def _begun(packet: Packet, way: Way) -> bytes:
+def _state(packet: Packet, trace: Trace) -> bytes:
+    """Return the rest of the message: the connection after its first packet, with its translations."""
+    mark = trace.mark_and_zone[0] if trace.mark_and_zone else 0
     parts = [
         _tuple(TUPLE_REPLY, packet.protocol, packet.server, packet.client),
         attribute(STATUS, struct.pack(">I", CONFIRMED | FIXED_TIMEOUT)),
-        attribute(TIMEOUT, struct.pack(">I", SECONDS)),
-        attribute(MARK, struct.pack(">I", way.tracked[0] if way.tracked else 0)),
+        attribute(TIMEOUT, struct.pack(">I", LIFETIME)),
+        attribute(MARK, struct.pack(">I", mark)),
     ]
-    if way.destination and way.destination != packet.server:
-        parts.append(_translation(NAT_DST, way.destination))
-    if way.source and way.source != packet.client:
-        parts.append(_translation(NAT_SRC, way.source))
+    if trace.destination and trace.destination != packet.server:
+        parts.append(_translation(NAT_DST, trace.destination))
+    if trace.source and trace.source != packet.client:
+        parts.append(_translation(NAT_SRC, trace.source))
     if packet.protocol == "tcp":
-        of_tcp, state = PROTOINFO_STATE["tcp"]
+        tcp, state = PROTOINFO_STATE["tcp"]
         windows = [attribute(kind, ANY_WINDOW) for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY)]
-        parts.append(nested(PROTOINFO, nested(of_tcp, attribute(state, bytes([SYN_SENT])), *windows)))
+        parts.append(nested(PROTOINFO, nested(tcp, attribute(state, bytes([SYN_SENT])), *windows)))
     return b"".join(parts)
 
 
-def _tuple(direction: int, protocol: str, source: End, destination: End) -> bytes:
-    ends = ((IP_SRC, PROTO_SRC_PORT, source), (IP_DST, PROTO_DST_PORT, destination))
-    addresses = [attribute(kinds[len(of[0].packed)], of[0].packed) for kinds, _, of in ends]
-    ports = [attribute(kind, struct.pack(">H", of[1])) for _, kind, of in ends]
-    number = attribute(PROTO_NUM, bytes([NUMBERS[protocol]]))
+def _tuple(direction: int, protocol: str, source: Endpoint, destination: Endpoint) -> bytes:
+    addresses = [
+        attribute(kinds[len(address.packed)], address.packed)
+        for kinds, (address, _) in ((IP_SRC, source), (IP_DST, destination))
+    ]
+    ports = [
+        attribute(kind, struct.pack(">H", port))
+        for kind, (_, port) in ((PROTO_SRC_PORT, source), (PROTO_DST_PORT, destination))
+    ]
+    number = attribute(PROTO_NUM, bytes([PROTOCOLS[protocol]]))
     return nested(direction, nested(TUPLE_IP, *addresses), nested(TUPLE_PROTO, number, *ports))
 
 
-def _translation(kind: int, to: End) -> bytes:
-    address, port = to
+def _translation(kind: int, endpoint: Endpoint) -> bytes:
+    address, port = endpoint
     ports = [attribute(number, struct.pack(">H", port)) for number in (LOWEST_PORT, HIGHEST_PORT)]
     addresses = [attribute(number, address.packed) for number in NAT_IP[address.version]]
     return nested(kind, *addresses, nested(NAT_PROTO, *ports))

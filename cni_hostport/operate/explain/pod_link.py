@@ -1,4 +1,4 @@
-"""How a pod is linked to its node: where its answers come in there, if they do."""
+"""How a pod is linked to its node: the interface on which its answers come in there, or where they go instead."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport.kernel import namespaces
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import namespaces, netns
 from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
+from cni_hostport.operate import sysctls
 from cni_hostport.operate.explain import routing
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
-
+    from cni_hostport.operate.explain.packet import IPAddress
     from cni_hostport.operate.mappings import PortMapping
-
-    Address = IPv4Address | IPv6Address
 
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3  # linux/rtnetlink.h, linux/net_namespace.h
 RTGENMSG = Struct("=B3x")
 # what comes from one of these does not reach the interface that it is on, nor the other way round
 # (Documentation/networking/ipvlan.rst; drivers/net/macvlan.c)
-STACKED = {"macvlan", "macvtap", "ipvlan", "ipvtap"}
+STACKED_KINDS = {"macvlan", "macvtap", "ipvlan", "ipvtap"}
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where what a pod sends comes in: the device that takes it, and the interface that rules see.
+    """Where the node gets what a pod sends: the device that takes it, and the interface that rules see.
 
-    ``macs`` are what its frames go to and come from, where the device is a port of a bridge.
+    ``macs`` are the destination and the source of its Ethernet frames, where the device is a port of a bridge.
     """
 
     device: str
@@ -43,74 +40,79 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Passing:
-    """Why what a pod sends does not come to its node, or cannot be followed there.
+class Bypass:
+    """Why the node does not get what a pod sends, or why that cannot be followed on the node.
 
-    ``hop`` is who gets it instead. With ``kind`` the pod's interface is one of that kind on ``parent``, an interface of
-    the node, and the kernel lets nothing pass between the two. Without ``hop``, its other end is in ``parent``, which
-    is of that ``kind``: it comes to the node, but not as a packet for it.
+    There are three cases. With ``hop`` alone, that neighbour gets it instead of the node. With ``hop`` and ``kind``,
+    the pod's interface is one of that kind on the node's interface ``parent``, and the kernel lets nothing pass between
+    the two. Without ``hop``, the node's end of the pod's link is a port of ``parent``, which is an interface of that
+    ``kind``: what the pod sends comes to the node, but not as a packet for it.
     """
 
-    hop: Address | None = None
+    hop: IPAddress | None = None
     kind: str = ""
     parent: str = ""
 
 
-def home(of: PortMapping, to: Address, by: str) -> Arrival | Passing:
-    """Return how a pod's answers to an address come to the node, which reaches the pod by an interface.
+def arrival(mapping: PortMapping, destination: IPAddress, interface: str) -> Arrival | Bypass:
+    """Return where a pod's answers to ``destination`` come in on the node.
 
-    Raises ``OSError`` if the pod has no route to it, or if its network namespace cannot be looked at.
+    ``interface`` is the one by which the node reaches the pod. Raises ``OSError`` if the pod has no route to the
+    destination, or if its network namespace cannot be looked at.
     """
-    node = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    node_netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with host.inside(of.netns):
-            route = routing.to(to, of.pod_ip)
-            with IPRoute() as own:
-                [link] = own.get_links(route.get_attr("RTA_OIF"))
-            is_of_node = link.get_attr("IFLA_LINK_NETNSID") == _number(node)
+        with netns.inside(mapping.netns):
+            route = routing.route(destination, mapping.pod_ip)
+            with IPRoute() as netlink:
+                [pod_interface] = netlink.get_links(route.get_attr("RTA_OIF"))
+            is_linked_to_node = pod_interface.get_attr("IFLA_LINK_NETNSID") == _namespace_id(node_netns)
     finally:
-        os.close(node)
-    with IPRoute() as here:
-        links = {message["index"]: message for message in here.get_links()}
-    hop = _hop(route) or to
-    holder = next((links.get(address.interface) for address in namespaces.addresses() if address.ip.ip == hop), None)
-    below = links.get(link.get_attr("IFLA_LINK") or 0) if is_of_node else None
-    if below is not None and _kind(link) == "veth":
-        master = links.get(below.get_attr("IFLA_MASTER") or 0)
-        return _from_peer(link, below, master, holder, of.version) or Passing(hop)
-    if below is not None and _kind(link) in STACKED and by == _name(below):
-        return Passing(hop, _kind(link), by)
-    return Passing(hop) if holder is None else Arrival(_name(holder), _name(holder))
+        os.close(node_netns)
+    with IPRoute() as netlink:
+        node_interfaces = {link["index"]: link for link in netlink.get_links()}
+    hop = _next_hop(route) or destination
+    indexes = (address.interface for address in namespaces.addresses() if address.ip.ip == hop)
+    hop_interface = next(map(node_interfaces.get, indexes), None)
+    node_end = node_interfaces.get(pod_interface.get_attr("IFLA_LINK") or 0) if is_linked_to_node else None
+    if node_end is not None and _kind(pod_interface) == "veth":
+        master = node_interfaces.get(node_end.get_attr("IFLA_MASTER") or 0)
+        return _veth_arrival(pod_interface, node_end, master, hop_interface, mapping.version) or Bypass(hop)
+    if node_end is not None and _kind(pod_interface) in STACKED_KINDS and interface == _name(node_end):
+        return Bypass(hop, _kind(pod_interface), interface)
+    return Bypass(hop) if hop_interface is None else Arrival(_name(hop_interface), _name(hop_interface))
 
 
-def _from_peer(link: Any, peer: Any, master: Any, holder: Any, version: int) -> Arrival | Passing | None:
-    """Return how it comes to the node from the other end of a veth there, directly or through a bridge.
+def _veth_arrival(
+    pod_end: Any, node_end: Any, master: Any, hop_interface: Any, version: int
+) -> Arrival | Bypass | None:
+    """Return where the node gets what comes out of a veth's end there, directly or through a bridge.
 
-    ``holder`` is the node's interface that has the address of who gets it, ``None`` if none has; and the answer is
-    ``None`` where the bridge then passes it on.
+    ``hop_interface`` is the node's interface with the address of the next hop, ``None`` if the next hop is not the
+    node. The result is ``None`` where the bridge passes it on to another port.
     """
     if master is None or _kind(master) == "vrf":
-        return Arrival(_name(peer), _name(peer))
+        return Arrival(_name(node_end), _name(node_end))
     if _kind(master) != "bridge":
-        return Passing(kind=_kind(master), parent=_name(master))
-    if holder is None:
+        return Bypass(kind=_kind(master), parent=_name(master))
+    if hop_interface is None:
         # the kernel then translates what goes from one port of a bridge to another, too (br_netfilter)
-        is_called = routing.setting(f"net/bridge/{routing.CALLS[version]}")
-        return Passing(kind="bridge", parent=_name(master)) if is_called else None
-    gateway = holder if any(_mac(holder)) else master  # lo has none
-    return Arrival(_name(peer), _name(master), (_mac(gateway), _mac(link)))
+        is_called = sysctls.value(sysctls.BRIDGE_CALLS[version])
+        return Bypass(kind="bridge", parent=_name(master)) if is_called else None
+    gateway = hop_interface if any(_mac(hop_interface)) else master  # lo has none
+    return Arrival(_name(node_end), _name(master), (_mac(gateway), _mac(pod_end)))
 
 
-def _hop(route: Any) -> Address | None:
+def _next_hop(route: Any) -> IPAddress | None:
     via = route.get_attr("RTA_VIA")  # a gateway of the other IP version
     gateway = route.get_attr("RTA_GATEWAY") or (via and via["addr"])
     return ip_address(gateway) if gateway else None
 
 
-def _number(namespace: int) -> int | None:
+def _namespace_id(descriptor: int) -> int | None:
     """Return the number that this network namespace has for an open one, ``None`` if it has none."""
-    asked = RTGENMSG.pack(0) + attribute(NETNSA_FD, namespace.to_bytes(4, byteorder))
-    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETNSID, 0, asked)])
+    question = RTGENMSG.pack(0) + attribute(NETNSA_FD, descriptor.to_bytes(4, byteorder))
+    [(error, answers)] = Netlink(NETLINK_ROUTE).ask([(RTM_GETNSID, 0, question)])
     number = b"" if error else dict(attributes(answers[0][RTGENMSG.size :])).get(NETNSA_NSID, b"")
     return int.from_bytes(number, byteorder, signed=True) if number else None
 
