@@ -14,14 +14,14 @@ import click
 
 from cni_hostport.config import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
-from cni_hostport.nf_tables import PROTOCOLS
+from cni_hostport.names import PROTOCOLS
 from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CAP_NET_ADMIN = 12  # linux/capability.h
-PORT_PROTOCOLS = tuple(PROTOCOLS)  # the first is the default
+PORT_PROTOCOLS = tuple(PROTOCOLS.values())  # the first is the default
 
 
 @contextmanager

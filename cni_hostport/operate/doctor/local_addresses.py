@@ -5,10 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import ipvs, netns
+from cni_hostport.kernel import ipvs, routes
 from cni_hostport.kernel.namespaces import addresses
+from cni_hostport.names import FAMILY, SERVICES, TABLE
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.ruleset.base import FAMILY, IPVS_SETS, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -35,7 +35,7 @@ def services(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         'If host ports are to answer on some of the other addresses only: name these as "hostAddresses" in hostport\'s'
         " object of the network configuration.",
     )
-    for name, version in zip(IPVS_SETS, (4, 6), strict=True):
+    for version, name in SERVICES.items():
         if not any(of.version == version and of.host_ip.is_unspecified for of in mappings):
             continue
         lacking = sorted(of for of in present - _members(nft, name) if of.version == version)
@@ -67,7 +67,7 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         if not of.host_ip.is_unspecified and of.host_ip not in present:
             missing.setdefault(of.host_ip, []).append(of)
     for address, waiting in missing.items():
-        if not netns.is_local(address):
+        if not routes.is_local(address):
             yield note(
                 f"{address} is not an address of this node, and a hostIP of"
                 f" {', '.join(dict.fromkeys(of.who for of in waiting))}",

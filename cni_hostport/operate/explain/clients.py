@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.kernel import interfaces, namespaces
-from cni_hostport.kernel.netns import RTN_LOCAL, NoRouteError
+from cni_hostport.kernel.routes import RTN_LOCAL, NoRouteError
 from cni_hostport.operate.explain import routing
 from cni_hostport.operate.explain.packet import IPAddress
 

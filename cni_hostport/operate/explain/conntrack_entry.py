@@ -13,7 +13,6 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel.netns import FAMILIES
 from cni_hostport.kernel.nf_conntrack import (
     DELETE,
     IP_DST,
@@ -31,6 +30,7 @@ from cni_hostport.kernel.nf_conntrack import (
     TUPLE_REPLY,
     ZONE,
 )
+from cni_hostport.kernel.routes import FAMILIES
 from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
 from cni_hostport.nf_tables import PROTOCOLS
 

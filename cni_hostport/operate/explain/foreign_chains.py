@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport.kernel import xtables
 from cni_hostport.migration.iptables import PROGRAMS
+from cni_hostport.names import FAMILY, TABLE
 from cni_hostport.operate.explain.probe import TABLE_PREFIX
 from cni_hostport.operate.statements import note, ok
-from cni_hostport.ruleset.base import FAMILY, NAT_PRIORITY, TABLE
+from cni_hostport.ruleset.base import NAT_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.errors import NFTError
 from cni_hostport.kernel import interfaces
-from cni_hostport.kernel.netns import FAMILIES
 from cni_hostport.kernel.nft import Nft
+from cni_hostport.kernel.routes import FAMILIES
 from cni_hostport.operate.explain.packet import Packet
 from cni_hostport.operate.explain.tap_device import tap_device
 from cni_hostport.operate.explain.trace import Trace, Tracer

@@ -10,7 +10,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.kernel import interfaces
-from cni_hostport.kernel.netns import FAMILIES, UNROUTED, NoRouteError
+from cni_hostport.kernel.routes import FAMILIES, UNROUTED, NoRouteError
 from cni_hostport.operate import sysctls
 from cni_hostport.operate.statements import note, ok, problem
 

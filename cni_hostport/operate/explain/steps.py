@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import NFTError
-from cni_hostport.kernel import netns
+from cni_hostport.kernel import routes
 from cni_hostport.operate import mappings, shadowed_programs
 from cni_hostport.operate.explain import clients, foreign_chains, pod, probe, routing, unmapped_port
 from cni_hostport.operate.explain.answer_path import AnswerPath
@@ -41,7 +41,7 @@ def explain(
     ``NFTError`` if the ruleset cannot be read.
     """
     port, protocol = host_port
-    if destination is not None and not netns.is_local(destination):
+    if destination is not None and not routes.is_local(destination):
         yield [
             problem(f"{destination} is not an address of this node", "Connections to it are not for host ports here.")
         ]
@@ -83,7 +83,7 @@ def _steps(
     yield _mapping_statement(mapping, others)
     yield _holder_statement(mapping)
     pod_state = yield from _pod_steps(mapping)
-    if not mapping.host_ip.is_unspecified and not netns.is_local(mapping.host_ip):
+    if not mapping.host_ip.is_unspecified and not routes.is_local(mapping.host_ip):
         yield problem(
             f"{mapping.host_ip} is not an address of this node",
             "Connections to any other are not for this mapping.",
