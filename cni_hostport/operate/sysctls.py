@@ -28,23 +28,23 @@ def value(name: str) -> int | None:
     return None
 
 
-def of_interface(interface: str, name: str) -> str:
+def interface_setting(interface: str, name: str) -> str:
     """Return the full name of a setting that each interface has for IPv4."""
     return f"{INTERFACES}/{interface}/{name}"
 
 
-def by_interface(name: str) -> dict[str, int]:
+def interface_values(name: str) -> dict[str, int]:
     """Return the values of such a setting by interface, with ``all`` and ``default``; raises ``OSError``."""
     values = {}
     for path in sorted((SYSCTLS / INTERFACES).iterdir()):
         with suppress(FileNotFoundError):  # interfaces come and go
-            values[path.name] = read(of_interface(path.name, name))
+            values[path.name] = read(interface_setting(path.name, name))
     return values
 
 
 def is_rp_filter_strict(interface: str) -> bool:
     """Tell whether rp_filter is strict on an interface, where the kernel takes the greater value (ip-sysctl.rst)."""
-    return max(value(of_interface(name, "rp_filter")) or 0 for name in ("all", interface)) == STRICT
+    return max(value(interface_setting(name, "rp_filter")) or 0 for name in ("all", interface)) == STRICT
 
 
 def dotted(name: str) -> str:

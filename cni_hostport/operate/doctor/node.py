@@ -47,7 +47,7 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
             f"sysctl -w {name}=1, and write {name}=1 into a file in /etc/sysctl.d so that it lasts.",
         )
     if sysctls.read(sysctls.FORWARDING[4]):
-        values = sysctls.by_interface("forwarding")
+        values = sysctls.interface_values("forwarding")
         off = [name for name, value in values.items() if not value and name not in NOT_INTERFACES]
         if off:
             yield note(
@@ -107,7 +107,7 @@ def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Itera
 def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError``, ``CNIError``, ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
-    routed = {name for name, value in sysctls.by_interface("route_localnet").items() if value}
+    routed = {name for name, value in sysctls.interface_values("route_localnet").items() if value}
     if not routed:
         return
     needed = _towards_pods(nft, installed)

@@ -22,10 +22,10 @@ INVALID_STATE = re.compile(r"\bct state [\w,{} ]*\binvalid\b", re.IGNORECASE)
 FINAL_VERDICTS = {"drop", "queue", "stolen"}
 
 
-def statement(listing: RuleListing, packet: str, hops: Sequence[Hop], connections: Connections) -> Statement | None:
+def statement(listing: RuleListing, subject: str, hops: Sequence[Hop], connections: Connections) -> Statement | None:
     """Say which rule or policy stopped a packet, and what lets it pass; ``None`` if the last hop did not stop it.
 
-    ``packet`` names the packet, as the subject of a sentence. ``connections`` are those that the firewall is to accept.
+    ``subject`` names the packet, as a sentence does. ``connections`` are those that the firewall is to accept.
     Raises ``NFTError`` if it cannot be told who manages the table.
     """
     last = hops[-1] if hops else None
@@ -34,19 +34,19 @@ def statement(listing: RuleListing, packet: str, hops: Sequence[Hop], connection
     details = listing.lines(hops)
     if (last.family, last.table) == (FAMILY, TABLE):
         meaning = "127.0.0.0/8 is for the node itself: connections from elsewhere have no business there."
-        return problem(f"{packet} is dropped by this plugin's chain {last.chain}", meaning, "", details)
+        return problem(f"{subject} is dropped by this plugin's chain {last.chain}", meaning, "", details)
     if last.handle and last.verdict != "drop":
         return problem(
-            f"{packet} is handed over by a rule in {last.place} ({last.verdict})",
+            f"{subject} is handed over by a rule in {last.place} ({last.verdict})",
             "What becomes of it is up to the program that takes it, and could not be seen.",
             details=details,
         )
     remedy = firewalls.acceptance(listing.nft, last.family, last.table, last.chain, connections)
     if not last.handle:
-        text = f"{packet} is dropped by {last.place}: no rule there accepts it, and the chain's policy is drop"
+        text = f"{subject} is dropped by {last.place}: no rule there accepts it, and the chain's policy is drop"
         return problem(text, "", remedy, details)
     rule = listing.text(last)
     verb = "rejected" if REJECTION.search(rule) else "dropped"
     is_for_invalid = INVALID_STATE.search(rule)
     meaning = "Connection tracking does not know the connection that it belongs to." if is_for_invalid else ""
-    return problem(f"{packet} is {verb} by a rule in {last.place}", meaning, remedy, details)
+    return problem(f"{subject} is {verb} by a rule in {last.place}", meaning, remedy, details)

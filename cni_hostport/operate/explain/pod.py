@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyroute2 import IPRoute
 
 from cni_hostport.kernel import files, interfaces, namespaces, netns
 from cni_hostport.operate import sockets
+from cni_hostport.operate.explain.pod_link import kind
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _is_taken_over(index: int, addresses: Collection[Address]) -> bool:
     if any(address.is_global for address in addresses):
         return False
     with IPRoute() as netlink:
-        if any(link.get_attr("IFLA_LINK") == index and _kind(link) == "macvtap" for link in netlink.get_links()):
+        if any(link.get_attr("IFLA_LINK") == index and kind(link) == "macvtap" for link in netlink.get_links()):
             return True
     lines = files.text(PACKET_SOCKETS).splitlines()[1:]
     return any(line.split()[INTERFACE_COLUMN] == str(index) for line in lines)
@@ -83,13 +84,9 @@ def _is_redirected(index: int) -> bool:
     (kata-containers, virtcontainers/network_linux.go, setupTCFiltering).
     """
     with IPRoute() as netlink:
-        taps = {link["index"] for link in netlink.get_links() if _kind(link) == "tun"}
+        taps = {link["index"] for link in netlink.get_links() if kind(link) == "tun"}
         ingress = {qdisc["index"] for qdisc in netlink.get_qdiscs() if qdisc.get_attr("TCA_KIND") == "ingress"}
     return index in ingress and bool(taps & ingress)
-
-
-def _kind(link: Any) -> str:
-    return link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
 
 
 def statements(mapping: PortMapping, state: PodState) -> Iterator[Statement]:

@@ -75,11 +75,11 @@ def arrival(mapping: PortMapping, destination: IPAddress, interface: str) -> Arr
     indexes = (address.interface for address in namespaces.addresses() if address.ip.ip == hop)
     hop_interface = next(map(node_interfaces.get, indexes), None)
     node_end = node_interfaces.get(pod_interface.get_attr("IFLA_LINK") or 0) if is_linked_to_node else None
-    if node_end is not None and _kind(pod_interface) == "veth":
+    if node_end is not None and kind(pod_interface) == "veth":
         master = node_interfaces.get(node_end.get_attr("IFLA_MASTER") or 0)
         return _veth_arrival(pod_interface, node_end, master, hop_interface, mapping.version) or Bypass(hop)
-    if node_end is not None and _kind(pod_interface) in STACKED_KINDS and interface == _name(node_end):
-        return Bypass(hop, _kind(pod_interface), interface)
+    if node_end is not None and kind(pod_interface) in STACKED_KINDS and interface == _name(node_end):
+        return Bypass(hop, kind(pod_interface), interface)
     return Bypass(hop) if hop_interface is None else Arrival(_name(hop_interface), _name(hop_interface))
 
 
@@ -91,10 +91,10 @@ def _veth_arrival(
     ``hop_interface`` is the node's interface with the address of the next hop, ``None`` if the next hop is not the
     node. The result is ``None`` where the bridge passes it on to another port.
     """
-    if master is None or _kind(master) == "vrf":
+    if master is None or kind(master) == "vrf":
         return Arrival(_name(node_end), _name(node_end))
-    if _kind(master) != "bridge":
-        return Bypass(kind=_kind(master), parent=_name(master))
+    if kind(master) != "bridge":
+        return Bypass(kind=kind(master), parent=_name(master))
     if hop_interface is None:
         # the kernel then translates what goes from one port of a bridge to another, too (br_netfilter)
         is_called = sysctls.value(sysctls.BRIDGE_CALLS[version])
@@ -117,7 +117,8 @@ def _namespace_id(descriptor: int) -> int | None:
     return int.from_bytes(number, byteorder, signed=True) if number else None
 
 
-def _kind(link: Any) -> str:
+def kind(link: Any) -> str:
+    """Return the kind of an interface from pyroute2's message about it, such as ``veth``; empty if it has none."""
     return link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
 
 

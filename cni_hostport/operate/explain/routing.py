@@ -29,7 +29,7 @@ def forwarding(mapping: PortMapping, client: Client) -> Statement:
     settings = [node_setting]
     if mapping.version == 4:  # noqa: PLR2004 - IP version
         # of IPv6, the kernel asks for the setting of all interfaces only
-        settings.append(sysctls.of_interface(client.interface, "forwarding"))
+        settings.append(sysctls.interface_setting(client.interface, "forwarding"))
     off = next((name for name in settings if sysctls.value(name) == 0), None)
     if off is None:
         value = sysctls.value(node_setting)
@@ -68,8 +68,8 @@ def connection_obstacles(mapping: PortMapping, client: Client) -> Iterator[str]:
     except NoRouteError as error:
         yield f"There is no route to the pod's address {mapping.pod_ip}: {error.strerror}."
     if interface and client.source.is_loopback:
-        name = sysctls.of_interface(interface, "route_localnet")
-        if not (sysctls.value(name) or sysctls.value(sysctls.of_interface("all", "route_localnet"))):
+        name = sysctls.interface_setting(interface, "route_localnet")
+        if not (sysctls.value(name) or sysctls.value(sysctls.interface_setting("all", "route_localnet"))):
             yield f"{sysctls.dotted(name)} is 0: nothing leaves there from {client.source}."
     if client.interface:
         yield from _reverse_path_obstacle(client.interface, client.source, "the route back leads elsewhere")
@@ -80,7 +80,7 @@ def answer_obstacles(interface: str, mapping: PortMapping, client: Client) -> It
 
     The answer comes in on ``interface``.
     """
-    name = sysctls.of_interface(interface, "forwarding")
+    name = sysctls.interface_setting(interface, "forwarding")
     if mapping.version == 4 and client.interface and sysctls.value(name) == 0:  # noqa: PLR2004 - IP version
         yield f"{sysctls.dotted(name)} is 0: the node forwards nothing that comes in there."
     try:
