@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cni_hostport import __version__
-from cni_hostport.attachment import SHORT_ID
 from cni_hostport.handover import SOCKET
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
@@ -78,29 +77,13 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
     when its network namespace no longer exists: the next container that wants the port gets it.
     """
     from cni_hostport.operate import mappings
+    from cni_hostport.operate.list import print_table, select
 
-    found = mappings.select(mappings.read(Nft()), port, pod, network)
+    selected = select(mappings.read(Nft()), port, pod, network)
     if as_json:
-        _print_json([of.json() for of in found])
-        return
-    if not found:
-        terminal.log("No host ports.")
-        return
-    headings = ("HOST", "POD ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "CONNECTIONS", "HOLDER")
-    rows = [
-        (
-            of.host,
-            of.target,
-            of.pod or "-",
-            of.container_id[:SHORT_ID] or "-",
-            of.ifname or "-",
-            of.network,
-            str(of.connections),
-            of.holder,
-        )
-        for of in found
-    ]
-    terminal.print_table(headings, rows, numeric=["CONNECTIONS"])
+        _print_json([mapping.json() for mapping in selected])
+    else:
+        print_table(selected)
 
 
 @main.command()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 IP_VERSIONS = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}  # by a table's family
@@ -98,7 +98,7 @@ def _is_of_iptables(nft: Nft, family: str, table: str) -> bool:
     return family in PROGRAMS and bool(base) and all(chain["name"] == chain["hook"].upper() for chain in base)
 
 
-def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def forward_policy(nft: Nft, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which rules of others can drop what is forwarded; raises ``NFTError`` and ``OSError``."""
     for item in nft.listing("chains"):
         chain = item.get("chain", {})
@@ -115,7 +115,7 @@ def forward_policy(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statem
 
 
 def _chain_statements(
-    nft: Nft, family: str, table: str, chain: str, mappings: Sequence[PortMapping], *, drops_rest: bool
+    nft: Nft, family: str, table: str, chain: str, mappings: Sequence[InstalledMapping], *, drops_rest: bool
 ) -> Iterator[Statement]:
     """Say what a chain does with translated connections; ``drops_rest`` is whether what comes to its end is dropped."""
     place = f"{family} {table} {chain}"

@@ -7,42 +7,43 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
+from cni_hostport.attachment import Attachment
 from cni_hostport.kernel.presence import View
-from cni_hostport.names import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
+from cni_hostport.names import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, network_in
 from cni_hostport.operate import translation
 from cni_hostport.operate.translation import ANY
 from cni_hostport.ruleset.installed import Installed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.translation import Translation
     from cni_hostport.ruleset.installed import Element
 
+# IP versions by what nft prints in an element's key
 VERSIONS = {"ipv4": 4, "ipv6": 6, "ip": 4, "ip6": 6}
 
 
-class Holder(StrEnum):
-    """What became of the container that holds a port."""
+class HolderState(StrEnum):
+    """Whether the container that holds a port exists."""
 
     ALIVE = "alive"
     GONE = "gone"
     UNKNOWN = "unknown"  # the ruleset does not tell its network namespace, or that cannot be looked at from here
 
 
-STATES = {True: Holder.ALIVE, False: Holder.GONE, None: Holder.UNKNOWN}
+HOLDER_STATES = {True: HolderState.ALIVE, False: HolderState.GONE, None: HolderState.UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True)
-class PortMapping:
-    """One host port of one IP family that leads to a pod.
+class InstalledMapping:
+    """One host port of one IP version that leads to a pod.
 
-    ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address; ``rule`` is the one that translates, ``None`` where it
-    is missing, as ``pod_ip`` and ``pod_port`` are then; ``network`` is a name, or the hash of one that the ruleset does
-    not hold.
+    ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address. ``rule`` is the one that translates. Where it is
+    missing, ``rule``, ``pod_ip`` and ``pod_port`` are ``None``. ``network`` is a name, or the hash of one that the
+    ruleset does not hold. ``key`` is that of the attachment which holds the port.
     """
 
     protocol: str
@@ -55,7 +56,7 @@ class PortMapping:
     ifname: str
     network: str
     netns: str
-    holder: Holder
+    holder: HolderState
     connections: int
     key: str
     rule: Translation | None
@@ -73,12 +74,12 @@ class PortMapping:
     @property
     def host(self) -> str:
         """The host's side, as in ``[::]:8080/tcp``."""
-        return f"{socket(self.host_ip, self.host_port)}/{self.protocol}"
+        return f"{endpoint(self.host_ip, self.host_port)}/{self.protocol}"
 
     @property
     def target(self) -> str:
         """The pod's side, as in ``10.88.0.2:80``; ``-`` where no rule translates to one."""
-        return "-" if self.pod_ip is None else socket(self.pod_ip, self.pod_port or 0)
+        return "-" if self.pod_ip is None else endpoint(self.pod_ip, self.pod_port or 0)
 
     def json(self) -> dict[str, Any]:
         """Return its parts but for the rule, addresses as text."""
@@ -86,26 +87,21 @@ class PortMapping:
         return parts | {"host_ip": str(self.host_ip), "pod_ip": self.pod_ip and str(self.pod_ip)}
 
     @property
-    def who(self) -> str:
-        """The pod, or where its name is not known the container."""
+    def container(self) -> str:
+        """The container, named by its pod, or by its ID where the pod is not known."""
         return f"pod {self.pod}" if self.pod else f"container {self.container_id}"
 
 
-def read(nft: Nft) -> list[PortMapping]:
+def read(nft: Nft) -> list[InstalledMapping]:
     """Return all mappings, sorted by port, protocol and host address; raises ``NFTError`` if nft cannot be asked."""
     listing = nft.listing(f"table {FAMILY} {TABLE}")
     rules = [item["rule"] for item in listing if "rule" in item]
-    maps = {item["map"]["name"]: item["map"] for item in listing if "map" in item}
-    targets = {f"@{name}": listed.get("elem", ()) for name, listed in maps.items() if name not in MAPS}
     installed = Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
-    translations: dict[tuple[str, int, str, int], list[Translation]] = {}
-    for rule in rules:
-        for of in translation.read(rule["expr"], targets):
-            translations.setdefault((rule["chain"], of.pod_ip.version, of.protocol, of.host_port), []).append(of)
+    translations = _translations(listing)
     pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}
     view = View()
-    state_of = cache(lambda owner: STATES[view.lives(owner)])
+    state_of = cache(lambda owner: HOLDER_STATES[view.lives(owner)])
     mappings = []
     for element in installed.elements:
         host_ip = _host_ip(element)
@@ -113,46 +109,37 @@ def read(nft: Nft) -> list[PortMapping]:
             continue
         protocol, port = element.port
         candidates = translations.get((element.chain, host_ip.version, protocol, port), ())
-        met = translation.first(candidates, host_ip, protocol, port)
-        netns = element.owner.netns
+        rule = translation.first(candidates, host_ip, protocol, port)
         mappings.append(
-            PortMapping(
+            InstalledMapping(
                 protocol, host_ip, port,
-                pod_ip=met.pod_ip if met else None,
-                pod_port=met.pod_port if met else None,
+                pod_ip=rule.pod_ip if rule else None,
+                pod_port=rule.pod_port if rule else None,
                 pod=pods.get(dnat_chain(element.holder), ""),
                 container_id=element.owner.container_id,
                 ifname=element.owner.ifname,
                 network=_network(element.holder, networks.get(element.holder, "")),
-                netns=netns,
+                netns=element.owner.netns,
                 holder=state_of(element.owner),
                 connections=element.connections,
                 key=element.holder,
-                rule=met,
+                rule=rule,
             )
         )  # fmt: skip
-    return sorted(mappings, key=lambda of: (of.host_port, of.protocol, of.version, int(of.host_ip)))
+    return sorted(
+        mappings, key=lambda mapping: (mapping.host_port, mapping.protocol, mapping.version, int(mapping.host_ip))
+    )
 
 
-def select(mappings: Iterable[PortMapping], port: tuple[int, str] | None, pod: str, network: str) -> list[PortMapping]:
-    """Return the mappings of a port, a pod (with or without its namespace) and a network.
-
-    ``port`` comes with a protocol, or an empty string for each of them; ``None`` or an empty string selects all.
-    """
-    return [
-        mapping
-        for mapping in mappings
-        if (port is None or port in {(mapping.host_port, mapping.protocol), (mapping.host_port, "")})
-        and (not pod or _is_called(mapping.pod, printable(pod)))
-        and (not network or network == mapping.network or mapping.key.startswith(f"{Attachment.network_key(network)}-"))
-    ]
-
-
-def _is_called(pod: str, name: str) -> bool:
-    names = {pod, pod.rpartition("/")[2]} - {""}
-    if len(pod) == COMMENT_BYTES:  # which is where longer ones are cut
-        return any(name.startswith(cut) for cut in names)
-    return name in names
+def _translations(listing: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str, int], list[Translation]]:
+    """Return what the rules of a listing translate, by chain, IP version, protocol and host port."""
+    maps = (item["map"] for item in listing if "map" in item)
+    targets = {f"@{each['name']}": each.get("elem", ()) for each in maps if each["name"] not in MAPS}
+    found: dict[tuple[str, int, str, int], list[Translation]] = {}
+    for rule in (item["rule"] for item in listing if "rule" in item):
+        for each in translation.read(rule["expr"], targets):
+            found.setdefault((rule["chain"], each.pod_ip.version, each.protocol, each.host_port), []).append(each)
+    return found
 
 
 def _host_ip(element: Element) -> IPv4Address | IPv6Address | None:
@@ -162,13 +149,17 @@ def _host_ip(element: Element) -> IPv4Address | IPv6Address | None:
     return element.address or ANY.get(VERSIONS.get(element.key.partition(" ")[0], 0))
 
 
-def socket(address: IPv4Address | IPv6Address, port: int) -> str:
+def endpoint(address: IPv4Address | IPv6Address, port: int) -> str:
     """Write an address and a port, as in ``[::]:8080``."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IP version
 
 
 def _network(key: str, name: str) -> str:
-    wanted = key.partition("-")[0]
-    if Attachment.network_key(name) == wanted:
+    """Return the name of an attachment's network, as far as it is known: the ruleset cuts one of more than 128 bytes.
+
+    Of a name of which nothing is known, return its hash.
+    """
+    name_hash = network_in(key)
+    if Attachment.network_key(name) == name_hash:
         return name
-    return f"{name}..." if name else wanted  # a name of more than 128 bytes is cut
+    return f"{name}..." if name else name_hash

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.operate.mappings import Holder, read
+from cni_hostport.operate.mappings import HolderState, read
 from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Mappings(Collector):
             "hostport_holders", "Attachments that hold host ports, by what became of their container.", labels=["state"]
         )
         states = Counter({of.key: of.holder for of in mappings}.values())
-        for state in Holder:
+        for state in HolderState:
             holders.add_metric([state], states[state])
         yield holders
 

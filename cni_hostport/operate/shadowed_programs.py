@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.kernel import ipvs
 from cni_hostport.operate import sockets
-from cni_hostport.operate.mappings import socket
+from cni_hostport.operate.mappings import endpoint
 from cni_hostport.operate.statements import note
 from cni_hostport.ruleset.plan import IPV6_LINK_LOCAL, IPV6_LOOPBACK
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.sockets import Listener
     from cni_hostport.operate.statements import Statement
 
 
-def statements(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def statements(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which programs of this node listen where connections go to a pod; to be called in the main thread.
 
     Raises ``OSError`` if the addresses of Services cannot be read.
     """
-    by_port: dict[tuple[str, int, int], list[PortMapping]] = {}
+    by_port: dict[tuple[str, int, int], list[InstalledMapping]] = {}
     for mapping in mappings:
         if mapping.protocol in sockets.LISTENING_STATES and mapping.pod_ip:
             by_port.setdefault((mapping.protocol, mapping.host_port, mapping.version), []).append(mapping)
@@ -35,9 +35,9 @@ def statements(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     for key, listeners in sorted(listeners_by_port.items()):
         for listener in sorted(listeners):
             for mapping in _preferred_mappings(listener, by_port.get(key, ()), services):
-                group = listener.process, mapping.who, _connections(mapping, listener)
+                group = listener.process, mapping.container, _connections(mapping, listener)
                 places, versions = shadowed.setdefault(group, ({}, set()))
-                places[f"{socket(listener.address, mapping.host_port)}/{mapping.protocol}"] = None
+                places[f"{endpoint(listener.address, mapping.host_port)}/{mapping.protocol}"] = None
                 versions.add(mapping.version)
     for (process, pod, connections), (places, versions) in shadowed.items():
         families = " and ".join(f"IPv{version}" for version in sorted(versions))
@@ -49,8 +49,8 @@ def statements(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
 
 
 def _preferred_mappings(
-    listener: Listener, mappings: Sequence[PortMapping], services: Collection[IPv4Address | IPv6Address]
-) -> list[PortMapping]:
+    listener: Listener, mappings: Sequence[InstalledMapping], services: Collection[IPv4Address | IPv6Address]
+) -> list[InstalledMapping]:
     """Return the mappings of a port that take connections which a listener would get."""
     address = listener.address
     if address.is_unspecified:
@@ -63,7 +63,7 @@ def _preferred_mappings(
     return [mapping for mapping in candidates if mapping.rule is None or mapping.rule.takes(address)]
 
 
-def _connections(mapping: PortMapping, listener: Listener) -> str:
+def _connections(mapping: InstalledMapping, listener: Listener) -> str:
     """Say which connections go to the pod instead of to a listener, where that is not all."""
     limits = mapping.rule.daddr if mapping.rule and listener.address.is_unspecified else ()
     addresses = " and ".join(" or ".join(map(_shortest, networks)) for networks in limits)

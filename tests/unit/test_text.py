@@ -15,7 +15,7 @@ import cni_hostport
 from cni_hostport import ownership, plugin, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.operate import cli, firewalls, metrics, terminal
-from cni_hostport.operate.mappings import Holder
+from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import problem
 from cni_hostport.text import escaped, escaped_lines
 
@@ -175,7 +175,7 @@ def test_figures_are_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mapping:
         protocol, version, host_ip, host_port, key, connections = "tcp", 4, "0.0.0.0", 80, "k", 1
         pod = container_id = ifname = network = HOSTILE
-        holder = Holder.ALIVE
+        holder = HolderState.ALIVE
 
     monkeypatch.setattr(metrics, "Nft", object)
     monkeypatch.setattr(metrics, "read", lambda _: [Mapping])

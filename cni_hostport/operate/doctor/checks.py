@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.ruleset.installed import Installed
 
 # what the kernel or libnftables says, and what a person can do about that
@@ -61,7 +61,7 @@ class Examination:
         return Comparison(self.nft)
 
     @cached_property
-    def mappings(self) -> list[PortMapping]:
+    def mappings(self) -> list[InstalledMapping]:
         """The mappings of the ruleset."""
         return mappings.read(self.nft)
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 SHOWN = 10  # examples of what holds for all
 
 
-def services(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def services(nft: Nft, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Tell of the addresses of Services on an IPVS node, and which of them host ports take.
 
     Raises ``NFTError`` and ``OSError``.
@@ -59,10 +59,10 @@ def _members(nft: Nft, name: str) -> set[IPv4Address | IPv6Address]:
     return {ip_address(element) for of in listed for element in of.get("elem", ()) if isinstance(element, str)}
 
 
-def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def host_ips(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which host addresses of mappings the node does not have; raises ``OSError`` if that cannot be told."""
     present = {of.ip.ip for of in addresses()}
-    missing: dict[IPv4Address | IPv6Address, list[PortMapping]] = {}
+    missing: dict[IPv4Address | IPv6Address, list[InstalledMapping]] = {}
     for of in mappings:
         if not of.host_ip.is_unspecified and of.host_ip not in present:
             missing.setdefault(of.host_ip, []).append(of)
@@ -70,7 +70,7 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         if not routes.is_local(address):
             yield note(
                 f"{address} is not an address of this node, and a hostIP of"
-                f" {', '.join(dict.fromkeys(of.who for of in waiting))}",
+                f" {', '.join(dict.fromkeys(of.container for of in waiting))}",
                 "Its host ports there answer as soon as this node has the address, which may come later (keepalived).",
                 "If it is not to come: correct hostIP.",
                 tuple(f"{of.host} -> {of.target}" for of in waiting),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.check import Comparison
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
 
@@ -27,7 +27,7 @@ GUARD = "loopback"
 WAY = [name for name in BASE_CHAINS if name != GUARD]
 
 
-def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def forwarding(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say where the kernel does not forward; raises ``OSError`` if a setting cannot be read."""
     for version, setting in sysctls.FORWARDING.items():
         count = sum(mapping.version == version for mapping in mappings)
@@ -57,7 +57,7 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
             )
 
 
-def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> Iterator[Statement]:
+def reverse_path(mappings: Sequence[InstalledMapping], bridges: Collection[str]) -> Iterator[Statement]:
     """Say where strict reverse path filtering can drop clients; ``bridges`` are those that pods are on.
 
     Raises ``OSError`` if a setting or the addresses cannot be read.
@@ -80,7 +80,7 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
         )
 
 
-def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
 
     Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.

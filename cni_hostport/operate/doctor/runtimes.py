@@ -14,7 +14,7 @@ from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
 from cni_hostport.operate import requests
-from cni_hostport.operate.mappings import Holder
+from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import RESTORE, note, problem
 from cni_hostport.ruleset.commands import map_and_key
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.check import Comparison
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
     from cni_hostport.skel import Call
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 SHOWN = 10  # examples of what holds for all
 
 
-def by_holder(mappings: Iterable[PortMapping]) -> dict[str, list[PortMapping]]:
+def by_holder(mappings: Iterable[InstalledMapping]) -> dict[str, list[InstalledMapping]]:
     """Return mappings by the attachment that holds them."""
-    found: dict[str, list[PortMapping]] = {}
+    found: dict[str, list[InstalledMapping]] = {}
     for mapping in mappings:
         found.setdefault(mapping.key, []).append(mapping)
     return found
 
 
-def dead_holders(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
+def dead_holders(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which attachments are of containers that no longer exist."""
     holders = by_holder(mappings)
-    dead = {key: of for key, of in holders.items() if of[0].holder is Holder.GONE}
+    dead = {key: of for key, of in holders.items() if of[0].holder is HolderState.GONE}
     if len(dead) == len(holders) > 1:
         yield note(
             f"the network namespaces of all {len(dead)} holders seem to be gone",
@@ -63,11 +63,11 @@ def dead_holders(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         )
 
 
-def _who(mapping: PortMapping) -> str:
-    return f"{mapping.who} ({mapping.ifname}, network {mapping.network})"
+def _who(mapping: InstalledMapping) -> str:
+    return f"{mapping.container} ({mapping.ifname}, network {mapping.network})"
 
 
-def _removal(mapping: PortMapping) -> str:
+def _removal(mapping: InstalledMapping) -> str:
     if Attachment(mapping.network, mapping.container_id, mapping.ifname).key != mapping.key:
         return "The runtime's GC removes them, where it has one."  # a name or an ID is cut
     config = json.dumps({"cniVersion": "1.0.0", "name": mapping.network, "type": PLUGIN})
@@ -80,7 +80,7 @@ def _removal(mapping: PortMapping) -> str:
 
 def differences(
     installed: Installed,
-    mappings: Sequence[PortMapping],
+    mappings: Sequence[InstalledMapping],
     caches: Sequence[Path],
     comparison: Comparison,
 ) -> Iterator[Statement]:
@@ -125,7 +125,7 @@ def differences(
             tuple(incomplete),
         )
     for key, of in by_key.items():
-        if key not in known and of[0].holder is not Holder.GONE:
+        if key not in known and of[0].holder is not HolderState.GONE:
             yield note(
                 f"{_who(of[0])} has host ports, and is in no cache",
                 "It is being started or stopped at this moment, its runtime keeps its cache elsewhere, or its runtime"
@@ -136,7 +136,9 @@ def differences(
             )
 
 
-def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, comparison: Comparison) -> list[str]:
+def _lacking(
+    installed: Installed, mappings: Sequence[InstalledMapping], call: Call, comparison: Comparison
+) -> list[str]:
     """Return what is not as an attachment, which has these mappings, asked for if it is there.
 
     Raises ``CNIError`` if its plan cannot be made.

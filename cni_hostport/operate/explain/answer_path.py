@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.explain.pod_link import Bypass
     from cni_hostport.operate.explain.rule_listing import RuleListing
     from cni_hostport.operate.explain.trace import Trace
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 ROUTE_BY_MARK = (
@@ -38,7 +38,7 @@ class AnswerPath:
     """The path of a pod's answer to ``packet``, a probe from a client that came to the pod with ``trace``."""
 
     listing: RuleListing
-    mapping: PortMapping
+    mapping: InstalledMapping
     client: Client
     packet: Packet
     trace: Trace
@@ -50,7 +50,7 @@ class AnswerPath:
         """
         if not self.trace.source or not self.mapping.pod_ip:
             return
-        pod, destination, interface = self.mapping.who, self.trace.source[0], self.trace.interface
+        pod, destination, interface = self.mapping.container, self.trace.source[0], self.trace.interface
         arrival: Arrival | Bypass = Arrival(interface, interface)
         if has_own_stack:
             yield note(f"how {pod} routes its answers cannot be seen: they are taken to come in on {interface}")
@@ -85,7 +85,7 @@ class AnswerPath:
 
     def _bypassing(self, bypass: Bypass, destination: IPAddress) -> Statement:
         """Say why the node does not get the answer as a packet for it."""
-        pod, pod_ip = self.mapping.who, self.mapping.pod_ip
+        pod, pod_ip = self.mapping.container, self.mapping.pod_ip
         if bypass.hop is None and bypass.kind == "bridge":
             text = f"{pod} answers {destination} over {bypass.parent}, where the node translates what passes"
             return note(text, "What rules do to its answers is not traced.")

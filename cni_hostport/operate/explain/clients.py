@@ -17,7 +17,7 @@ from cni_hostport.operate.explain.packet import IPAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
 
 NodeAddresses = dict[int, list[IPv4Interface | IPv6Interface]]  # by the index of the interface
 Predicate = Callable[[IPAddress], bool]
@@ -48,7 +48,7 @@ class Client:
 
 
 def choose(
-    mapping: PortMapping, source: IPAddress | None, destination: IPAddress | None, is_mapped: Predicate
+    mapping: InstalledMapping, source: IPAddress | None, destination: IPAddress | None, is_mapped: Predicate
 ) -> Client:
     """Return a client of a mapping.
 
@@ -72,7 +72,7 @@ def choose(
     return Client(source, given, _incoming_interface(source, given, route))
 
 
-def further(mapping: PortMapping, client: Client, is_mapped: Predicate) -> Iterator[Client]:
+def further(mapping: InstalledMapping, client: Client, is_mapped: Predicate) -> Iterator[Client]:
     """Yield clients like an example that come in on other interfaces.
 
     These are the interfaces by which the node answers from its other addresses.
@@ -91,7 +91,7 @@ def further(mapping: PortMapping, client: Client, is_mapped: Predicate) -> Itera
 
 
 def _example(
-    node_addresses: NodeAddresses, mapping: PortMapping, given: IPAddress | None, is_mapped: Predicate
+    node_addresses: NodeAddresses, mapping: InstalledMapping, given: IPAddress | None, is_mapped: Predicate
 ) -> Client:
     """Return a client beyond the default route, or else one on a link of the node's that is not the pod's.
 

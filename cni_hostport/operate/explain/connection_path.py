@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.explain.packet import Endpoint
     from cni_hostport.operate.explain.rule_listing import RuleListing
     from cni_hostport.operate.explain.trace import Hop, Trace
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 PROTOCOL_NOUNS = {"tcp": "TCP connection", "udp": "UDP datagram"}
@@ -38,8 +38,8 @@ class ConnectionPath:
     """
 
     listing: RuleListing
-    mapping: PortMapping
-    others: Sequence[PortMapping]
+    mapping: InstalledMapping
+    others: Sequence[InstalledMapping]
     client: Client
     trace: Trace
 
@@ -67,7 +67,7 @@ class ConnectionPath:
             return self._redirected(redirecting)
         other = next((other for other in self.others if trace.destination == (other.pod_ip, other.pod_port)), None)
         if other:
-            text = f"{self._subject} goes to {other.target}, {other.who}"
+            text = f"{self._subject} goes to {other.target}, {other.container}"
             return note(text, f"A mapping of one address, {other.host}, beats this one there.", "", self._details)
         return self._untranslated()
 

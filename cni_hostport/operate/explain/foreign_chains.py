@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.explain.clients import Client
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 IP_FAMILIES = {4: "ip", 6: "ip6"}  # of tables, by IP version
 
 
-def statements(nft: Nft, mapping: PortMapping, client: Client) -> Iterator[Statement]:
+def statements(nft: Nft, mapping: InstalledMapping, client: Client) -> Iterator[Statement]:
     """Name the chains, those of legacy iptables too; raises ``NFTError`` if nftables cannot be asked.
 
     Chains that translate are meant to come first: what they claim is more specific than a host port.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from cni_hostport.kernel.namespaces import Address
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.sockets import Listener
     from cni_hostport.operate.statements import Statement
 
@@ -41,7 +41,7 @@ class PodState:
     has_own_stack: bool
 
 
-def inspect(mapping: PortMapping) -> PodState:
+def inspect(mapping: InstalledMapping) -> PodState:
     """Look into a pod's network namespace; raises ``OSError`` if that is not possible."""
     with netns.inside(mapping.netns):
         index, is_up = _interface(mapping.ifname)
@@ -89,9 +89,9 @@ def _is_redirected(index: int) -> bool:
     return index in ingress and bool(taps & ingress)
 
 
-def statements(mapping: PortMapping, state: PodState) -> Iterator[Statement]:
+def statements(mapping: InstalledMapping, state: PodState) -> Iterator[Statement]:
     """Say of a pod's interface, its address and its sockets whether they are as they should be."""
-    ifname, pod, pod_ip = mapping.ifname, mapping.who, mapping.pod_ip
+    ifname, pod, pod_ip = mapping.ifname, mapping.container, mapping.pod_ip
     has_address = pod_ip in {address.ip.ip for address in state.addresses}
     if not state.is_up:
         yield problem(
@@ -106,7 +106,7 @@ def statements(mapping: PortMapping, state: PodState) -> Iterator[Statement]:
     yield _listener_statement(mapping, state)
 
 
-def _listener_statement(mapping: PortMapping, state: PodState) -> Statement:
+def _listener_statement(mapping: InstalledMapping, state: PodState) -> Statement:
     if state.listeners is None:
         return note(f"whether anything listens on {mapping.target}/{mapping.protocol} cannot be seen")
     serving = [listener for listener in state.listeners if mapping.pod_ip and listener.serves(mapping.pod_ip)]

@@ -18,7 +18,7 @@ from cni_hostport.operate.explain import routing
 
 if TYPE_CHECKING:
     from cni_hostport.operate.explain.packet import IPAddress
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
 
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3  # linux/rtnetlink.h, linux/net_namespace.h
 RTGENMSG = Struct("=B3x")
@@ -54,7 +54,7 @@ class Bypass:
     parent: str = ""
 
 
-def arrival(mapping: PortMapping, destination: IPAddress, interface: str) -> Arrival | Bypass:
+def arrival(mapping: InstalledMapping, destination: IPAddress, interface: str) -> Arrival | Bypass:
     """Return where a pod's answers to ``destination`` come in on the node.
 
     ``interface`` is the one by which the node reaches the pod. Raises ``OSError`` if the pod has no route to the

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from cni_hostport.operate.explain.clients import Client
     from cni_hostport.operate.explain.packet import IPAddress
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 
-def forwarding(mapping: PortMapping, client: Client) -> Statement:
+def forwarding(mapping: InstalledMapping, client: Client) -> Statement:
     """Say whether the node forwards what comes in on a client's interface."""
     node_setting = sysctls.FORWARDING[mapping.version]
     settings = [node_setting]
@@ -55,7 +55,7 @@ def reverse_path(client: Client) -> Iterator[Statement]:
         )
 
 
-def connection_obstacles(mapping: PortMapping, client: Client) -> Iterator[str]:
+def connection_obstacles(mapping: InstalledMapping, client: Client) -> Iterator[str]:
     """Yield, as sentences, what can keep the kernel from routing a client's connection to the pod."""
     if client.interface and client.destination.is_loopback:
         yield f"{client.destination} is for the node itself: connections from elsewhere have no business there."
@@ -75,7 +75,7 @@ def connection_obstacles(mapping: PortMapping, client: Client) -> Iterator[str]:
         yield from _reverse_path_obstacle(client.interface, client.source, "the route back leads elsewhere")
 
 
-def answer_obstacles(interface: str, mapping: PortMapping, client: Client) -> Iterator[str]:
+def answer_obstacles(interface: str, mapping: InstalledMapping, client: Client) -> Iterator[str]:
     """Yield, as sentences, what can keep the kernel from routing a pod's answer to a client.
 
     The answer comes in on ``interface``.

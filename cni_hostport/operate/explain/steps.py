@@ -13,7 +13,7 @@ from cni_hostport.operate.explain.answer_path import AnswerPath
 from cni_hostport.operate.explain.connection_path import ConnectionPath
 from cni_hostport.operate.explain.packet import PROBED_PROTOCOLS
 from cni_hostport.operate.explain.rule_listing import RuleListing
-from cni_hostport.operate.mappings import Holder
+from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import RESTORE, Status, note, ok, problem
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.explain.clients import Client
     from cni_hostport.operate.explain.packet import IPAddress
     from cni_hostport.operate.explain.pod import PodState
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 
@@ -74,8 +74,8 @@ def explain(
 
 def _steps(
     nft: Nft,
-    mapping: PortMapping,
-    others: Sequence[PortMapping],
+    mapping: InstalledMapping,
+    others: Sequence[InstalledMapping],
     source: IPAddress | None,
     destination: IPAddress | None,
 ) -> Iterator[Statement]:
@@ -106,9 +106,9 @@ def _steps(
         yield from _path_steps(listing, mapping, others, further_client, pod_state)
 
 
-def _pod_steps(mapping: PortMapping) -> Generator[Statement, None, PodState | None]:
+def _pod_steps(mapping: InstalledMapping) -> Generator[Statement, None, PodState | None]:
     """Yield what is seen of a mapping's pod; return its state if it was seen, and is able to answer."""
-    if mapping.holder is not Holder.ALIVE or mapping.pod_ip is None:
+    if mapping.holder is not HolderState.ALIVE or mapping.pod_ip is None:
         return None
     try:
         state = pod.inspect(mapping)
@@ -122,8 +122,8 @@ def _pod_steps(mapping: PortMapping) -> Generator[Statement, None, PodState | No
 
 def _path_steps(
     listing: RuleListing,
-    mapping: PortMapping,
-    others: Sequence[PortMapping],
+    mapping: InstalledMapping,
+    others: Sequence[InstalledMapping],
     client: Client,
     pod_state: PodState | None,
 ) -> Iterator[Statement]:
@@ -156,24 +156,24 @@ def _path_steps(
         yield from answer_path.statements(has_own_stack=pod_state.has_own_stack)
 
 
-def _mapping_statement(mapping: PortMapping, others: Sequence[PortMapping]) -> Statement:
+def _mapping_statement(mapping: InstalledMapping, others: Sequence[InstalledMapping]) -> Statement:
     if mapping.pod_ip is None:
         return problem(
-            f"{mapping.host} is held by {mapping.who}, but no rule translates it",
+            f"{mapping.host} is held by {mapping.container}, but no rule translates it",
             "Somebody changed the rules of this plugin.",
             RESTORE,
         )
-    exceptions = [f"but {other.host} leads to {other.target}, {other.who}" for other in others]
+    exceptions = [f"but {other.host} leads to {other.target}, {other.container}" for other in others]
     if not mapping.host_ip.is_unspecified:
         exceptions = ["other addresses of this node are not for this mapping"]
-    return ok(f"{mapping.host} leads to {mapping.target}, {mapping.who}", *exceptions)
+    return ok(f"{mapping.host} leads to {mapping.target}, {mapping.container}", *exceptions)
 
 
-def _holder_statement(mapping: PortMapping) -> Statement:
+def _holder_statement(mapping: InstalledMapping) -> Statement:
     container = f"container {mapping.container_id[:SHORT_ID]} ({mapping.ifname}) on network {mapping.network}"
-    if mapping.holder is Holder.ALIVE:
+    if mapping.holder is HolderState.ALIVE:
         return ok(f"the holder is alive: {container}, {mapping.netns}")
-    if mapping.holder is Holder.UNKNOWN:
+    if mapping.holder is HolderState.UNKNOWN:
         text = f"it cannot be told whether the holder is alive: {container}"
         return note(text, "Its network namespace cannot be seen.")
     return problem(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.operate.explain.packet import IPAddress
-    from cni_hostport.operate.mappings import PortMapping
+    from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
 
@@ -49,7 +49,7 @@ def no_mapping(
     protocol: str,
     versions: Collection[int],
     destination: IPAddress | None,
-    mappings: Iterable[PortMapping],
+    mappings: Iterable[InstalledMapping],
 ) -> Statement:
     """Say that there is no mapping of a host port, and show the node's ``mappings`` of the same number.
 
@@ -61,7 +61,7 @@ def no_mapping(
         "No running pod asked for it, or its runtime does not keep libcni's cache where this was looked for.",
         "hostport doctor checks the network configurations; 'hostPort' has to be set in the pod's specification",
         tuple(
-            f"but {mapping.host} leads to {mapping.target}, {mapping.who}"
+            f"but {mapping.host} leads to {mapping.target}, {mapping.container}"
             for mapping in mappings
             if mapping.host_port == port
         ),
