@@ -20,8 +20,8 @@ class Owner:
     ``container_id`` may be shortened. ``netns`` is the path of the network namespace; it is empty if it did not fit, or
     cannot be written as it is. A path can lead elsewhere later, and for other processes. So two more parts, which
     comments of older versions do not have, tell the namespace (see ``kernel.presence``). ``identity`` is
-    ``<device>:<inode>`` of the namespace. ``place`` is ``<device>:<inode>`` of the directory that has the path's last name, and after that
-    ``:<cookie>`` of the namespace where the kernel gives one.
+    ``<device>:<inode>`` of the namespace. ``place`` is ``<device>:<inode>`` of the directory that has the path's last
+    name, and then ``:<cookie>`` of the namespace where the kernel gives one.
     """
 
     __slots__ = ("container_id", "identity", "ifname", "netns", "place")
