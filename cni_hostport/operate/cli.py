@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -24,10 +23,9 @@ from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_hostport.operate.restore import Outcome
     from cni_hostport.operate.statements import Statement
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -50,14 +48,14 @@ def main() -> None:
 
 def _report(statements: Iterable[Statement], *, as_json: bool) -> None:
     """Print statements as they come, and exit with status 1 if one of them is a problem."""
-    said = []
+    printed = []
     for statement in statements:
-        said.append(statement)
+        printed.append(statement)
         if not as_json:
             terminal.print_statement(statement)
     if as_json:
-        _print_json([statement.json() for statement in said])
-    if any(statement.status is Status.PROBLEM for statement in said):
+        _print_json([statement.json() for statement in printed])
+    if any(statement.status is Status.PROBLEM for statement in printed):
         sys.exit(1)
 
 
@@ -107,13 +105,13 @@ def explain(
     One packet is made up, as a client's would be, and traced through all hooks of this node; it is dropped before it
     leaves for the pod. Then another, as the pod's answer would be. The mapping counts the first as a connection.
     """
-    from cni_hostport.operate.explain.steps import explain as explained
+    from cni_hostport.operate.explain import steps
 
     if source and to and source.version != to.version:
         msg = "--from and --to are of different IP versions"
         raise click.UsageError(msg)
-    steps = explained(Nft(), port, source, to, caches)
-    _report(chain.from_iterable(steps), as_json=as_json)
+    statements = chain.from_iterable(steps.explain(Nft(), port, source, to, caches))
+    _report(statements, as_json=as_json)
 
 
 @main.command()
@@ -139,14 +137,13 @@ def doctor(
     Says of each finding what it means and what to do. A note is worth knowing; a problem keeps host ports from working
     or leaves this node open, and makes the exit status 1.
     """
-    from cni_hostport.operate.doctor import checks as of
-    from cni_hostport.operate.doctor import leftovers
+    from cni_hostport.operate.doctor import checks, leftovers
 
     removal = leftovers.remove_and_tell(caches) if remove_portmap_leftovers else ()
-    _report(chain(removal, of.examine(conf_dirs, caches)), as_json=as_json)
+    _report(chain(removal, checks.examine(conf_dirs, caches)), as_json=as_json)
 
 
-@main.command()
+@main.command("restore")
 @CACHES
 @click.option("--dry-run", is_flag=True, help="Show the nft commands, and change nothing.")
 @click.option(
@@ -158,45 +155,31 @@ def doctor(
     help="Take back for so long what turns out to have been in the middle of its deletion.",
 )
 @JSON
-def restore(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: bool) -> None:
+def restore_command(caches: tuple[Path, ...], *, dry_run: bool, watch: float, as_json: bool) -> None:
     """Bring back host ports that were taken away.
 
     A firewall reload, 'nft flush ruleset' or a mistake does that. What containers asked for is in the cache that
     runtimes keep of it. Each container's host ports are restored by one transaction, while others come and go; those
     that are there stay as they are.
     """
-    from cni_hostport.operate import restore as of
+    from cni_hostport.operate import restore
+    from cni_hostport.operate.outcome import OutcomeStatus, print_outcomes
 
     for directory in caches:
         if not cache.exists(directory):
             terminal.log(f"There is no cache of a runtime in {directory}.")
-    paths = of.candidates(caches)
-    restored = terminal.progress(of.restore(paths, terminal.log, dry_run=dry_run, watch=watch), len(paths), "Restoring")
-    outcomes = list(dict(restored).values())
+    paths = restore.candidates(caches)
+    restored = restore.restore(paths, terminal.log, dry_run=dry_run, watch_seconds=watch)
+    outcomes = list(dict(terminal.progress(restored, len(paths), "Restoring")).values())
     if as_json:
         _print_json([asdict(outcome) for outcome in outcomes])
     else:
-        _print_outcomes(outcomes)
-    if any(outcome.status is of.Status.FAILED for outcome in outcomes):
+        print_outcomes(outcomes)
+    if any(outcome.status is OutcomeStatus.FAILED for outcome in outcomes):
         sys.exit(1)
 
 
-def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
-    shown = set[str]()  # what every attachment needs is shown once
-    for outcome in outcomes:
-        if outcome.text:
-            terminal.log(f"{outcome.status}: {outcome.attachment}: {outcome.text}")
-        if outcome.commands:
-            terminal.print_line(f"# {outcome.attachment}: {', '.join(outcome.mappings)}")
-        for command in outcome.commands:
-            if command not in shown:
-                terminal.print_line(command)
-        shown.update(outcome.commands)
-    counts = Counter(outcome.status for outcome in outcomes)
-    terminal.log(", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "Nothing to restore.")
-
-
-@main.command()
+@main.command("metrics")
 @click.option(
     "--textfile",
     type=arguments.text_file,
@@ -207,22 +190,22 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     "--listen", type=arguments.listen_address, metavar="[HOST:]PORT",
     help="Answer scrapes until interrupted; without HOST on 127.0.0.1.",
 )  # fmt: skip
-def metrics(textfile: Path | None, listen: tuple[str, int] | None) -> None:
+def metrics_command(textfile: Path | None, listen: tuple[str, int] | None) -> None:
     """Print figures for Prometheus.
 
     These are the numbers of mappings, of their holders, alive and gone, and of the connections to each mapping.
     """
-    from cni_hostport.operate import metrics as of
+    from cni_hostport.operate import metrics
 
     if textfile and listen:
         msg = "--textfile and --listen do not go together"
         raise click.UsageError(msg)
     if listen:
-        of.serve(*listen, terminal.log)
+        metrics.serve(*listen, terminal.log)
     elif textfile:
-        of.write(textfile)
+        metrics.write(textfile)
     else:
-        click.echo(of.text(), nl=False)
+        click.echo(metrics.text(), nl=False)
 
 
 @main.command()

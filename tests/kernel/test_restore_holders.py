@@ -230,7 +230,7 @@ def test_a_pod_that_is_being_deleted_is_gone_in_the_end_though_another_has_its_p
     newer = node.pod()
     node.add(newer, mapping(8080))
     with inprocess.on(node):
-        outcomes = restoration.restore(restoration.candidates([cache.directory]), print, watch=60)
+        outcomes = restoration.restore(restoration.candidates([cache.directory]), print, watch_seconds=60)
         assert next(outcomes)[1].status == "failed"
         if end == "its namespace is gone":
             pod.remove()
