@@ -174,23 +174,31 @@ def gc(call: Call, log: Log) -> None:
 
 
 def status(call: Call, _log: Log) -> None:
-    """Ask the kernel whether it accepts every expression of this network's rules, leaving nothing behind."""
+    """Tell whether host ports are available to this network."""
+    probe(call.config)
+
+
+def probe(config: Mapping[str, Any]) -> None:
+    """Ask the kernel whether it accepts every expression of a network's rules, leaving nothing behind.
+
+    Raises ``CNIError``: ``Code.NOT_AVAILABLE`` if it does not, ``Code.INVALID_CONFIG`` for what is no configuration.
+    """
     from cni_hostport.config import NetworkConfig
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.ruleset.commands import probe_commands
 
-    probe = probe_commands(NetworkConfig.parse(call.config).conditions)
+    commands = probe_commands(NetworkConfig.parse(config).conditions)
     try:
-        Nft().run(probe)
+        Nft().run(commands)
     except NFTError as error:
         # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
         # of other versions right
         refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
-        if refusals != [("No such file or directory", probe[-1])]:
+        if refusals != [("No such file or directory", commands[-1])]:
             from cni_hostport import failures
 
             msg = "host ports are not available: nftables cannot be used on this node"
-            reason = failures.refused(error, call.config)
+            reason = failures.refused(error, config)
             raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
 
 

@@ -1,6 +1,7 @@
-"""What others write, and a command of the operator's reads: caches, network configurations, what a pod has in /proc.
+"""Files that others write and an operator's command reads: caches, network configurations, files of a pod in /proc.
 
-A name there can be anything by the time that it is opened. Nothing is waited for, and nothing is read without an end.
+By the time that such a name is opened, anything can be there. So reading neither waits for a writer nor goes on without
+an end.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# bytes: libcni's entry of a container with 200,000 mappings; the mounts of a node with 50,000 containers
-LARGEST = 16 << 20
-CHUNK = 1 << 20  # bytes
+# libcni's entry of a container with 200,000 mappings; the mounts of a node with 50,000 containers
+MAX_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 20
 
 
 def read(path: Path) -> bytes:
     """Return what is in a regular file.
 
-    Raises ``OSError`` if it cannot be read, is of another kind, or is larger than ``LARGEST``: with a reason that is a
-    sentence's end. Only ``FileNotFoundError`` means that it is not there.
+    Raises ``OSError`` if it cannot be read, is of another kind, or is larger than ``MAX_BYTES``. The error's reason can
+    end a sentence. Only ``FileNotFoundError`` means that the file is not there.
     """
     # O_NONBLOCK: a FIFO that nobody writes to is opened at once
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -31,23 +32,23 @@ def read(path: Path) -> bytes:
         if not S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(EINVAL, "it is not a regular file", str(path))
         parts, size = [], 0
-        while part := os.read(descriptor, CHUNK):
+        while part := os.read(descriptor, CHUNK_BYTES):
             parts.append(part)
             size += len(part)
-            if size > LARGEST:
-                raise OSError(EFBIG, f"it is larger than {LARGEST >> 20} MiB", str(path))
+            if size > MAX_BYTES:
+                raise OSError(EFBIG, f"it is larger than {MAX_BYTES >> 20} MiB", str(path))
         return b"".join(parts)
     finally:
         os.close(descriptor)
 
 
 def text(path: Path) -> str:
-    """Return what ``read`` does as text, in which what is not UTF-8 can be told from the rest."""
+    """Return what ``read`` does as text; bytes that are not UTF-8 become lone surrogates."""
     return read(path).decode(errors="surrogateescape")
 
 
 def names(directory: Path) -> Iterator[Path]:
-    """Yield what is in a directory and is none itself, in the order of the names; raises ``OSError``."""
+    """Yield what is in a directory, but no directories, in the order of the names; raises ``OSError``."""
     for name in sorted(os.listdir(directory)):
         path = directory / name
         try:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-ATTEMPTS = 5  # to list addresses while none of them changes
-NODE = "/proc/self/ns/net"  # the network namespace in which this process runs
+LIST_ATTEMPTS = 5  # to list addresses while none of them changes
+OWN_NAMESPACE = "/proc/self/ns/net"  # of this process: the node's
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
 
@@ -44,13 +44,15 @@ class Namespace:
 
 
 def visible() -> Iterator[Namespace]:
-    """Yield every network namespace that is mounted somewhere, or that a process is in, some of them twice.
+    """Yield every network namespace that is mounted somewhere, or that a process is in; some of them are yielded twice.
 
-    The inode number of one that must not be entered is 0. Raises ``OSError`` if one cannot be looked at.
+    Where this process may not enter a namespace, its inode number is given as 0. Raises ``OSError`` if one cannot be
+    looked at.
     """
     seen = set()
     processes = [f"/proc/{process}" for process in os.listdir("/proc") if process.isdecimal()]
-    for path, process in (*((path, "") for path in _mounted()), *((f"{of}/ns/net", of) for of in processes)):
+    places = [(path, "") for path in _mounted()] + [(f"{process}/ns/net", process) for process in processes]
+    for path, process in places:
         try:
             inode = os.stat(path).st_ino
             if inode not in seen:
@@ -72,7 +74,7 @@ def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] =
 
     An interface without any global address counts as there: gVisor moves the addresses of its pods from the interface
     into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees them.
-    Raises ``CNIError`` with code 102 if it cannot be told whether the pod is there.
+    Raises ``CNIError`` (``Code.HOST_SETTING``) if it cannot be told whether the pod is there.
     """
     where = f"its network namespace {path}"
     if not path:
@@ -81,17 +83,17 @@ def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] =
         identity = netns.identity(path)
         if not identity:
             return _why_absent(where, path)
-        if identity == netns.identity(NODE):
+        if identity == netns.identity(OWN_NAMESPACE):
             return f"{where} is that of the node now"
         with netns.inside(path):
             index = interfaces.index(ifname)
-            present = [of for of in addresses() if of.interface == index]
+            present = [address for address in addresses() if address.interface == index]
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
     if not index:
         return f"{ifname} is gone from {where}"
-    lost = [str(ip) for ip in pods if ip not in {of.ip.ip for of in present}]
-    if not lost or not any(of.is_global for of in present):
+    lost = [str(ip) for ip in pods if ip not in {address.ip.ip for address in present}]
+    if not lost or not any(address.is_global for address in present):
         return ""
     return f"{ifname} in {where} does not have {', '.join(lost)} any more"
 
@@ -158,7 +160,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _addresses(netlink: Netlink) -> list[Address]:
-    for _ in range(ATTEMPTS):
+    for _ in range(LIST_ATTEMPTS):
         [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
         if error != EINTR:
             break

@@ -16,9 +16,10 @@ from cni_hostport.foreign_rules import LEGACY_TABLE_NAMES
 
 SOCKETS = {"ip": (AF_INET, IPPROTO_IP), "ip6": (AF_INET6, IPPROTO_IPV6)}
 GET_INFO, GET_ENTRIES = 64, 65
-NAME_LENGTH, INFO_LENGTH, HEAD_LENGTH = 32, 84, 40  # of a table's name; ipt_getinfo, its last four bytes the size;
-# and of what stands before the entries in ipt_get_entries: the name, the size, padding
-ATTEMPTS = 12
+# bytes: a table's name; ipt_getinfo, of which the last four are the size of the entries; and what stands before the
+# entries in ipt_get_entries, which is the name, the size and padding
+NAME_LENGTH, INFO_LENGTH, HEAD_LENGTH = 32, 84, 40
+ASK_ATTEMPTS = 12  # while others change the table
 
 
 def table_names(family: str) -> list[str]:
@@ -31,15 +32,15 @@ def table_names(family: str) -> list[str]:
 def mentions(family: str, table: str, text: str) -> bool:
     """Tell whether a text stands in a table that is in use: as a chain's name or in a comment.
 
-    Where the kernel does not tell, it may.
+    ``True`` where the kernel does not tell: the text may stand there.
     """
-    for _ in range(ATTEMPTS):
+    for _ in range(ASK_ATTEMPTS):
         try:
             return text.encode() in _entries(family, table)
         except OSError as error:
             if error.errno == ENOENT:
                 return False
-            if error.errno != EAGAIN:  # that is: changed since its size was asked for
+            if error.errno != EAGAIN:  # EAGAIN: the table has changed since its size was asked for
                 break
     return True
 
@@ -47,11 +48,11 @@ def mentions(family: str, table: str, text: str) -> bool:
 def _entries(family: str, table: str) -> bytes:
     domain, level = SOCKETS[family]
     name = table.encode().ljust(NAME_LENGTH, b"\0")
-    with socket(domain, SOCK_DGRAM) as asking:
-        info = _option(asking.fileno(), level, GET_INFO, name.ljust(INFO_LENGTH, b"\0"))
+    with socket(domain, SOCK_DGRAM) as kernel:
+        info = _option(kernel.fileno(), level, GET_INFO, name.ljust(INFO_LENGTH, b"\0"))
         size = int.from_bytes(info[-4:], byteorder)
         head = (name + info[-4:]).ljust(HEAD_LENGTH, b"\0")
-        return _option(asking.fileno(), level, GET_ENTRIES, head.ljust(HEAD_LENGTH + size, b"\0"))
+        return _option(kernel.fileno(), level, GET_ENTRIES, head.ljust(HEAD_LENGTH + size, b"\0"))
 
 
 def _option(descriptor: int, level: int, option: int, question: bytes) -> bytes:

@@ -26,26 +26,27 @@ LABELS = ("protocol", "host_ip", "host_port", "pod", "container_id", "interface"
 
 
 class Mappings(Collector):
-    """The mappings in the ruleset, at the moment in which it is asked, by one after another."""
+    """The mappings in the ruleset at the moment of a scrape; of several scrapes at once, one waits for the other."""
 
     def __init__(self) -> None:
         """Open nftables in this network namespace; raises ``NFTError`` where there is none."""
         self._nft = Nft()
-        self._asked = Lock()
+        self._lock = Lock()
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; raises ``NFTError`` if the ruleset cannot be read."""
-        with self._asked:
+        with self._lock:
             mappings = read(self._nft)
         count = GaugeMetricFamily("hostport_mappings", "Host ports that lead to a pod.", labels=["protocol", "family"])
-        for (protocol, version), number in sorted(Counter((of.protocol, of.version) for of in mappings).items()):
+        counts = Counter((mapping.protocol, mapping.version) for mapping in mappings)
+        for (protocol, version), number in sorted(counts.items()):
             count.add_metric([protocol, f"ipv{version}"], number)
         yield count
 
         holders = GaugeMetricFamily(
             "hostport_holders", "Attachments that hold host ports, by what became of their container.", labels=["state"]
         )
-        states = Counter({of.key: of.holder for of in mappings}.values())
+        states = Counter({mapping.key: mapping.holder for mapping in mappings}.values())
         for state in HolderState:
             holders.add_metric([state], states[state])
         yield holders
@@ -53,10 +54,11 @@ class Mappings(Collector):
         connections = CounterMetricFamily(
             "hostport_connections", "New connections to a host port since its mapping was installed.", labels=LABELS
         )
-        for of in mappings:
-            host = (of.protocol, str(of.host_ip), str(of.host_port))
-            whose = map(escaped, (of.pod, of.container_id, of.ifname, of.network))  # which Prometheus does not do
-            connections.add_metric([*host, *whose], of.connections)
+        for mapping in mappings:
+            host = (mapping.protocol, str(mapping.host_ip), str(mapping.host_port))
+            # which Prometheus does not escape
+            holder = map(escaped, (mapping.pod, mapping.container_id, mapping.ifname, mapping.network))
+            connections.add_metric([*host, *holder], mapping.connections)
         yield connections
 
 
@@ -79,20 +81,20 @@ def write(path: Path) -> None:
 def serve(address: str, port: int, log: Callable[[str], None]) -> None:
     """Answer scrapes for ever; raises ``OSError`` naming the address if it cannot be listened on."""
     registry = _registry()
-    generate_latest(registry)  # what cannot be read is said now
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    generate_latest(registry)  # if the ruleset cannot be read, it fails here
+    endpoint = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         _, thread = start_http_server(port, address, registry)
     except UnicodeError as error:
-        raise OSError(EINVAL, "cannot listen there: this is not the name of a host", where) from error
+        raise OSError(EINVAL, "cannot listen there: this is not the name of a host", endpoint) from error
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen there: {error.strerror}", where) from error
-    log(f"Listening on http://{where}/metrics")
+        raise OSError(error.errno, f"cannot listen there: {error.strerror}", endpoint) from error
+    log(f"Listening on http://{endpoint}/metrics")
     thread.join()
 
 
 def _registry() -> CollectorRegistry:
     """Return the registry that has these figures and no others."""
-    made = CollectorRegistry(auto_describe=False)
-    made.register(Mappings())
-    return made
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Mappings())
+    return registry

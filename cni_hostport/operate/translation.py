@@ -1,4 +1,4 @@
-"""The rules that translate connections to host ports, read from a listing: whose connections, and where they lead."""
+"""The rules that translate connections to host ports, read from a listing: for which connections, and to where."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ ANY: dict[int, IPv4Address | IPv6Address] = {
 class Translation:
     """What a rule of an attachment translates.
 
-    ``host_ip`` is ``None`` where it does not compare the host address with a single one. The host address has to be in
-    each of ``daddr``; ``conditional`` is whether it compares more: the conditions of the network.
+    ``host_ip`` is ``None`` where the rule does not compare the host address with a single one. ``daddr`` are its
+    comparisons of the host address with networks: the address has to be in one network of each. ``conditional`` is
+    whether it compares more: the conditions of the network.
     """
 
     protocol: str
@@ -45,17 +46,17 @@ class Translation:
 
 def first(translations: Sequence[Translation], host_ip: Address, protocol: str, port: int) -> Translation | None:
     """Return the first rule that a connection meets, ``None`` if it meets none."""
-    met = [
+    rules = [
         rule
         for rule in translations
         if (rule.pod_ip.version, rule.protocol, rule.host_port) == (host_ip.version, protocol, port)
     ]
-    anywhere = host_ip in ANY.values()
-    for rule in met:
-        if rule.host_ip is None or (rule.host_ip == host_ip and not anywhere):
+    is_any_address = host_ip in ANY.values()
+    for rule in rules:
+        if rule.host_ip is None or (rule.host_ip == host_ip and not is_any_address):
             return rule
     # an address that a condition compares looks like the mapping's own; the rules of any address come last
-    return met[-1] if met and anywhere else None
+    return rules[-1] if rules and is_any_address else None
 
 
 def read(expressions: Expressions, targets: Targets) -> list[Translation]:
@@ -74,18 +75,18 @@ def _read(expressions: Expressions, targets: Targets) -> Iterator[Translation]:
     daddr: tuple[Networks, ...] = ()
     conditional = False
     for expression in expressions:
-        own = _compared(expression["match"]) if "match" in expression else {}
+        values = _compared(expression["match"]) if "match" in expression else {}
         networks = _networks(expression["match"]) if "match" in expression else ()
         daddr += (networks,) if networks else ()
         if len(networks) == 1 and networks[0].prefixlen == networks[0].max_prefixlen:
-            own = {"daddr": networks[0].network_address}
-        compared |= own  # conditions come first, the mapping's own comparisons last
+            values = {"daddr": networks[0].network_address}
+        compared |= values  # conditions come first, the mapping's own comparisons last
         if "dnat" in expression:
             for rule in _translations(expression["dnat"], compared, targets):
                 given = ((ip_network(rule.host_ip),),) if rule.host_ip and rule.host_ip != compared.get("daddr") else ()
                 yield replace(rule, daddr=daddr + given, conditional=conditional)
         elif "counter" not in expression:
-            conditional = conditional or not (own or networks)
+            conditional = conditional or not (values or networks)
 
 
 def _translations(dnat: Mapping[str, Any], compared: Mapping[str, Any], targets: Targets) -> Iterator[Translation]:

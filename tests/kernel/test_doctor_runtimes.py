@@ -35,6 +35,19 @@ def test_the_ports_of_a_dead_holder_are_told_with_the_command_that_removes_them(
     assert practice.finds() == []
 
 
+def test_the_command_that_removes_runs_the_executable_that_said_it(
+    practice: Practice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable, command = tmp_path / "bin dir" / "hostport", tmp_path / "hostport"
+    executable.parent.mkdir()
+    executable.touch()
+    command.symlink_to(executable)
+    monkeypatch.setattr("sys.argv", [str(command), "doctor"])
+    practice.running(mapping(9090))
+    practice.running(mapping(8080)).remove()
+    assert practice.finding().remedy.endswith(f" CNI_PATH='{executable.parent}' '{executable}'")
+
+
 def test_the_ports_of_a_dead_holder_whose_network_has_a_long_name_are_told_without_a_command(
     practice: Practice,
 ) -> None:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport import plugin
 from cni_hostport.config import NetworkConfig
-from cni_hostport.errors import CNIError
+from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import files
 from cni_hostport.libcni.conflist import PLUGIN, Conflist
-from cni_hostport.operate import terminal
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.skel import VERSIONS, Call
+from cni_hostport.skel import VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ PORTMAP, BRIDGE, DEFAULT_BRIDGE = "portmap", "bridge", "cni0"
 CAPABILITIES = '"capabilities": {"portMappings": true}'
 
 
-def of_directory(directory: Path) -> list[Path]:
+def files_in(directory: Path) -> list[Path]:
     """Return the configuration files of a directory in the order in which runtimes look at them; raises ``OSError``.
 
     Source: containerd/go-cni, ``opts.go`` (``loadFromConfDir``).
@@ -38,7 +37,7 @@ def bridges(directories: Sequence[Path]) -> set[str]:
     found = set()
     for directory in directories:
         try:
-            paths = of_directory(directory)
+            paths = files_in(directory)
         except OSError:
             continue  # which ``statements`` tells
         for path in paths:
@@ -46,8 +45,8 @@ def bridges(directories: Sequence[Path]) -> set[str]:
                 conflist = Conflist.parse(files.read(path))
             except (OSError, ValueError):
                 continue
-            made = (of for of in conflist.plugins if of.get("type") == BRIDGE)
-            found |= {str(of.get("bridge") or DEFAULT_BRIDGE) for of in made}
+            plugins = (plugin for plugin in conflist.plugins if plugin.get("type") == BRIDGE)
+            found |= {str(plugin.get("bridge") or DEFAULT_BRIDGE) for plugin in plugins}
     return found
 
 
@@ -56,7 +55,7 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
     uses, searched = 0, []
     for directory in directories:
         try:
-            paths = of_directory(directory)
+            paths = files_in(directory)
         except OSError as error:
             yield note(f"{directory} cannot be read: {error.strerror}", "What runtimes are told is not known.")
             continue
@@ -71,15 +70,15 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
                     "Runtimes skip it, or do not start pods at all.",
                     "Correct the file, or take it away.",
                 )
-        ours = [(path, conflist) for path, conflist in parsed if PLUGIN in conflist.types]
-        uses += len(ours)
-        for path, conflist in ours:
-            yield from _of_one(path, conflist)
-        if ours and ours[0] != parsed[0]:
+        with_hostport = [(path, conflist) for path, conflist in parsed if PLUGIN in conflist.types]
+        uses += len(with_hostport)
+        for path, conflist in with_hostport:
+            yield from _conflist_statements(path, conflist)
+        if with_hostport and with_hostport[0] != parsed[0]:
             yield note(
-                f"{parsed[0][0]} comes before {ours[0][0]}, and does not use hostport",
+                f"{parsed[0][0]} comes before {with_hostport[0][0]}, and does not use hostport",
                 "Most runtimes use the first file by its name only: then hostport is never called.",
-                f"If so, give {ours[0][0].name} a name that sorts before {parsed[0][0].name}.",
+                f"If so, give {with_hostport[0][0].name} a name that sorts before {parsed[0][0].name}.",
             )
     if searched and not uses:
         yield note(
@@ -89,7 +88,7 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
         )
 
 
-def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
+def _conflist_statements(path: Path, conflist: Conflist) -> Iterator[Statement]:
     config = conflist.plugin() or {}
     capabilities = config.get("capabilities")
     if not isinstance(capabilities, dict) or capabilities.get("portMappings") is not True:
@@ -101,7 +100,7 @@ def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
     if conflist.cni_version and conflist.cni_version not in VERSIONS:
         yield problem(
             f"{path}: hostport does not know cniVersion {conflist.cni_version!r}",
-            "Every pod fails with code 1.",
+            f"Every pod fails with code {Code.INCOMPATIBLE_VERSION:d}.",
             f"Use one of {', '.join(VERSIONS)} that all plugins of the list know.",
         )
     if PORTMAP in conflist.types:
@@ -113,34 +112,36 @@ def _of_one(path: Path, conflist: Conflist) -> Iterator[Statement]:
     if conflist.types[0] == PLUGIN:
         yield problem(
             f"{path}: hostport is the first plugin",
-            "It needs the addresses that a plugin before it gave the pod: every pod fails with code 7.",
+            "It needs the addresses that a plugin before it gave the pod: every pod fails with code"
+            f" {Code.INVALID_CONFIG:d}.",
             "Put it after the plugin that makes the interface.",
         )
     try:
         NetworkConfig.parse(config)
     except CNIError as error:
         yield problem(
-            f"{path}: {error}", "Every pod that has a host port fails with code 7.", "Correct what this names."
+            f"{path}: {error}",
+            f"Every pod that has a host port fails with code {Code.INVALID_CONFIG:d}.",
+            "Correct what this names.",
         )
     else:
-        yield from _unusual_conditions(path, conflist, config)
+        yield from _condition_statements(path, config)
 
 
-def _unusual_conditions(path: Path, conflist: Conflist, config: dict[str, Any]) -> Iterator[Statement]:
-    """Ask the kernel about conditions, where it has no objection to all else."""
+def _condition_statements(path: Path, config: dict[str, Any]) -> Iterator[Statement]:
+    """Ask the kernel about the conditions of a configuration, where it accepts all else."""
     if not config.get("conditionsV4") and not config.get("conditionsV6"):
         return
-    environ = {"CNI_COMMAND": "STATUS"}
     try:
-        plugin.OPERATIONS["STATUS"](Call(environ, {"name": conflist.name}), terminal.log)
+        plugin.probe({})
     except CNIError:
         return
     try:
-        plugin.OPERATIONS["STATUS"](Call(environ, {**config, "name": conflist.name}), terminal.log)
+        plugin.probe(config)
     except CNIError as error:
         yield problem(
             f"{path}: nftables refuses the conditions",
-            "Every pod that has a host port fails with code 101.",
+            f"Every pod that has a host port fails with code {Code.RULESET_REFUSED:d}.",
             "Write conditionsV4 and conditionsV6 as matches that 'nft add rule' takes.",
             tuple(error.details.splitlines()),
         )

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     Find = Callable[[Nft], list[Leftover]]
 
-BACKENDS: dict[str, Find] = {"nftables": nftables.find, "iptables": iptables.find}
+BACK_ENDS: dict[str, Find] = {"nftables": nftables.find, "iptables": iptables.find}
 
 
-def statements(nft: Nft, caches: Sequence[Path], find: Find) -> Iterator[Statement]:
-    """Say what one of portmap's back ends left of which containers.
+def statements(nft: Nft, caches: Sequence[Path], back_end: str) -> Iterator[Statement]:
+    """Say of which containers one of portmap's back ends left rules.
 
     Raises ``CNIError`` or ``OSError`` if it cannot be told which of them exist, and ``NFTError``.
     """
-    found = find(nft)
+    found = BACK_ENDS[back_end](nft)
     if not found:
         return
     existing = []
@@ -64,13 +64,13 @@ def remove(caches: Sequence[Path]) -> list[str]:
     or ``NFTError`` if rules cannot be read or removed.
     """
     nft = Nft()
-    found = [leftover for find in BACKENDS.values() for leftover in find(nft)]
+    found = [leftover for find in BACK_ENDS.values() for leftover in find(nft)]
     verdicts = _verdicts(found, caches)
     dead = {leftover for leftover in found if verdicts[leftover.container_id][0].fate is Fate.GONE}
     if not dead:
         return []
     # finding out who lives takes time, in which others act
-    unchanged = [leftover for find in BACKENDS.values() for leftover in find(nft) if leftover in dead]
+    unchanged = [leftover for find in BACK_ENDS.values() for leftover in find(nft) if leftover in dead]
     rules = Rules(Lookup())
     for leftover in unchanged:
         removal.remove(rules, leftover.network, leftover.container_id)

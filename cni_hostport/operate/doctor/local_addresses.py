@@ -5,8 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import ipvs, routes
-from cni_hostport.kernel.namespaces import addresses
+from cni_hostport.kernel import ipvs, namespaces, routes
 from cni_hostport.names import FAMILY, SERVICES, TABLE
 from cni_hostport.operate.statements import note, problem
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
 
-SHOWN = 10  # examples of what holds for all
+MAX_EXAMPLES = 10  # of what a statement says
 
 
 def services(nft: Nft, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
@@ -30,48 +29,50 @@ def services(nft: Nft, mappings: Sequence[InstalledMapping]) -> Iterator[Stateme
     if not present:
         return
     yield note(
-        f"{ipvs.INTERFACE} has {_number(present)} of Services: kube-proxy is in its IPVS mode",
+        f"{ipvs.INTERFACE} has {_count(present)} of Services: kube-proxy is in its IPVS mode",
         "They are local on this node, and no host port's but one whose hostIP names such an address.",
         'If host ports are to answer on some of the other addresses only: name these as "hostAddresses" in hostport\'s'
         " object of the network configuration.",
     )
     for version, name in SERVICES.items():
-        if not any(of.version == version and of.host_ip.is_unspecified for of in mappings):
+        if not any(mapping.version == version and mapping.host_ip.is_unspecified for mapping in mappings):
             continue
-        lacking = sorted(of for of in present - _members(nft, name) if of.version == version)
+        lacking = sorted(address for address in present - _members(nft, name) if address.version == version)
         if lacking:
-            more = [f"and {len(lacking) - SHOWN} more"] if len(lacking) > SHOWN else []
+            more = [f"and {len(lacking) - MAX_EXAMPLES} more"] if len(lacking) > MAX_EXAMPLES else []
             yield problem(
-                f"set {FAMILY} {TABLE} {name} lacks {_number(lacking)} of {ipvs.INTERFACE}",
+                f"set {FAMILY} {TABLE} {name} lacks {_count(lacking)} of {ipvs.INTERFACE}",
                 "A host port without hostIP takes the connections to the same port of these Services.",
                 "systemctl enable --now hostport.service (or hostport serve), which keeps the set as the interface is;"
                 " elsewhere, the next ADD of a container that has host ports puts it right.",
-                (*map(str, lacking[:SHOWN]), *more),
+                (*map(str, lacking[:MAX_EXAMPLES]), *more),
             )
 
 
-def _number(of: Collection[object]) -> str:
-    return f"{len(of)} address{'es' * (len(of) != 1)}"
+def _count(addresses: Collection[object]) -> str:
+    return f"{len(addresses)} address{'es' * (len(addresses) != 1)}"
 
 
 def _members(nft: Nft, name: str) -> set[IPv4Address | IPv6Address]:
     listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {name}") if "set" in item)
-    return {ip_address(element) for of in listed for element in of.get("elem", ()) if isinstance(element, str)}
+    return {
+        ip_address(element) for members in listed for element in members.get("elem", ()) if isinstance(element, str)
+    }
 
 
 def host_ips(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which host addresses of mappings the node does not have; raises ``OSError`` if that cannot be told."""
-    present = {of.ip.ip for of in addresses()}
+    present = {address.ip.ip for address in namespaces.addresses()}
     missing: dict[IPv4Address | IPv6Address, list[InstalledMapping]] = {}
-    for of in mappings:
-        if not of.host_ip.is_unspecified and of.host_ip not in present:
-            missing.setdefault(of.host_ip, []).append(of)
+    for mapping in mappings:
+        if not mapping.host_ip.is_unspecified and mapping.host_ip not in present:
+            missing.setdefault(mapping.host_ip, []).append(mapping)
     for address, waiting in missing.items():
         if not routes.is_local(address):
             yield note(
                 f"{address} is not an address of this node, and a hostIP of"
-                f" {', '.join(dict.fromkeys(of.container for of in waiting))}",
+                f" {', '.join(dict.fromkeys(mapping.container for mapping in waiting))}",
                 "Its host ports there answer as soon as this node has the address, which may come later (keepalived).",
                 "If it is not to come: correct hostIP.",
-                tuple(f"{of.host} -> {of.target}" for of in waiting),
+                tuple(f"{mapping.host} -> {mapping.target}" for mapping in waiting),
             )

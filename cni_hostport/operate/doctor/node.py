@@ -1,4 +1,4 @@
-"""The node around the ruleset: the settings of the kernel that host ports depend on, and the rules below them all."""
+"""The settings of the kernel that host ports depend on, and the base of the ruleset that all of them share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import interfaces, routes
-from cni_hostport.kernel.namespaces import addresses
+from cni_hostport.kernel import interfaces, namespaces, routes
 from cni_hostport.names import FAMILY, LOCALNET, PODS, TABLE
 from cni_hostport.operate import sysctls
 from cni_hostport.operate.statements import note, problem
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Installed
 
 NOT_INTERFACES = {"all", "default"}
-GUARD = "loopback"
-WAY = [name for name in BASE_CHAINS if name != GUARD]
+GUARD_CHAIN = "loopback"
+PATH_CHAINS = [name for name in BASE_CHAINS if name != GUARD_CHAIN]  # that connections to host ports pass
 
 
 def forwarding(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
@@ -39,8 +38,8 @@ def forwarding(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
                 continue
             raise
         name = sysctls.dotted(setting)
-        say = problem if count else note
-        yield say(
+        severity = problem if count else note
+        yield severity(
             f"{name} is 0",
             f"The kernel does not forward IPv{version} between interfaces: "
             + (f"the {count} mappings of IPv{version} lead nowhere." if count else f"no IPv{version} mapping works."),
@@ -64,7 +63,7 @@ def reverse_path(mappings: Sequence[InstalledMapping], bridges: Collection[str])
     """
     pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
     strict = set()
-    for ip, index, is_global in addresses():
+    for ip, index, is_global in namespaces.addresses():
         name = interfaces.name(index)  # none of one that has just gone
         is_pods = name in bridges or any(pod in ip.network for pod in pods)
         is_uplink = ip.version == 4 and is_global and name not in {"", "lo"} and not is_pods  # noqa: PLR2004 - IP version
@@ -85,22 +84,22 @@ def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> 
 
     Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
-    found = comparison.of_base(WAY) if mappings else []
-    if found:
+    damaged = comparison.of_base(PATH_CHAINS) if mappings else []
+    if damaged:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
             "Host ports may not be reached. The next ADD of a container that has host ports puts it right.",
             "hostport restore puts it right now.",
-            tuple(found),
+            tuple(damaged),
         )
-    older = comparison.declared_by_type() if mappings else []
-    if older:
+    declared_by_type = comparison.declared_by_type() if mappings else []
+    if declared_by_type:
         yield note(
             f"nft 1.1.1 and earlier crashes on table {FAMILY} {TABLE}, which an older version of the plugin declared",
             "Programs on this node that bring their own nftables may crash, such as a firewall or kube-proxy in its"
             " container. Host ports work.",
             f"nft delete table {FAMILY} {TABLE} && hostport restore; in between, host ports take no new connections.",
-            tuple(older),
+            tuple(declared_by_type),
         )
 
 
@@ -110,13 +109,13 @@ def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> It
     routed = {name for name, value in sysctls.interface_values("route_localnet").items() if value}
     if not routed:
         return
-    needed = _towards_pods(nft, installed)
-    guarded = set() if comparison.of_base([GUARD]) else _guarded(nft)
-    is_open = (needed if "all" in routed else needed & routed) - guarded
-    if is_open:
+    needed = _pod_interfaces(nft, installed)
+    guarded = set() if comparison.of_base([GUARD_CHAIN]) else _guarded_interfaces(nft)
+    open_interfaces = (needed if "all" in routed else needed & routed) - guarded
+    if open_interfaces:
         yield problem(
-            f"route_localnet is 1 for {', '.join(sorted(is_open))}, and chain {FAMILY} {TABLE} {GUARD} does not guard"
-            " 127.0.0.0/8 there",
+            f"route_localnet is 1 for {', '.join(sorted(open_interfaces))}, and chain {FAMILY} {TABLE} {GUARD_CHAIN}"
+            " does not guard 127.0.0.0/8 there",
             "A neighbour on such an interface can reach what listens on this node's 127.0.0.1 (CVE-2020-8558).",
             "hostport restore puts the guard right. Without it: sysctl -w net.ipv4.conf.IF.route_localnet=0 for these,"
             " and host ports do not answer on 127.0.0.1.",
@@ -131,7 +130,7 @@ def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> It
         )
 
 
-def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
+def _pod_interfaces(nft: Nft, installed: Installed) -> set[str]:
     """Return the names of the interfaces to pods whose host ports answer on 127.0.0.1: they are masqueraded."""
     masquerading = {item["rule"]["chain"] for item in nft.listing(f"table {FAMILY} {TABLE}") if "rule" in item}
     found = set()
@@ -143,7 +142,7 @@ def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
     return found
 
 
-def _guarded(nft: Nft) -> set[str]:
+def _guarded_interfaces(nft: Nft) -> set[str]:
     listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}") if "set" in item)
-    elements = (element for of in listed for element in of.get("elem", ()))
+    elements = (element for members in listed for element in members.get("elem", ()))
     return {element if isinstance(element, str) else element["elem"]["val"] for element in elements}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from cni_hostport import plugin, precedence
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Installed
     from cni_hostport.skel import Call
 
-SHOWN = 10  # examples of what holds for all
+MAX_EXAMPLES = 10  # of what a statement says
+# where install.sh puts the executable by default
+DEFAULT_EXECUTABLE = "/opt/cni/bin/hostport"
 
 
 def by_holder(mappings: Iterable[InstalledMapping]) -> dict[str, list[InstalledMapping]]:
@@ -42,40 +46,47 @@ def by_holder(mappings: Iterable[InstalledMapping]) -> dict[str, list[InstalledM
 def dead_holders(mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say which attachments are of containers that no longer exist."""
     holders = by_holder(mappings)
-    dead = {key: of for key, of in holders.items() if of[0].holder is HolderState.GONE}
+    dead = {key: held for key, held in holders.items() if held[0].holder is HolderState.GONE}
     if len(dead) == len(holders) > 1:
         yield note(
             f"the network namespaces of all {len(dead)} holders seem to be gone",
             "Either every container on this node is dead, or this process does not see the runtime's mounts, and cannot"
             " tell who lives.",
             "Run this where the runtime runs: nsenter --mount --target PID-OF-THE-RUNTIME hostport doctor",
-            tuple(f"{_who(of[0])}: {of[0].netns}" for of in list(dead.values())[:SHOWN]),
+            tuple(f"{_holder(held[0])}: {held[0].netns}" for held in list(dead.values())[:MAX_EXAMPLES]),
         )
         return
-    for of in dead.values():
-        first = of[0]
+    for held in dead.values():
+        first = held[0]
         yield note(
-            f"{_who(first)} is gone, and its host ports are still mapped",
+            f"{_holder(first)} is gone, and its host ports are still mapped",
             f"Its network namespace {first.netns} does not exist: its runtime has not called DEL. The next container"
             " that wants one of the ports takes all of them over.",
-            _removal(first),
-            tuple(f"{mapping.host} -> {mapping.target}" for mapping in of),
+            _removal_advice(first),
+            tuple(f"{mapping.host} -> {mapping.target}" for mapping in held),
         )
 
 
-def _who(mapping: InstalledMapping) -> str:
+def _holder(mapping: InstalledMapping) -> str:
     return f"{mapping.container} ({mapping.ifname}, network {mapping.network})"
 
 
-def _removal(mapping: InstalledMapping) -> str:
+def _removal_advice(mapping: InstalledMapping) -> str:
     if Attachment(mapping.network, mapping.container_id, mapping.ifname).key != mapping.key:
         return "The runtime's GC removes them, where it has one."  # a name or an ID is cut
+    executable = _executable()
     config = json.dumps({"cniVersion": "1.0.0", "name": mapping.network, "type": PLUGIN})
     return (
         f"To remove them now: echo {shlex.quote(config)} | CNI_COMMAND=DEL"
         f" CNI_CONTAINERID={shlex.quote(mapping.container_id)} CNI_IFNAME={shlex.quote(mapping.ifname)}"
-        " CNI_PATH=/opt/cni/bin /opt/cni/bin/hostport"
+        f" CNI_PATH={shlex.quote(os.path.dirname(executable))} {shlex.quote(executable)}"
     )
+
+
+def _executable() -> str:
+    """Return the path of the executable that runs, or the default one where a Python runs the package."""
+    path = os.path.realpath(sys.argv[0])
+    return path if os.path.basename(path) == os.path.basename(DEFAULT_EXECUTABLE) else DEFAULT_EXECUTABLE
 
 
 def differences(
@@ -124,15 +135,15 @@ def differences(
             RESTORE,
             tuple(incomplete),
         )
-    for key, of in by_key.items():
-        if key not in known and of[0].holder is not HolderState.GONE:
+    for key, held in by_key.items():
+        if key not in known and held[0].holder is not HolderState.GONE:
             yield note(
-                f"{_who(of[0])} has host ports, and is in no cache",
+                f"{_holder(held[0])} has host ports, and is in no cache",
                 "It is being started or stopped at this moment, its runtime keeps its cache elsewhere, or its runtime"
                 " has forgotten it and will not call DEL.",
                 "Name all cache directories with --cache-dir. If its runtime does not know the container: "
-                + _removal(of[0]),
-                tuple(f"{mapping.host} -> {mapping.target}" for mapping in of),
+                + _removal_advice(held[0]),
+                tuple(f"{mapping.host} -> {mapping.target}" for mapping in held),
             )
 
 
@@ -149,9 +160,9 @@ def _lacking(
         return []
     plan = plan.without(precedence.shared_ports(installed, attachment, plan))
     present = {(element.map, element.key) for element in installed.elements_to(attachment.key)}
-    lacking = [str(of) for of in plan.forwards if map_and_key(of) not in present]
+    lacking = [str(forward) for forward in plan.forwards if map_and_key(forward) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (PODS[ip.version], str(ip)) not in present]
-    lacking += [f"the rule of {of.host}" for of in mappings if of.pod_ip is None]
+    lacking += [f"the rule of {mapping.host}" for mapping in mappings if mapping.pod_ip is None]
     if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
         lacking = ["its rules are not those of its ADD"]
     # one that was deleted stays in the cache until all plugins have deleted theirs
