@@ -11,7 +11,7 @@ import psutil
 from pyroute2 import DiagSocket
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cni_hostport.nf_tables import PROTOCOLS
+from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -76,7 +76,9 @@ def _dual_stack_ports(protocol: str) -> set[int] | None:
         with DiagSocket() as netlink:
             return {
                 message["idiag_sport"]
-                for message in netlink.get_sock_stats(socket.AF_INET6, LISTENING_STATES[protocol], PROTOCOLS[protocol])
+                for message in netlink.get_sock_stats(
+                    socket.AF_INET6, LISTENING_STATES[protocol], PROTOCOL_NUMBERS[protocol]
+                )
                 if not message.get_attr("INET_DIAG_SKV6ONLY") and ip_address(message["idiag_src"]) == ANY_IPV6
             }
     except (OSError, NetlinkError):

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from cni_hostport.nf_tables import PROTOCOLS
+from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 from cni_hostport.operate.explain.packet import Packet
 
 V4 = (IPv4Address("192.0.2.2"), IPv4Address("192.0.2.1"))
@@ -31,9 +31,9 @@ def has_right_sum(data: bytes) -> bool:
 
 def pseudo_header(packet: Packet) -> bytes:
     if packet.source.version == 4:
-        tail = struct.pack(">BBH", 0, PROTOCOLS[packet.protocol], len(segment(packet)))
+        tail = struct.pack(">BBH", 0, PROTOCOL_NUMBERS[packet.protocol], len(segment(packet)))
     else:
-        tail = struct.pack(">I3xB", len(segment(packet)), PROTOCOLS[packet.protocol])
+        tail = struct.pack(">I3xB", len(segment(packet)), PROTOCOL_NUMBERS[packet.protocol])
     return packet.source.packed + packet.destination.packed + tail
 
 

@@ -32,7 +32,7 @@ from cni_hostport.kernel.nf_conntrack import (
 )
 from cni_hostport.kernel.routes import FAMILIES
 from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
-from cni_hostport.nf_tables import PROTOCOLS
+from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ def _tuple(direction: int, protocol: str, source: Endpoint, destination: Endpoin
         attribute(kind, struct.pack(">H", port))
         for kind, (_, port) in ((PROTO_SRC_PORT, source), (PROTO_DST_PORT, destination))
     ]
-    number = attribute(PROTO_NUM, bytes([PROTOCOLS[protocol]]))
+    number = attribute(PROTO_NUM, bytes([PROTOCOL_NUMBERS[protocol]]))
     return nested(direction, nested(TUPLE_IP, *addresses), nested(TUPLE_PROTO, number, *ports))
 
 

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from cni_hostport.nf_tables import PROTOCOLS
+from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 
 IPAddress = IPv4Address | IPv6Address
 Endpoint = tuple[IPAddress, int]  # address and port
@@ -72,7 +72,7 @@ class Packet:
     def __bytes__(self) -> bytes:
         """Return the packet from its IP header on."""
         segment, checksum_position = self._segment()
-        number = PROTOCOLS[self.protocol]
+        number = PROTOCOL_NUMBERS[self.protocol]
         addresses = self.source.packed + self.destination.packed
         checksum = _checksum(addresses + struct.pack(">II", len(segment), number) + segment)
         checksum = checksum or 0xFFFF  # 0 means none in UDP, and in TCP it is the same
