@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import node_process as inprocess
 from libcni_cache import CAPABLE, Cache
 
-from cni_hostport.operate.doctor import checks as doctor
+from cni_hostport.operate.doctor import checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Practice:
 
     def says(self, conf_dirs: Sequence[Path] = (), caches: Sequence[Path] = ()) -> list[Statement]:
         with inprocess.on(self.node):
-            return list(doctor.examine(conf_dirs or [self.conf], caches or [self.cache.directory]))
+            return list(checks.examine(conf_dirs or [self.conf], caches or [self.cache.directory]))
 
     def finds(self, **places: Sequence[Path]) -> list[Statement]:
         return [one for one in self.says(**places) if one.status != "ok"]

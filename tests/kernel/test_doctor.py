@@ -9,7 +9,7 @@ from lab import LAUNCHER, NODE4, mapping
 from libcni_cache import CAPABLE
 
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.operate.doctor import checks as doctor
+from cni_hostport.operate.doctor import checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ def test_a_sound_node_is_told_what_was_checked(practice: Practice) -> None:
     before = practice.node.nft("-sa list ruleset")
     said = practice.says()
     assert {one.status for one in said} == {"ok"}
-    assert len(said) == len(doctor.CHECKS)
+    assert len(said) == len(checks.CHECKS)
     assert os.uname().release in said[0].text
     assert practice.node.nft("-sa list ruleset") == before
 

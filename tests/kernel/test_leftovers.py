@@ -9,8 +9,7 @@ from libcni_cache import Cache
 from portmap_node import NFTABLES, answers, everything, flavour, on_every_back_end, traces, web, without
 
 from cni_hostport.errors import CNIError
-from cni_hostport.operate.doctor import checks as doctor
-from cni_hostport.operate.doctor import leftovers
+from cni_hostport.operate.doctor import checks, leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +34,7 @@ def remove(node: Bench, cache: Cache) -> list[str]:
 
 def told(node: Bench, caches: Sequence[Path]) -> list[Statement]:
     with inprocess.on(node):
-        return [one for one in doctor.examine([], caches) if "portmap" in one.text]
+        return [one for one in checks.examine([], caches) if "portmap" in one.text]
 
 
 def test_exactly_the_rules_of_dead_containers_are_removed(node: Bench, cache: Cache) -> None:

@@ -12,7 +12,7 @@ from libcni_cache import Cache
 from resident import eventually
 from restoration import restore, running
 
-from cni_hostport.operate import restore as restoration
+import cni_hostport.operate.restore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -230,7 +230,8 @@ def test_a_pod_that_is_being_deleted_is_gone_in_the_end_though_another_has_its_p
     newer = node.pod()
     node.add(newer, mapping(8080))
     with inprocess.on(node):
-        outcomes = restoration.restore(restoration.candidates([cache.directory]), print, watch_seconds=60)
+        paths = cni_hostport.operate.restore.candidates([cache.directory])
+        outcomes = cni_hostport.operate.restore.restore(paths, print, watch_seconds=60)
         assert next(outcomes)[1].status == "failed"
         if end == "its namespace is gone":
             pod.remove()
