@@ -177,10 +177,10 @@ def status(call: Call, _log: Log) -> None:
         # of other versions right
         refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
         if refusals != [("No such file or directory", probe[-1])]:
-            from cni_hostport import ownership
+            from cni_hostport import failures
 
             msg = "host ports are not available: nftables cannot be used on this node"
-            reason = ownership.refused(error, call.config)
+            reason = failures.refused(error, call.config)
             raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
 
 
@@ -189,9 +189,9 @@ def _translated(operation: Operation) -> Operation:
         try:
             return operation(call, log)
         except NFTError as error:
-            from cni_hostport import ownership
+            from cni_hostport import failures
 
-            raise ownership.refused(error, call.config) from error
+            raise failures.refused(error, call.config) from error
 
     return run
 

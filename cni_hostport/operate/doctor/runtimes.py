@@ -6,14 +6,14 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from cni_hostport import ownership, plugin
+from cni_hostport import plugin, precedence
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
 from cni_hostport.operate.mappings import Holder
-from cni_hostport.operate.statements import note, problem
+from cni_hostport.operate.statements import RESTORE, note, problem
 from cni_hostport.ruleset.commands import map_and_key
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def differences(
         yield problem(
             f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
             "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
-            "hostport restore",
+            RESTORE,
             tuple(incomplete),
         )
     for key, of in by_key.items():
@@ -143,8 +143,8 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, 
     plan, _ = cache.plan(call)
     if plan is None:
         return []
-    plan = plan.without(ownership.shared(installed, attachment, plan))
-    present = {(element.map, element.key) for element in installed.of(attachment.key)}
+    plan = plan.without(precedence.shared_ports(installed, attachment, plan))
+    present = {(element.map, element.key) for element in installed.elements_to(attachment.key)}
     lacking = [str(of) for of in plan.forwards if map_and_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (PODS[ip.version], str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.pod_ip is None]
