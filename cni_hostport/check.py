@@ -52,8 +52,8 @@ class Comparison:
     def differences(self, attachment: Attachment, plan: Plan) -> list[str]:
         """Return, one sentence each, in what the attachment and the base below it are not as they should be.
 
-        Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the
-        plan or cannot be asked.
+        Raises ``CNIError`` with ``Code.HOST_SETTING`` if there is nowhere to compare with, and ``NFTError`` if nftables
+        refuses the plan or cannot be asked.
         """
         expected = snapshot(self._run_alone(_commands(attachment, plan))[0], attachment.key)
         if expected is not None and expected == snapshot(self._here, attachment.key):
