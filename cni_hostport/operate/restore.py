@@ -101,7 +101,7 @@ def restore(
 
 def _damaged_base_chains(comparison: Comparison) -> list[str]:
     try:
-        return comparison.of_base()
+        return comparison.damaged_base_chains()
     except CNIError:
         return []  # it is put right all the same
 

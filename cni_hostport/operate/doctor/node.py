@@ -84,7 +84,7 @@ def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> 
 
     Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
-    damaged = comparison.of_base(PATH_CHAINS) if mappings else []
+    damaged = comparison.damaged_base_chains(PATH_CHAINS) if mappings else []
     if damaged:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
@@ -110,7 +110,7 @@ def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> It
     if not routed:
         return
     needed = _pod_interfaces(nft, installed)
-    guarded = set() if comparison.of_base([GUARD_CHAIN]) else _guarded_interfaces(nft)
+    guarded = set() if comparison.damaged_base_chains([GUARD_CHAIN]) else _guarded_interfaces(nft)
     open_interfaces = (needed if "all" in routed else needed & routed) - guarded
     if open_interfaces:
         yield problem(
