@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
-    from cni_hostport.ownership import Log
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 

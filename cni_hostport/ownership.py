@@ -3,27 +3,31 @@
 Every change is one transaction that fails if what it was built from is no longer true; then it is built again.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from cni_hostport.attachment import SHORT_ID, Attachment
 from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.kernel import conntrack, ipvs, localnet, presence
-from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in, network_in
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
 from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
-from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
-from cni_hostport.text import escaped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.log import Log
+    from cni_hostport.ruleset.comment import Owner
 
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 LONGEST_PAUSE = 0.05  # seconds
-
-Log = Callable[[str], None]
 
 
 def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
@@ -132,6 +136,8 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
     wanted = {map_and_key(forward) for forward in own.forwards}
     for holder, reason in leaving.items():
         if reason:
+            from cni_hostport.log import announce
+
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         gone = [element for element in installed.of(holder) if reason or (element.map, element.key) not in wanted]
         _forget_flows(gone, log)
@@ -286,12 +292,3 @@ def pause(attempt: int) -> None:
         import random
 
         time.sleep(random.uniform(0, LONGEST_PAUSE))  # noqa: S311 - jitter, not a secret
-
-
-def announce(log: Log, line: str) -> None:
-    """Tell the operator, who may not see the stderr of a plugin that succeeded."""
-    import syslog
-
-    log(line)
-    syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_NOTICE, escaped(line))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.foreign_rules import Chain
+    from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
     from cni_hostport.migration.claims import Claim
     from cni_hostport.netlink import Message
-    from cni_hostport.ownership import Log
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
@@ -58,9 +58,9 @@ def delete(lookup: Lookup, call: Call, log: Log) -> None:
     try:
         Rules(lookup).remove(call.network, call.container_id)
     except MissingProgramError as error:
-        from cni_hostport import ownership
+        from cni_hostport.log import announce
 
-        ownership.announce(log, f"portmap's rules of {call.container_id} may still be there: {error}")
+        announce(log, f"portmap's rules of {call.container_id} may still be there: {error}")
 
 
 def make_room(lookup: Lookup, attachment: Attachment, plan: Plan, log: Log) -> None:
@@ -74,9 +74,9 @@ def make_room(lookup: Lookup, attachment: Attachment, plan: Plan, log: Log) -> N
     for claim in rules.in_the_way(attachment, plan):
         for network in claim.networks:
             rules.remove(network, claim.container_id)
-        from cni_hostport import ownership
+        from cni_hostport.log import announce
 
-        ownership.announce(log, f"{claim}; container {attachment.container_id} ({attachment.ifname}) takes over")
+        announce(log, f"{claim}; container {attachment.container_id} ({attachment.ifname}) takes over")
     rules.remove(attachment.network, attachment.container_id)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cni_hostport.kernel.nf_conntrack import End
+    from cni_hostport.log import Log
     from cni_hostport.netlink import Message
     from cni_hostport.ruleset.plan import Plan
 
@@ -54,7 +55,7 @@ FILTERED_BY_PORT = ("tcp", "udp")  # ctnetlink_filter_match_tuple
 def forget_elsewhere(
     plan: Plan,
     given: Callable[[], set[tuple[str, bytes, int]]],
-    log: Callable[[str], None],
+    log: Log,
     directions: Sequence[int] = EVERYBODY,
 ) -> None:
     """Delete the flows at a plan's host ports on the node's own addresses that are not those of its pod.
@@ -115,18 +116,15 @@ def forget_elsewhere(
     _forget(questions, ports, is_elsewhere, log)
 
 
-def forget_the_rest(plan: Plan, log: Callable[[str], None]) -> None:
+def forget_the_rest(plan: Plan, log: Log) -> None:
     """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
-    from cni_hostport import ownership
     from cni_hostport.kernel.nft import Nft
+    from cni_hostport.log import announce
 
-    def announce(line: str) -> None:
-        ownership.announce(log, line)
-
-    forget_elsewhere(plan, lambda: Nft().installed().given_ports, announce, PEERS)
+    forget_elsewhere(plan, lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
 
 
-def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str], None]) -> None:
+def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
     """Delete the flows between these host ports and these pods, packed addresses, whoever spoke first."""
     pods, mapped, local = set(pods), set(ports), _LocalAddresses()
 
@@ -174,9 +172,7 @@ class _LocalAddresses:
         return self._known[address]
 
 
-def _forget(
-    questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Callable[[str], None]
-) -> None:
+def _forget(questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Log) -> None:
     """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
         packed = {port.to_bytes(2) for port in ports}

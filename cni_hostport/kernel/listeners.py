@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.plan import Forward, Plan
 
     Address = IPv4Address | IPv6Address
@@ -51,9 +51,9 @@ def tell(attachment: Attachment, plan: Plan, log: Log) -> None:
     except OSError:
         return
     for port, addresses in hidden.items():
-        from cni_hostport import ownership
+        from cni_hostport.log import announce
 
-        ownership.announce(
+        announce(
             log,
             f"host port {port}: a program of this node listens on it at {', '.join(addresses)};"
             f" its new connections go to container {attachment.container_id} ({attachment.ifname})",

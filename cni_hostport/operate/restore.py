@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.installed import Installed
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call

@@ -29,6 +29,7 @@ OPERATIONS_IMPORT = (
             "kernel.library_socket",
             "kernel.listeners",
             "ruleset.differences",
+            "log",
             "lookup",
             "ownership",
             "plugin",
