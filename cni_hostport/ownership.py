@@ -43,11 +43,13 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
         try:
             nft.run(_replace(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
-            if error.of_other_declarations:
+            from cni_hostport.kernel import refusals
+
+            if refusals.refused_declarations(error):
                 from cni_hostport import upgrade
 
                 upgrade.declare_again(nft)
-            elif not error.may_be_a_race:
+            elif not refusals.may_be_a_race(error):
                 raise
             refusal = error
         else:
@@ -95,7 +97,9 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
         try:
             return nft.run([*base_commands(), *commands])
         except NFTError as error:
-            if not error.of_other_declarations:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.refused_declarations(error):
                 raise
             refusal = error
         from cni_hostport import upgrade
@@ -244,7 +248,9 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
         try:
             nft.run([*commands, *deletion_note_commands(key)])
         except NFTError as error:
-            if not error.may_be_a_race:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.may_be_a_race(error):
                 raise
             refusal = error
             pause(attempt)

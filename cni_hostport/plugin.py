@@ -173,10 +173,11 @@ def status(call: Call, _log: Log) -> None:
     try:
         Nft().run(probe)
     except NFTError as error:
+        from cni_hostport.kernel import refusals
+
         # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
         # of other versions right
-        refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
-        if refusals != [("No such file or directory", probe[-1])]:
+        if not refusals.is_only_missing(error, probe[-1]):
             from cni_hostport import ownership
 
             msg = "host ports are not available: nftables cannot be used on this node"

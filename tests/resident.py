@@ -44,7 +44,7 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
 
 
 class Resident:
-    """The resident process, at a socket in a directory of the test's; lines of Python alter its module or ``run`` before."""
+    """The resident process, at a socket in a directory of the test's; lines of Python alter it before, or ``run``."""
 
     def __init__(self, path: Path, *lines: str) -> None:
         self.path = path

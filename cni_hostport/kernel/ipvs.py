@@ -89,7 +89,9 @@ def sync() -> None:
             Nft().run(commands)
             break
         except NFTError as error:
-            if not error.may_be_a_race or attempt == ATTEMPTS - 1:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.may_be_a_race(error) or attempt == ATTEMPTS - 1:
                 raise
 
 

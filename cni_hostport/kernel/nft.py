@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
+from cni_hostport.errors import LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.kernel.library import HANDLES, JSON, STATELESS, Context
 from cni_hostport.kernel.library_process import NoProcessError, Process
 from cni_hostport.netlink import keep, report_progress
@@ -19,18 +19,10 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Installed
 
 COMMAND_END = "; "
-LONG = 4096  # characters of a command that is not broken into lines
-ELEMENTS_IN_LINE = 20
+LONGEST_LINE = 4096  # characters; a command that is longer is broken into lines
+ELEMENTS_IN_LINE = 20  # at least, where a command is broken
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
 GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
-
-
-# in this order: a batch can fail for several reasons at once, and a key that has a holder is the one to look at first
-_KINDS = {
-    "File exists": ExistsError,
-    "No such file or directory": NotFoundError,
-    "Device or resource busy": BusyError,
-}
 
 
 class Nft:
@@ -171,7 +163,7 @@ def _in_columns(commands: Sequence[str]) -> str:
 
 def _lines(command: str) -> list[str]:
     """Break a long command after commas within braces, where nft takes a new line."""
-    if len(command) <= LONG:
+    if len(command) <= LONGEST_LINE:
         return [command]
     lines, line, depth, in_quotes = list[str](), list[str](), 0, False
     for piece in command.split(", "):
@@ -191,15 +183,11 @@ def _width(lines: Sequence[str]) -> int:
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:
-    """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
-    refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
+    """Translate what libnftables says of commands that it ran as one text."""
+    from cni_hostport.kernel import refusals
+
     widths = [_width(_lines(command)) for command in commands]
-    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
-        command = _command_at(marks.find("^"), commands, widths)
-        refusals[reason.removeprefix("Could not process rule: "), command] = None
-    found = list(refusals) or [(error.strip() or "libnftables failed without a reason", "")]
-    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in found))
-    return next(kinds, NFTError)(found)
+    return refusals.read(error, lambda column: _command_at(column, commands, widths))
 
 
 def _command_at(column: int, commands: Sequence[str], widths: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from cni_hostport import deletion, ownership, plugin, portmap
 from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.kernel import localnet
+from cni_hostport.kernel import localnet, refusals
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
@@ -176,7 +176,7 @@ class _Restoration:
             except ValueError as error:
                 return Outcome(Status.FAILED, name, text=str(error))
             except NFTError as error:
-                if not error.may_be_a_race:
+                if not refusals.may_be_a_race(error):
                     return Outcome(Status.FAILED, name, text=ownership.refused(error).msg)
                 failure = ownership.lost_races(error)
             ownership.pause(attempt)

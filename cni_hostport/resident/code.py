@@ -28,6 +28,7 @@ OPERATIONS_IMPORT = (
             "deletion",
             "kernel.library_socket",
             "kernel.listeners",
+            "kernel.refusals",
             "ruleset.differences",
             "log",
             "lookup",
