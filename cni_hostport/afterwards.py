@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cni_hostport.netlink import KEPT
+from cni_hostport import netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(works: Iterable[Callable[[], None]]) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(FIRST_OTHER):
             os.dup2(null, stream)
-        KEPT.clear()  # nobody is to use a descriptor that is closed now
+        netlink.close_all()  # nobody is to use a descriptor that is closed now
         os.closerange(FIRST_OTHER, MOST_DESCRIPTORS)
         for work in works:
             work()

@@ -69,10 +69,10 @@ def _wait(refusal: CNIError, until: float) -> None:
     if not isinstance(refusal, PortTakenError):
         return _sleep(BETWEEN_ATTEMPTS, until)
     from cni_hostport.lookup import Lookup
-    from cni_hostport.netlink import KEPT
+    from cni_hostport.netlink import leave_open
 
     lookup = Lookup()
-    KEPT.append(lookup)
+    leave_open(lookup)
     while time.monotonic() < until:
         _sleep(BETWEEN_LOOKS, until)
         if refusal.is_gone() or not _is_held(lookup, refusal):

@@ -71,7 +71,7 @@ class PortTakenError(CNIError):
 class NFTError(Exception):
     """nftables refused something, and nothing was changed.
 
-    ``refusals`` are (reason, command); ``kernel.refusals`` tells reasons apart. ``str()`` of the error is the same for a
+    ``refusals`` are (reason, command), which ``kernel.refusals`` tells apart. ``str()`` of the error says the same to a
     person, with no more than the beginning of long commands.
     """
 

@@ -265,7 +265,7 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
     for chain in chains:
-        localnet.close(Lookup(kept=True), interface_in(chain), log)
+        localnet.close(Lookup(shared=True), interface_in(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

@@ -79,7 +79,7 @@ def _remove_former(call: Call, log: Log) -> None:
     key = attachment_of(call).key
     try:
         lookup = Lookup()
-        lookup.keep()
+        lookup.leave_open()
         held = lookup.find(key)
     except NFTError as error:  # no reason to refuse a container that needs nothing of nftables
         log(f"warning: host ports that {call.container_id} may have had before were not looked for: {error}")

@@ -69,7 +69,7 @@ def make_room(lookup: Lookup, attachment: Attachment, plan: Plan, log: Log) -> N
     Raises ``CNIError``, with nothing changed, if a container that lives, or of which that cannot be told, has one of
     the ports (code 100), or rules cannot be read (102); and what ``Rules.remove`` raises.
     """
-    lookup.keep()
+    lookup.leave_open()
     rules = Rules(lookup)
     for claim in rules.in_the_way(attachment, plan):
         for network in claim.networks:

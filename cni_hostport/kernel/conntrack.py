@@ -26,7 +26,7 @@ from cni_hostport.kernel.nf_conntrack import (
     of_protocol,
     with_port,
 )
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, kept
+from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _forget(questions: Sequence[Message], ports: Iterable[int], unwanted: Callab
     """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
     try:
         packed = {port.to_bytes(2) for port in ports}
-        kernel = kept(NETLINK_NETFILTER)
+        kernel = shared(NETLINK_NETFILTER)
         flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
         # the tuple alone, by which entries are deleted, names one of the default zone
         _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])

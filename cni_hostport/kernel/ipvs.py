@@ -99,7 +99,7 @@ def _held() -> dict[str, set[bytes] | None]:
     """Return what the sets hold, by name; ``None`` for one that is not there."""
     from cni_hostport.lookup import Lookup
 
-    lookup = Lookup(kept=True)
+    lookup = Lookup(shared=True)
     return {name: lookup.members(name) for name in FAMILIES}
 
 

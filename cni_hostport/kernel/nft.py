@@ -8,7 +8,7 @@ import re
 from cni_hostport.errors import LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.kernel.library import HANDLES, JSON, STATELESS, Context
 from cni_hostport.kernel.library_process import NoProcessError, Process
-from cni_hostport.netlink import keep, report_progress
+from cni_hostport.netlink import leave_open, report_progress
 from cni_hostport.ruleset.base import with_declarations
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ class Nft:
         except NoProcessError:
             self._context = Context()
         self.crash = ""
-        keep(self._context)
+        leave_open(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""

@@ -1,7 +1,6 @@
 """What nftables says when it refuses commands: its messages, in the words by which they are told apart. Pure.
 
-The kernel's reasons are the C library's words for its error numbers. ``errors`` has the types of errors that are made of
-them here.
+The kernel's reasons are the C library's words for error numbers. The types of errors are in ``errors``.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _rehearse(stage: int) -> None:
     variables = {"CNI_CONTAINERID": "rehearsal", "CNI_IFNAME": "eth0", "CNI_PATH": "/", "CNI_NETNS": "/"}
     for command in ("ADD", "DEL"):
         skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())
-    netlink.KEPT.clear()
+    netlink.close_all()
     skel.AFTERWARDS.clear()
 
 
@@ -219,9 +219,9 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
-        netlink.PROGRESS.append(_reporting(connection))
+        netlink.PROGRESS_REPORTS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
-        netlink.PROGRESS.clear()
+        netlink.PROGRESS_REPORTS.clear()
         if status and not os.fstat(1).st_size:
             return  # there was no memory even for the error
         if skel.AFTERWARDS:

@@ -37,7 +37,7 @@ class Lookup:
 def lookup(monkeypatch: pytest.MonkeyPatch) -> Lookup:
     made = Lookup()
     monkeypatch.setattr("cni_hostport.lookup.Lookup", lambda: made)
-    monkeypatch.setattr("cni_hostport.netlink.KEPT", [])
+    monkeypatch.setattr("cni_hostport.netlink.LEFT_OPEN", [])
     monkeypatch.setattr(departure, "BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(departure, "BETWEEN_ATTEMPTS", 0.01)
     return made

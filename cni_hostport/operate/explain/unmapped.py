@@ -75,6 +75,6 @@ def _asked_for(path: Path, port: int, protocol: str) -> tuple[str, set[int]]:
     """
     call = cache.read(path)
     plan = cache.plan(call)[0] if call else None
-    if call is None or plan is None or Lookup(kept=True).is_deleted(plugin.attachment_of(call).key):
+    if call is None or plan is None or Lookup(shared=True).is_deleted(plugin.attachment_of(call).key):
         return "", set()
     return cache.whose(call), {of.version for of in plan.forwards if (of.host_port, of.protocol) == (port, protocol)}
