@@ -40,7 +40,6 @@ Message = tuple[int, int, bytes]  # type, flags, body
 # To close a socket of nf_tables takes 6 to 15 ms, for the kernel first frees what was deleted last, by anybody. What is
 # in here stays open until the process ends, when the caller has its answer.
 LEFT_OPEN: list[object] = []
-MAX_LEFT_OPEN = 64  # since one process can have many calls
 SHARED: dict[tuple[int, int], Netlink] = {}  # open as long, by protocol and by the inode of the network namespace
 
 # Functions that tell whoever waits for this process that its work gets on; called before each question to the kernel.
@@ -54,8 +53,8 @@ def report_progress() -> None:
 
 
 def leave_open(opened: object) -> None:
-    """Leave what has a socket of nf_tables open until the process ends, unless many are left open already."""
-    if len(LEFT_OPEN) < MAX_LEFT_OPEN and opened not in LEFT_OPEN:
+    """Leave what has a socket of nf_tables open until the process ends."""
+    if opened not in LEFT_OPEN:
         LEFT_OPEN.append(opened)
 
 

@@ -15,7 +15,6 @@ from errno import EIO, ENOENT
 from functools import cache
 
 from cni_hostport.kernel.nf_conntrack import (
-    FAMILIES,
     TUPLE_ORIG,
     TUPLE_REPLY,
     Flow,
@@ -26,7 +25,7 @@ from cni_hostport.kernel.nf_conntrack import (
     of_protocol,
     with_port,
 )
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, shared
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ class _LocalAddresses:
 
     def __contains__(self, address: bytes) -> bool:
         if address not in self._known:
-            rtmsg = bytes([FAMILIES[len(address)], len(address) * 8, *bytes(10)])
+            rtmsg = bytes([FAMILIES_BY_SIZE[len(address)], len(address) * 8, *bytes(10)])
             question = RTM_GETROUTE, 0, rtmsg + attribute(RTA_DST, address)
             with Netlink(NETLINK_ROUTE) as netlink:
                 [(_, answers)] = netlink.ask([question])

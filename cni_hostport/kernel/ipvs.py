@@ -9,7 +9,7 @@ resident process whenever these addresses change.
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, inet_ntop, socket
+from _socket import AF_NETLINK, SOCK_RAW, inet_ntop, socket
 from contextlib import suppress
 from errno import EINTR
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -18,7 +18,7 @@ from struct import Struct
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import interfaces
 from cni_hostport.names import FAMILY, SERVICES, TABLE
-from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
@@ -34,8 +34,10 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
 NLMSGHDR = Struct("=LHHLL")  # linux/netlink.h; the second is the type
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
 LARGEST_NEWS = 0x4000  # bytes of a message that is read
-FAMILIES = {SERVICES[4]: (AF_INET, 4), SERVICES[6]: (AF_INET6, 16)}  # and the bytes of an address
-ATTEMPTS = 5  # while somebody else changes the same
+ADDRESS_SIZES = {SERVICES[4]: 4, SERVICES[6]: 16}  # bytes, by the name of the set
+# each but the last was spoiled by somebody else's change
+LISTING_ATTEMPTS = 5
+UPDATE_ATTEMPTS = 5
 POLLIN = 1  # select.POLLIN
 NONE = -1  # instead of a descriptor
 
@@ -54,7 +56,7 @@ def _present() -> tuple[set[bytes], bool]:
     if not index:
         return set(), True
     with Netlink(NETLINK_ROUTE) as netlink:
-        for _ in range(ATTEMPTS):
+        for _ in range(LISTING_ATTEMPTS):
             [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
             if error != EINTR:  # else some address of the node came or went meanwhile
                 break
@@ -82,7 +84,7 @@ def sync() -> None:
     """Bring the sets up to date, where they are; raises what ``fill`` does."""
     from cni_hostport.kernel.nft import Nft
 
-    for attempt in range(ATTEMPTS):
+    for attempt in range(UPDATE_ATTEMPTS):
         held = _held()
         commands = _changes({name: members for name, members in held.items() if members is not None})
         try:
@@ -91,7 +93,7 @@ def sync() -> None:
         except NFTError as error:
             from cni_hostport.kernel import refusals
 
-            if not refusals.may_be_a_race(error) or attempt == ATTEMPTS - 1:
+            if not refusals.may_be_a_race(error) or attempt == UPDATE_ATTEMPTS - 1:
                 raise
 
 
@@ -100,7 +102,7 @@ def _held() -> dict[str, set[bytes] | None]:
     from cni_hostport.lookup import Lookup
 
     lookup = Lookup(shared=True)
-    return {name: lookup.members(name) for name in FAMILIES}
+    return {name: lookup.members(name) for name in ADDRESS_SIZES}
 
 
 def _changes(held: dict[str, set[bytes]]) -> list[str]:
@@ -111,12 +113,12 @@ def _changes(held: dict[str, set[bytes]]) -> list[str]:
         raise CNIError(Code.HOST_SETTING, f"cannot list the addresses of {INTERFACE}: {error.strerror}") from error
     commands = []
     for name, members in held.items():
-        family, size = FAMILIES[name]
+        size = ADDRESS_SIZES[name]
         wanted = {address for address in present if len(address) == size}
         gone = members - wanted if is_all else set()
         for verb, changed in (("add", wanted - members), ("delete", gone)):
             if changed:
-                elements = ", ".join(inet_ntop(family, address) for address in changed)
+                elements = ", ".join(inet_ntop(FAMILIES_BY_SIZE[size], address) for address in changed)
                 commands.append(f"{verb} element {FAMILY} {TABLE} {name} {{ {elements} }}")
     return commands
 

@@ -29,8 +29,8 @@ INET_DIAG_SKV6ONLY = 11
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # protocol number, and the state of a socket that takes whoever comes; to ask for SCTP would load a module of the kernel
 STATES = {"tcp": (6, TCP_LISTEN), "udp": (17, TCP_CLOSE)}
-# of the sockets that can take connections of an IP version
-FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
+# by IP version, the families of the sockets that can take its connections
+SOCKET_FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
 _REQUEST = struct.Struct("=BBBxL48x")  # struct inet_diag_req_v2: family, protocol, extensions, states
 INET_DIAG_REQ_BYTECODE, JUMP, OWN_PORT_IS = 1, 1, 11
 _OPERATION = struct.Struct("=BBH")  # struct inet_diag_bc_op: code; how many bytes to go on by if it is so, and if not
@@ -68,7 +68,7 @@ def shadowed(plan: Plan) -> Iterator[tuple[Forward, Address]]:
     wanted: dict[tuple[str, int], list[Forward]] = {}
     for forward in plan.forwards:
         if forward.protocol in STATES:
-            for family in FAMILIES[forward.version]:
+            for family in SOCKET_FAMILIES[forward.version]:
                 wanted.setdefault((forward.protocol, family), []).append(forward)
     with Netlink(NETLINK_SOCK_DIAG) as netlink:
         for (protocol, family), of_family in wanted.items():

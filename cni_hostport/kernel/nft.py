@@ -8,7 +8,7 @@ import re
 from cni_hostport.errors import LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.kernel.library import HANDLES, JSON, STATELESS, Context
 from cni_hostport.kernel.library_process import NoProcessError, Process
-from cni_hostport.netlink import leave_open, report_progress
+from cni_hostport.netlink import LEFT_OPEN, leave_open, report_progress
 from cni_hostport.ruleset.base import with_declarations
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Installed
 
 COMMAND_END = "; "
+MAX_LEFT_OPEN = 64  # contexts and sockets; each context can be a process, and one process can have many contexts
 LONGEST_LINE = 4096  # characters; a command that is longer is broken into lines
 ELEMENTS_IN_LINE = 20  # at least, where a command is broken
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
@@ -42,7 +43,8 @@ class Nft:
         except NoProcessError:
             self._context = Context()
         self.crash = ""
-        leave_open(self._context)
+        if len(LEFT_OPEN) < MAX_LEFT_OPEN:
+            leave_open(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_INET6
 from contextlib import suppress
 from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import interfaces, netns
-from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
+from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_ROUTE, Netlink, attribute, attributes
 from cni_hostport.ruleset.plan import PodRoute
 
 TYPE_CHECKING = False
@@ -32,7 +31,6 @@ KINDS_OF_ONE_POD = (
 # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
 # flags
 RTMSG = Struct("=BBBBBBBBL")
-FAMILIES = {4: AF_INET, 6: AF_INET6}
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # no route, and what routes of the types unreachable, prohibit and blackhole say (net/ipv4/fib_semantics.c, fib_props)
 UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
@@ -83,7 +81,7 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
     Raises ``NoRouteError`` where there is none, another ``OSError`` where the kernel cannot be asked. This is asked on
     every ADD, in less time than pyroute2 takes to import.
     """
-    question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    question = RTMSG.pack(ADDRESS_FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
     with Netlink(NETLINK_ROUTE) as netlink:
         [(error, answers)] = netlink.ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
     if error in UNROUTED:

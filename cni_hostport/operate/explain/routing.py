@@ -6,7 +6,6 @@ import os
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -14,6 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.kernel import interfaces
 from cni_hostport.kernel.routes import UNROUTED, NoRouteError
+from cni_hostport.netlink import ADDRESS_FAMILIES
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}  # br_netfilter: bridged packets meet all rules
 STRICT = 1
 RTN_LOCAL = 2  # linux/rtnetlink.h
-FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
 def forwarding(of: PortMapping, client: Client) -> Statement:
@@ -120,7 +119,8 @@ def to(address: Address, source: Address | None = None) -> Any:
     by_source = {"src": str(source)} if source else {}
     with IPRoute() as route:
         try:
-            return next(iter(route.route("get", dst=str(address), family=FAMILIES[address.version], **by_source)))
+            family = ADDRESS_FAMILIES[address.version]
+            return next(iter(route.route("get", dst=str(address), family=family, **by_source)))
         except NetlinkError as error:
             kind = NoRouteError if error.code in UNROUTED else OSError
             raise kind(error.code, os.strerror(error.code)) from error

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.kernel.nf_conntrack import (
     DELETE,
-    FAMILIES,
     IP_DST,
     IP_SRC,
     NFNL_SUBSYS_CTNETLINK,
-    NUMBERS,
     PROTO_DST_PORT,
     PROTO_NUM,
     PROTO_SRC_PORT,
+    PROTOCOL_NUMBERS,
     PROTOINFO,
     PROTOINFO_STATE,
     STATUS,
@@ -31,7 +30,7 @@ from cni_hostport.kernel.nf_conntrack import (
     TUPLE_REPLY,
     ZONE,
 )
-from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +77,7 @@ def _ask(netlink: Netlink, kind: int, flags: int, body: bytes, *harmless: int) -
 
 def _named(packet: Packet, way: Way) -> bytes:
     """Return what tells the connection from all others."""
-    header = bytes([FAMILIES[len(packet.source.packed)], 0, 0, 0])
+    header = bytes([FAMILIES_BY_SIZE[len(packet.source.packed)], 0, 0, 0])
     zone = way.tracked[1] if way.tracked else 0
     in_zone = attribute(ZONE, struct.pack(">H", zone)) if zone else b""
     return header + _tuple(TUPLE_ORIG, packet.protocol, packet.client, packet.server) + in_zone
@@ -106,7 +105,7 @@ def _tuple(direction: int, protocol: str, source: End, destination: End) -> byte
     ends = ((IP_SRC, PROTO_SRC_PORT, source), (IP_DST, PROTO_DST_PORT, destination))
     addresses = [attribute(kinds[len(of[0].packed)], of[0].packed) for kinds, _, of in ends]
     ports = [attribute(kind, struct.pack(">H", of[1])) for _, kind, of in ends]
-    number = attribute(PROTO_NUM, bytes([NUMBERS[protocol]]))
+    number = attribute(PROTO_NUM, bytes([PROTOCOL_NUMBERS[protocol]]))
     return nested(direction, nested(TUPLE_IP, *addresses), nested(TUPLE_PROTO, number, *ports))
 
 
