@@ -23,7 +23,7 @@ MAX_LEFT_OPEN = 64  # contexts and sockets; each context can be a process, and o
 LONGEST_LINE = 4096  # characters; a command that is longer is broken into lines
 ELEMENTS_IN_LINE = 20  # at least, where a command is broken
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
-GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
+GARBAGE = r'("table": \{[^{}]*?), "flags": .*?(?=\}\})'
 
 
 class Nft:
@@ -142,7 +142,7 @@ def _objects(output: str) -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = json.loads(output, strict=False)["nftables"]
     except (ValueError, KeyError, TypeError):
         try:
-            objects = json.loads(GARBAGE.sub(r"\1", output), strict=False)["nftables"]
+            objects = json.loads(re.sub(GARBAGE, r"\1", output), strict=False)["nftables"]
         except (ValueError, KeyError, TypeError) as error:
             raise NFTError([(f"libnftables' listing cannot be read: {error}", "")]) from error
     return objects

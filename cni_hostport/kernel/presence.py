@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PROC = "/proc"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
-OF_A_PROCESS = re.compile(r"[0-9]+/ns/net")
+PROCESS_NAMESPACE = r"[0-9]+/ns/net"  # a name below PROC
 EXHAUSTED = {EMFILE, ENFILE, ENOMEM}
 
 
@@ -110,7 +110,7 @@ def _is_at_path(owner: Owner) -> bool | None:
         with _directory(owner.netns) as (directory, name):
             as_noted = owner.place.split(":")[:2] == netns.file_identity(directory).split(":")
             if _is_in_proc(owner.netns):
-                as_noted &= bool(OF_A_PROCESS.fullmatch(name))
+                as_noted &= re.fullmatch(PROCESS_NAMESPACE, name) is not None
             else:
                 as_noted &= not S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
             with netns.namespace(name, directory) as namespace:
