@@ -7,7 +7,7 @@ Its chains are named by two hashes, so that any ID fits a chain name and GC can 
 from __future__ import annotations
 
 try:
-    from _blake2 import blake2b  # hashlib itself loads OpenSSL
+    from _blake2 import blake2b  # hashlib loads OpenSSL
 
     blake2b()  # in FIPS mode, Pythons refuse the one or the other
 except (ImportError, ValueError):
@@ -22,14 +22,14 @@ SHORT_ID = 12  # characters of a container ID that runtimes show, and that `cric
 class Attachment:
     """One container's interface on one network.
 
-    ``netns``, its ``identity`` and ``place`` and ``pod`` (``namespace/name``) tell more about it where they are known;
-    they do not identify it.
+    What else is known of it does not identify it: ``netns`` is the path of its network namespace, ``identity`` and
+    ``place`` are as in ``ruleset.comment``, and ``pod`` is ``namespace/name``.
     """
 
     __slots__ = ("container_id", "identity", "ifname", "netns", "network", "place", "pod")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
-        """Take what a runtime calls it by."""
+        """Take the names that a runtime gives it."""
         self.network = network
         self.container_id = container_id
         self.ifname = ifname
@@ -40,12 +40,12 @@ class Attachment:
 
     @property
     def key(self) -> str:
-        """``N-A``: the part that the names of its chains share."""
+        """``N-A``, two hashes: the part that the names of its chains share."""
         return f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
 
     @staticmethod
     def network_key(network: str) -> str:
-        """``N``: what the keys of all attachments of a network begin with."""
+        """``N``, a hash: the first part of the keys of all attachments of a network."""
         return _digest(network)
 
 

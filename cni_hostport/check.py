@@ -92,11 +92,11 @@ class Comparison:
         return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
 
     def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
-        from cni_hostport import ownership
+        from cni_hostport import precedence
         from cni_hostport.ruleset import differences as listings
 
         key = attachment.key
-        holders = ownership.shared(self._nft.installed(), attachment, plan)
+        holders = precedence.shared_ports(self._nft.installed(), attachment, plan)
         lookup, alone = self._run_alone(_commands(attachment, plan, holders))
         found = listings.differences(key, expected=alone.state(key), actual=self._nft.state(key))
         interface = lookup.guarded_interface(key)

@@ -33,7 +33,7 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
 
 def note(lookup: Lookup, key: str) -> None:
     """Note that an attachment was deleted of which nothing was found."""
-    if lookup.note_deleted(key):
+    if lookup.note_deletion(key):
         return
     from contextlib import suppress
 

@@ -22,9 +22,9 @@ from cni_hostport.nf_tables import (
     body,
     c_string,
     expressions,
-    in_table,
-    inside,
+    nested_value,
     payload,
+    table_attribute,
 )
 
 TYPE_CHECKING = False
@@ -44,22 +44,22 @@ def delete_rule(rule: bytes, chain: Chain) -> Message:
     """Delete a rule of a chain by its handle, from the answer for it."""
     family, table, name = chain
     number = attribute(RULE_HANDLE, dict(attributes(rule[4:]))[RULE_HANDLE])
-    return DELRULE, 0, body(in_table(table), attribute(RULE_CHAIN, c_string(name)), number, family=family)
+    return DELRULE, 0, body(table_attribute(table), attribute(RULE_CHAIN, c_string(name)), number, family=family)
 
 
 def delete_chain(chain: Chain) -> list[Message]:
     """Delete a chain with its rules; the kernel refuses that while others jump there."""
     family, table, name = chain
     return [
-        (DELRULE, 0, body(in_table(table), attribute(RULE_CHAIN, c_string(name)), family=family)),
-        (DELCHAIN, 0, body(in_table(table), attribute(CHAIN_NAME, c_string(name)), family=family)),
+        (DELRULE, 0, body(table_attribute(table), attribute(RULE_CHAIN, c_string(name)), family=family)),
+        (DELCHAIN, 0, body(table_attribute(table), attribute(CHAIN_NAME, c_string(name)), family=family)),
     ]
 
 
 def jump_target(rule: bytes) -> str:
     """Return the chain that a rule jumps or goes to, empty if to none, from the answer for it."""
     verdicts = (
-        inside(data, IMMEDIATE_DATA, DATA_VERDICT, VERDICT_CHAIN)
+        nested_value(data, IMMEDIATE_DATA, DATA_VERDICT, VERDICT_CHAIN)
         for name, data in expressions(rule)
         if name == "immediate"
     )
@@ -68,7 +68,7 @@ def jump_target(rule: bytes) -> str:
 
 def comment(rule: bytes) -> str:
     """Return the comment that nft gave a rule, empty if it has none, from the answer for it."""
-    left = inside(rule[4:], RULE_USERDATA)
+    left = nested_value(rule[4:], RULE_USERDATA)
     while left:
         kind, length = left[:2]
         if kind == UDATA_RULE_COMMENT:
@@ -101,6 +101,6 @@ def destination_ports(rule: bytes) -> set[int]:
             count, *numbers = MULTIPORT.unpack_from(values[MATCH_INFO])
             ports.update(numbers[:count])
         elif name == "cmp" and is_loaded:
-            ports.add(int.from_bytes(inside(values[CMP_DATA], DATA_VALUE)))
+            ports.add(int.from_bytes(nested_value(values[CMP_DATA], DATA_VALUE)))
         is_loaded = name == "payload" and payload(values) == DPORT
     return ports

@@ -1,10 +1,10 @@
-"""One attachment in the kernel's ruleset, found by the names of its chains instead of by listing, and removed.
+"""One attachment in the kernel's ruleset: it is found by the names of its chains, and removed.
 
-libnftables lists the chains of the whole node before it touches any, and knows no way from a chain to the elements that
-lead into it. Here the kernel is asked for single objects, so that the cost does not grow with the node. An attachment's
-own rules tell which elements it should have, and each of those is asked whether it does lead into the attachment's
-chains. What cannot be told in this way is left to a listing: a rule that looks ports up in a map of its own, an element
-without its rule.
+libnftables lists all chains of the node before it changes any, and it cannot tell which elements lead to a chain. Here
+the kernel is asked for single objects, so that the cost does not grow with the node. The rules of an attachment say
+which elements it should have; the kernel is asked for each of these, and says whether it leads to the attachment's
+chains. Two cases are left to a listing: a rule that looks ports up in a map of the attachment, and an element without a
+rule.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
     from cni_hostport.foreign_rules import Chain
     from cni_hostport.netlink import Message
-    from cni_hostport.nf_tables import Element
+    from cni_hostport.nf_tables import ElementKey
 
 
 class Held:
-    """What an attachment holds: its elements, its chains, and the handle of the one that is its ownership token.
+    """What an attachment holds: its elements, its chains, and the handle of the chain that is its ownership token.
 
-    ``interface`` is the index of the one on which it needs ``route_localnet``, 0 if there is none.
+    ``interface`` is the index of the interface on which it needs ``route_localnet``, 0 if there is none.
     """
 
     __slots__ = ("chains", "elements", "handle", "interface")
 
-    def __init__(self, elements: list[Element], chains: list[str], handle: bytes, interface: int) -> None:
-        """Take what was found; the handle is empty where the token is missing, or not all that it holds was found."""
+    def __init__(self, elements: list[ElementKey], chains: list[str], handle: bytes, interface: int) -> None:
+        """Take what was found; the handle is empty if the token is missing, or if there may be more elements."""
         self.elements = elements
         self.chains = chains
         self.handle = handle
@@ -74,7 +74,7 @@ class Lookup:
     """
 
     def __init__(self, *, shared: bool = False) -> None:
-        """Open a socket, or use the ``shared`` one, as those do who come here often."""
+        """Open a socket; or use the ``shared`` one, for callers that make many lookups."""
         try:
             self._netlink = netlink.shared(NETLINK_NETFILTER) if shared else Netlink(NETLINK_NETFILTER)
         except OSError as error:
@@ -106,9 +106,9 @@ class Lookup:
         return nf_tables.target(element) if element else ""
 
     def find(self, key: str) -> Held | None:
-        """Return what an attachment holds, ``None`` where there is nothing of it.
+        """Return what an attachment holds, ``None`` if that is nothing.
 
-        Elements that none of its rules lets expect are not found; ``remove`` then has nothing done.
+        Elements of which no rule tells are not found; ``remove`` then does nothing.
         """
         masq, dnat = names = masq_chain(key), dnat_chain(key)
         needs = nf_tables.localnet_needs(key)
@@ -120,18 +120,18 @@ class Lookup:
         rules = self.rules(dnat)
         elements = [*self.elements(key, rules), *([needs] if needing else [])]
         interface = interface_in(nf_tables.target(needing)) if needing else 0
-        # without a word of a rule's elements, it cannot be told either whether it waits for a port
+        # a rule that does not tell its elements does not tell either whether the attachment waits for a port
         handle = nf_tables.handle(token) if all(map(nf_tables.expected_elements, rules)) else b""
         return Held(elements, [name for name in names if found[name]], handle, interface)
 
     def remove(self, key: str, held: Held) -> bool:
-        """Remove an attachment in one transaction; tell whether all was as it was found, else nothing is done."""
+        """Remove an attachment in one transaction; tell whether it was run: not if it is no longer as it was found."""
         if not held.handle:
             return False
-        # the handle tells the token from a later chain of its name, the name tells the other chain from one that has
-        # its handle in a later table
+        # the token goes by its handle, which a later chain of its name does not have; the other chain goes by its name,
+        # since its handle may be that of another chain in a later table
         deletions = nf_tables.delete(held.elements, held.chains[:-1], held.handle)
-        return self.commit(*deletions, *nf_tables.note_deleted(key))
+        return self.commit(*deletions, *nf_tables.deletion_note(key))
 
     def members(self, name: str) -> set[bytes] | None:
         """Return the keys that a set of one-part keys holds, ``None`` where there is no such set.
@@ -154,9 +154,9 @@ class Lookup:
         """Tell whether an attachment is among those that were deleted lately."""
         return self.ask(nf_tables.get_deleted(key)) != [None]
 
-    def note_deleted(self, key: str) -> bool:
-        """Put an attachment of which nothing was found among the deleted ones; tell whether there is a set of them."""
-        return self.commit(*nf_tables.note_deleted(key))
+    def note_deletion(self, key: str) -> bool:
+        """Put an attachment that has nothing among the deleted ones; tell whether there is a set of them."""
+        return self.commit(*nf_tables.deletion_note(key))
 
     def localnet_left(self, interface: int) -> bool | None:
         """Tell whether this plugin opened an interface that is guarded and that no attachment needs any more.
@@ -178,12 +178,12 @@ class Lookup:
         netlink.leave_open(self._netlink)
 
     def commit(self, *changes: Message) -> bool:
-        """Run a transaction; tell whether it was, as opposed to meeting something that is not as it was expected."""
+        """Run a transaction; tell whether it was run: not if the ruleset is not as the changes expect it."""
         self.leave_open()
         batch = nf_tables.transaction(*changes)
-        begun, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
-        if begun not in {0, errno.EIO}:  # what befalls the transaction as a whole is said of its beginning
-            raise _failure(begun)
+        beginning, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
+        if beginning not in {0, errno.EIO}:  # the error of a transaction as a whole stands at its beginning
+            raise _failure(beginning)
         errors = set(outcomes) - {0}
         if errors and not errors <= {errno.ENOENT, errno.EBUSY}:
             raise _failure(min(errors))
@@ -195,21 +195,21 @@ class Lookup:
         interface = interface_in(nf_tables.target(needing)) if needing else 0
         return interface if self.ask(nf_tables.get_element(nf_tables.localnet(interface))) != [None] else 0
 
-    def elements(self, key: str, rules: Sequence[bytes]) -> dict[Element, bytes]:
-        """Return the elements that the rules of an attachment let expect and that are its own, with their verdicts.
+    def elements(self, key: str, rules: Sequence[bytes]) -> dict[ElementKey, bytes]:
+        """Return the elements of an attachment of which its rules tell, with their verdicts.
 
-        They lead into its chains, or say that it waits for a port that leads elsewhere.
+        They lead to its chains, or say that it waits for a port that another attachment has.
         """
         expected = list(dict.fromkeys(element for rule in rules for element in nf_tables.expected_elements(rule)))
-        own = {masq_chain(key), dnat_chain(key)}
-        found: dict[Element, bytes] = {}
-        elsewhere: list[Element] = []
+        chains = {masq_chain(key), dnat_chain(key)}
+        found: dict[ElementKey, bytes] = {}
+        waiters: list[ElementKey] = []
         for element, answer in zip(expected, self.ask(*map(nf_tables.get_element, expected)), strict=True):
-            if answer and nf_tables.target(answer) in own:
+            if answer and nf_tables.target(answer) in chains:
                 found[element] = nf_tables.verdict(answer)
             elif answer and element[0] in PORT_MAPS:
-                elsewhere.append(nf_tables.waiting(key, element))
-        answers = zip(elsewhere, self.ask(*map(nf_tables.get_element, elsewhere)), strict=True)
+                waiters.append(nf_tables.waiter(key, element))
+        answers = zip(waiters, self.ask(*map(nf_tables.get_element, waiters)), strict=True)
         return found | {element: nf_tables.verdict(answer) for element, answer in answers if answer}
 
     def rules(self, chain: str) -> Sequence[bytes]:

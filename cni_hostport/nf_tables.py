@@ -17,6 +17,7 @@ from cni_hostport.names import (
     LOCALNET_NEEDS,
     ONE_ADDRESS,
     PODS,
+    PROTOCOLS,
     TABLE,
     localnet_chain,
     packed,
@@ -37,7 +38,7 @@ GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELE
 )
 FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 
-IN_TABLE = 1  # the name of the table, in messages about whatever is in one
+OBJECT_TABLE = 1  # the name of its table, in messages about a set, chain, rule or element
 TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
 TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
@@ -48,24 +49,16 @@ SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
 DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
-META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN, CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = (
-    2,
-    2,
-    3,
-    4,
-    2,
-    3,
-    2,
-    1,
-)
+META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN = 2, 2, 3, 4
+CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = 2, 3, 2, 1
 CMP_EQ = 0
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
 DADDR = {FAMILIES["ip"]: (1, 16, 4), FAMILIES["ip6"]: (1, 24, 16)}
 
-Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
+ElementKey = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
 
 def get_table(name: str = TABLE, family: str = FAMILY) -> Message:
@@ -90,7 +83,7 @@ def owner(table: bytes) -> int | None:
 
 def get_set(name: str) -> Message:
     """Ask for a set or map, without its elements."""
-    return GETSET, 0, body(in_table(), attribute(SET_NAME, c_string(name)))
+    return GETSET, 0, body(table_attribute(), attribute(SET_NAME, c_string(name)))
 
 
 def get_sets() -> Message:
@@ -99,32 +92,32 @@ def get_sets() -> Message:
 
 
 def notes_at_set(answer: bytes) -> tuple[str, bytes]:
-    """Return what a set is, as in ``map inet filter marks``, and what nft noted there for itself, from its answer."""
+    """Return a set's kind and name, as in ``map inet filter marks``, and what nft noted there, from its answer."""
     values = dict(attributes(answer[4:]))
     kind = "map" if int.from_bytes(values.get(SET_FLAGS, b"")) & SET_MAP else "set"
     family = next((name for name, number in FAMILIES.items() if number == answer[0]), str(answer[0]))
-    table, name = (values[number].rstrip(b"\0").decode(errors="replace") for number in (IN_TABLE, SET_NAME))
+    table, name = (values[number].rstrip(b"\0").decode(errors="replace") for number in (OBJECT_TABLE, SET_NAME))
     return f"{kind} {family} {table} {name}", values.get(SET_USERDATA, b"")
 
 
 def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for a chain, without its rules."""
-    return GETCHAIN, 0, body(in_table(table), attribute(CHAIN_NAME, c_string(name)), family=family)
+    return GETCHAIN, 0, body(table_attribute(table), attribute(CHAIN_NAME, c_string(name)), family=family)
 
 
 def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
-    return GETRULE, NLM_F_DUMP, body(in_table(table), attribute(RULE_CHAIN, c_string(chain)), family=family)
+    return GETRULE, NLM_F_DUMP, body(table_attribute(table), attribute(RULE_CHAIN, c_string(chain)), family=family)
 
 
-def get_element(element: Element) -> Message:
+def get_element(element: ElementKey) -> Message:
     """Ask for one element of a map."""
     return GETSETELEM, 0, _elements([element])
 
 
 def get_elements(name: str) -> Message:
     """Ask for all elements of a set."""
-    return GETSETELEM, NLM_F_DUMP, body(in_table(), attribute(SET_ELEM_LIST_SET, c_string(name)))
+    return GETSETELEM, NLM_F_DUMP, body(table_attribute(), attribute(SET_ELEM_LIST_SET, c_string(name)))
 
 
 def packed_port(key: str) -> bytes:
@@ -134,7 +127,7 @@ def packed_port(key: str) -> bytes:
         address = bytes([FAMILIES[where.replace("v4", "").replace("v6", "6")]])
     else:
         address = inet_pton(AF_INET6 if ":" in where else AF_INET, where)
-    parts = address, bytes([PROTOCOLS[protocol]]), int(port).to_bytes(2)
+    parts = address, bytes([PROTOCOL_NUMBERS[protocol]]), int(port).to_bytes(2)
     return b"".join(part.ljust(4, b"\0") for part in parts)
 
 
@@ -144,34 +137,34 @@ def transaction(*messages: Message) -> list[Message]:
     return [(NFNL_MSG_BATCH_BEGIN, 0, edge), *messages, (NFNL_MSG_BATCH_END, 0, edge)]
 
 
-def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) -> list[Message]:
+def delete(elements: Sequence[ElementKey], chains: Iterable[str], handle: bytes) -> list[Message]:
     """Delete elements, chains by their names, and one by its handle."""
     maps = dict.fromkeys(name for name, _ in elements)
     return [
         *((DELSETELEM, 0, _elements([element for element in elements if element[0] == name])) for name in maps),
-        *((DELCHAIN, 0, body(in_table(), attribute(CHAIN_NAME, c_string(name)))) for name in chains),
-        (DELCHAIN, 0, body(in_table(), attribute(CHAIN_HANDLE, handle))),
+        *((DELCHAIN, 0, body(table_attribute(), attribute(CHAIN_NAME, c_string(name)))) for name in chains),
+        (DELCHAIN, 0, body(table_attribute(), attribute(CHAIN_HANDLE, handle))),
     ]
 
 
-def waiting(key: str, element: Element) -> Element:
+def waiter(key: str, element: ElementKey) -> ElementKey:
     """Return the element by which an attachment waits for the port of another element."""
     return waiting_map(element[0]), packed(key) + element[1]
 
 
-def localnet_needs(key: str) -> Element:
+def localnet_needs(key: str) -> ElementKey:
     """Return the element of an attachment that needs ``route_localnet``."""
     return LOCALNET_NEEDS, packed(key)
 
 
-def localnet(interface: int) -> Element:
+def localnet(interface: int) -> ElementKey:
     """Return the element of an interface that is guarded."""
     return LOCALNET, interface.to_bytes(4, byteorder)
 
 
 def unguard(interface: int) -> list[Message]:
     """Take the guard off an interface; fails while an attachment needs it."""
-    chain = body(in_table(), attribute(CHAIN_NAME, c_string(localnet_chain(interface))))
+    chain = body(table_attribute(), attribute(CHAIN_NAME, c_string(localnet_chain(interface))))
     return [(DELSETELEM, 0, _elements([localnet(interface)])), (DELCHAIN, 0, chain)]
 
 
@@ -180,7 +173,7 @@ def get_deleted(key: str) -> Message:
     return get_element((DELETED, packed(key)))
 
 
-def note_deleted(key: str) -> list[Message]:
+def deletion_note(key: str) -> list[Message]:
     """Put an attachment among the deleted ones, for as long as if it had not been there."""
     element = _elements([(DELETED, packed(key))])
     add = NEWSETELEM, NLM_F_CREATE, element
@@ -199,27 +192,27 @@ def uses(chain: bytes) -> int:
 
 def members(elements: bytes) -> Iterator[bytes]:
     """Return the keys of a set from an answer for its elements."""
-    for _, element in attributes(inside(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+    for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)):
         # the key comes first, an attribute in an attribute (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
         yield element[8 : int.from_bytes(element[:2], byteorder)]
 
 
 def has_comment(element: bytes) -> bool:
     """Tell whether an element has a comment from the answer for it."""
-    return bool(inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
+    return bool(nested_value(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
 
 
 def verdict(element: bytes) -> bytes:
     """Return the verdict of a map element from the answer for it."""
-    return inside(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
+    return nested_value(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_DATA, DATA_VERDICT)
 
 
 def target(element: bytes) -> str:
     """Return the chain that a map element leads to from the answer for it."""
-    return inside(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
+    return nested_value(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
 
 
-def expected_elements(rule: bytes) -> list[Element]:
+def expected_elements(rule: bytes) -> list[ElementKey]:
     """Return, from the answer for a rule of an attachment, the elements that may lead to it: its port's, its pod's.
 
     Such a rule compares the IP version, perhaps the host's address, the protocol and the port, in this order and after
@@ -235,11 +228,11 @@ def expected_elements(rule: bytes) -> list[Element]:
         elif name == "payload":
             loaded = payload(values)
         elif name == "cmp" and int.from_bytes(values[CMP_OP]) == CMP_EQ:
-            compared[loaded] = inside(values[CMP_DATA], DATA_VALUE)
+            compared[loaded] = nested_value(values[CMP_DATA], DATA_VALUE)
         else:
             loaded = ()
         if name == "immediate":
-            immediates.append(inside(values[IMMEDIATE_DATA], DATA_VALUE))
+            immediates.append(nested_value(values[IMMEDIATE_DATA], DATA_VALUE))
     version, pod = compared.get(NFPROTO, b"\0"), b"".join(immediates[-2:-1])
     daddr = DADDR.get(version[0])
     if daddr is None or len(pod) != daddr[2] or L4PROTO not in compared or DPORT not in compared:
@@ -257,9 +250,9 @@ def body(*parts: bytes, family: str = FAMILY) -> bytes:
     return struct.pack(">BBH", FAMILIES[family], 0, 0) + b"".join(parts)
 
 
-def in_table(table: str = TABLE) -> bytes:
+def table_attribute(table: str = TABLE) -> bytes:
     """Name the table."""
-    return attribute(IN_TABLE, c_string(table))
+    return attribute(OBJECT_TABLE, c_string(table))
 
 
 def c_string(text: str) -> bytes:
@@ -267,14 +260,14 @@ def c_string(text: str) -> bytes:
     return text.encode() + b"\0"
 
 
-def _elements(elements: Sequence[Element]) -> bytes:
+def _elements(elements: Sequence[ElementKey]) -> bytes:
     """Name elements of one map."""
     keys = (nested(LIST_ELEM, nested(SET_ELEM_KEY, attribute(DATA_VALUE, key))) for _, key in elements)
     in_map = attribute(SET_ELEM_LIST_SET, c_string(elements[0][0]))
-    return body(in_table(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
+    return body(table_attribute(), in_map, nested(SET_ELEM_LIST_ELEMENTS, *keys))
 
 
-def inside(data: bytes, *path: int) -> bytes:
+def nested_value(data: bytes, *path: int) -> bytes:
     """Return the value of an attribute within attributes, empty if it is not there."""
     for kind in path:
         data = dict(attributes(data)).get(kind, b"")
@@ -288,6 +281,6 @@ def payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
 
 def expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
     """Return name and attributes of each expression from the answer for a rule."""
-    for _, expression in attributes(inside(rule[4:], RULE_EXPRESSIONS)):
+    for _, expression in attributes(nested_value(rule[4:], RULE_EXPRESSIONS)):
         parts = dict(attributes(expression))
         yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")

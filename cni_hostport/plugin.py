@@ -178,10 +178,10 @@ def status(call: Call, _log: Log) -> None:
         # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
         # of other versions right
         if not refusals.is_only_missing(error, probe[-1]):
-            from cni_hostport import ownership
+            from cni_hostport import failures
 
             msg = "host ports are not available: nftables cannot be used on this node"
-            reason = ownership.refused(error, call.config)
+            reason = failures.refused(error, call.config)
             raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
 
 
@@ -190,9 +190,9 @@ def _translated(operation: Operation) -> Operation:
         try:
             return operation(call, log)
         except NFTError as error:
-            from cni_hostport import ownership
+            from cni_hostport import failures
 
-            raise ownership.refused(error, call.config) from error
+            raise failures.refused(error, call.config) from error
 
     return run
 

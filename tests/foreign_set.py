@@ -12,7 +12,7 @@ from cni_hostport.nf_tables import (
     SET_USERDATA,
     body,
     c_string,
-    in_table,
+    table_attribute,
     transaction,
 )
 
@@ -36,14 +36,14 @@ def declare_set(node: Node, table: str = "foreign", family: str = "inet") -> Non
     name, notes = attribute(SET_NAME, c_string("blocked")), attribute(SET_USERDATA, USERDATA)
     change(
         node,
-        (NEWTABLE, NLM_F_CREATE, body(in_table(table), family=family)),
-        (NEWSET, NLM_F_CREATE, body(in_table(table), name, declared, notes, family=family)),
+        (NEWTABLE, NLM_F_CREATE, body(table_attribute(table), family=family)),
+        (NEWSET, NLM_F_CREATE, body(table_attribute(table), name, declared, notes, family=family)),
     )
 
 
 def delete_table(node: Node) -> None:
     """Delete this plugin's table, which nft cannot where it crashes."""
-    change(node, (DELTABLE, 0, body(in_table())))
+    change(node, (DELTABLE, 0, body(table_attribute())))
 
 
 def change(node: Node, *messages: Message) -> None:

@@ -115,23 +115,23 @@ class Nft:
 
     def state(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the listings of all that one attachment's connections pass through."""
-        from cni_hostport.ruleset.differences import TABLES, WHOLE_TABLE, parts
+        from cni_hostport.ruleset.differences import TABLES, WHOLE_TABLE, attachment_listings
 
         # each listing, of whatever, reads all elements of the table: one of everything costs little more than one
-        return {TABLES: self.listing(TABLES), **parts(self.listing(WHOLE_TABLE), key)}
+        return {TABLES: self.listing(TABLES), **attachment_listings(self.listing(WHOLE_TABLE), key)}
 
     def pod_name(self, key: str) -> str:
         """Return the ``namespace/name`` with which an attachment's rules are labelled, empty if they are not."""
-        from cni_hostport.ruleset.installed import label, token_of
+        from cni_hostport.ruleset.installed import pod_label, token_listing
 
-        return label(self.listing(token_of(key)))
+        return pod_label(self.listing(token_listing(key)))
 
     def installed(self) -> Installed:
         """Return what the table holds, an empty result where there is no table."""
-        from cni_hostport.ruleset.installed import EVERYBODYS, Installed
+        from cni_hostport.ruleset.installed import LISTINGS, Installed
 
         # one call for each: nftables 1.0.6 fails on several lists in one
-        return Installed.read(item for what in EVERYBODYS for item in self.listing(what))
+        return Installed.read(item for what in LISTINGS for item in self.listing(what))
 
 
 def _objects(output: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from cni_hostport.nf_tables import (
     get_chain,
     get_set,
     get_table,
-    inside,
+    nested_value,
 )
 from cni_hostport.ruleset.base import BASE_CHAINS
 
@@ -76,5 +76,5 @@ def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
     What is in such a set is part of the rule's effect, and one without a name has another name in every table.
     """
     effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
-    used = {inside(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
+    used = {nested_value(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
     return effects if used <= _BASE_SETS else None

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport import deletion, ownership, plugin, portmap
+from cni_hostport import deletion, failures, ownership, plugin, portmap
 from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
@@ -177,8 +177,8 @@ class _Restoration:
                 return Outcome(Status.FAILED, name, text=str(error))
             except NFTError as error:
                 if not refusals.may_be_a_race(error):
-                    return Outcome(Status.FAILED, name, text=ownership.refused(error).msg)
-                failure = ownership.lost_races(error)
+                    return Outcome(Status.FAILED, name, text=failures.refused(error).msg)
+                failure = failures.lost_races(error, ownership.ATTEMPTS)
             ownership.pause(attempt)
             seen = self._nft.installed()
         return Outcome(Status.FAILED, name, text=failure.msg)

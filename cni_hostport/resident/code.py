@@ -26,6 +26,7 @@ OPERATIONS_IMPORT = (
             "config",
             "kernel.conntrack",
             "deletion",
+            "failures",
             "kernel.library_socket",
             "kernel.listeners",
             "kernel.refusals",

@@ -1,13 +1,12 @@
-"""The nftables ruleset: from a plan to nft commands. Pure; ``installed`` reads listings back.
+"""The commands that install an attachment's plan. Pure; ``installed`` reads listings back.
 
 One table holds everything. Base chains send connections to local addresses through ``dispatch``, which looks the port
-up in verdict maps: one lookup, however many ports the node has. A map element leads into the chain of the attachment
-that holds the port, and that chain translates the destination.
+up in verdict maps: one lookup, however many ports the node has. A map element leads to the chain of the attachment that
+holds the port, and that chain translates the destination.
 
-An attachment's own chain is its ownership token. Its elements and chains are created by one transaction, with
-``create``, so that a key has one holder; and they are deleted by one transaction that deletes the chain as well.
-Whoever comes second finds no chain, and the kernel rolls back the whole transaction: no element of another holder can
-be deleted by mistake.
+An attachment's chain is its ownership token. One transaction creates its elements and chains, with ``create``, so that
+a port has one holder. One transaction deletes them, the chain included. If two callers delete the same attachment, the
+second one finds no chain, and the kernel rolls its whole transaction back: it cannot delete elements of a new holder.
 
 Syntax is that of nftables 1.0.6 and later. Listings are read as JSON; commands are text, because 1.0.6 reads a JSON map
 with a concatenated value as a set.
@@ -37,14 +36,15 @@ from cni_hostport.ruleset.base import PORT, base_commands, target_maps
 from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.plan import EVERYWHERE, Forward, Plan
 
-MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
+MAX_RULES = 16  # of one IP version; a chain of more mappings looks its port up in a map
 
 
 def attach_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
-    """Return the commands that install an attachment's plan, its rules labelled with the pod's name if that is known.
+    """Return the commands that install an attachment's plan; its rules have the pod's name as a comment, if known.
 
-    ``holders`` are the forwards for which the attachment waits, with the key of the one that has the port now. The
-    commands fail with ``Exists`` if the attachment is installed already, or any port or pod address has a holder.
+    ``holders`` has the forwards for which the attachment waits, with the key of the attachment that has the port now.
+    The commands fail with ``ExistsError`` if the attachment is installed already, or a port or pod address has a
+    holder.
     """
     holders, key = holders or {}, attachment.key
     dnat, masq = dnat_chain(key), masq_chain(key)
@@ -69,7 +69,7 @@ def attach_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward
 def guard_commands(interface: int, *, opens: bool, needed_by: str = "") -> list[str]:
     """Return the commands that guard an interface, by its index, on which an attachment needs ``route_localnet``.
 
-    ``opens`` tells whether this plugin is the one that sets it, ``needed_by`` is the attachment's key.
+    ``opens`` tells whether this plugin sets ``route_localnet`` there; ``needed_by`` is the attachment's key.
     """
     opened = f' comment "{OPENED}"' if opens else ""
     chain = localnet_chain(interface)
@@ -83,17 +83,17 @@ def guard_commands(interface: int, *, opens: bool, needed_by: str = "") -> list[
 
 
 def holder_element(port: str, comment: str, key: str) -> str:
-    """Return the element that leads a port to an attachment; ``comment`` is the owner's."""
+    """Return the element that leads a port to an attachment; ``comment`` names the owner."""
     return f'{port} comment "{comment}" : goto {dnat_chain(key)}'
 
 
 def waiter_element(key: str, port: str, comment: str, holder: str) -> str:
-    """Return the element of an attachment that waits for a port; ``holder`` is the key of the one that has it."""
+    """Return the element of an attachment that waits for a port; ``holder`` is the key of the one that has the port."""
     return f'{address_form(key)} . {port} comment "{comment}" : goto {dnat_chain(holder)}'
 
 
 def create_command(name: str, elements: str) -> str:
-    """Return the command that creates elements, which must not be there, of a map."""
+    """Return the command that creates elements of a map; it fails if one of them exists."""
     return f"create element {FAMILY} {TABLE} {name} {{ {elements} }}"
 
 
@@ -117,30 +117,30 @@ def _translations(plan: Plan, attachment: Attachment) -> tuple[list[str], list[s
         for is_any in (False, True):
             group = [forward for forward in forwards if (forward.host_ip is None) == is_any]
             match = f"{matches}{limit}" if is_any else matches
-            if len(forwards) > MANY and group:
+            if len(forwards) > MAX_RULES and group:
                 name = target_map(attachment.key, version, is_given=not is_any)
-                maps += _fill(name, target_maps(attachment.key)[name], group)
-                translations = [_by_map(family, name, is_given=not is_any)]
+                maps += _target_map_commands(name, target_maps(attachment.key)[name], group)
+                translations = [_map_translation(family, name, is_given=not is_any)]
             else:
-                translations = [_by_rule(family, forward) for forward in group]
+                translations = [_translation(family, forward) for forward in group]
             rules += [f"{match} {translation}{label}" for translation in translations]
     return maps, rules
 
 
-def _by_rule(family: str, forward: Forward) -> str:
+def _translation(family: str, forward: Forward) -> str:
     address = f"{family} daddr {forward.host_ip} " if forward.host_ip else ""
     pod_ip = f"[{forward.pod_ip}]" if forward.version == 6 else forward.pod_ip  # noqa: PLR2004 - IP version
     port = f"meta l4proto {forward.protocol} th dport {forward.host_port}"
     return f"{address}{port} dnat {family} to {pod_ip}:{forward.container_port}"
 
 
-def _by_map(family: str, name: str, *, is_given: bool) -> str:
+def _map_translation(family: str, name: str, *, is_given: bool) -> str:
     address = f"{family} daddr . " if is_given else ""
     return f"dnat {family} to {address}{PORT} map @{name}"
 
 
-def _fill(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
-    """Return the commands that make a map of what an attachment's forwards translate to, instead of any left there.
+def _target_map_commands(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
+    """Return the commands that make a map of an attachment's forwards, in the place of a map that was left there.
 
     nftables 1.0.6 takes no rule with such a map that was there before (``conflicting protocols specified``).
     """
@@ -149,17 +149,18 @@ def _fill(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
         f" : {forward.pod_ip} . {forward.container_port}"
         for forward in forwards
     )
-    add, *_ = removal = _remove(name, declaration)
+    add, *_ = removal = _map_removal_commands(name, declaration)
     return [*removal, add, create_command(name, elements)]
 
 
 def target_removal_commands(key: str) -> list[str]:
     """Return the commands that delete an attachment's own maps, if there are any; they fail while a rule uses one."""
-    return [command for name, declaration in target_maps(key).items() for command in _remove(name, declaration)]
+    maps = target_maps(key).items()
+    return [command for name, declaration in maps for command in _map_removal_commands(name, declaration)]
 
 
-def _remove(name: str, declaration: str) -> tuple[str, str]:
-    # what is not there cannot be deleted
+def _map_removal_commands(name: str, declaration: str) -> tuple[str, str]:
+    # it is added first, because a map that does not exist cannot be deleted
     return f"add map {FAMILY} {TABLE} {name} {{ typeof {declaration}; }}", f"delete map {FAMILY} {TABLE} {name}"
 
 

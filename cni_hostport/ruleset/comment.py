@@ -15,12 +15,13 @@ OWN_PATHS = ("/proc/self/", "/proc/thread-self/", "/dev/fd/", "/dev/std")
 
 
 class Owner:
-    """What a map element's comment says of its holder.
+    """The holder of a port, as a map element's comment names it.
 
-    ``container_id`` may be shortened; ``netns`` is empty where it did not fit or cannot be written as it is.
-    ``identity`` is that of the network namespace at this path, ``<device>:<inode>``. ``place`` is that of the directory
-    in which the path is a name, with ``:<cookie>`` of the namespace behind it where the kernel gives one: a path can
-    lead elsewhere later, and for others (see ``presence``). Either is empty in the comments of older versions.
+    ``container_id`` may be shortened. ``netns`` is the path of the network namespace; it is empty if it did not fit, or
+    cannot be written as it is. A path can lead elsewhere later, and for other processes. So two more parts, which
+    comments of older versions do not have, tell the namespace (see ``kernel.presence``). ``identity`` is
+    ``<device>:<inode>`` of the namespace. ``place`` is ``<device>:<inode>`` of the directory that has the path's last
+    name, and then ``:<cookie>`` of the namespace where the kernel gives one.
     """
 
     __slots__ = ("container_id", "identity", "ifname", "netns", "place")
@@ -44,10 +45,10 @@ class Owner:
     def comment(self) -> str:
         """Return ``<containerID> <ifname>@<place> <identity> <netns path>``, printable ASCII of at most 128 bytes.
 
-        Room is made by shortening the container ID, then by leaving the place out, then the path and its identity. A
-        path that would have to be changed, or that means something else to another process, is left out as well: its
-        holder would be taken for dead. The place is where an older version, which does not know it, sees a part of the
-        interface's name, and goes by the rest.
+        If that is too long, the container ID is shortened; then the place is left out; then the path and its identity.
+        A path is also left out if it cannot be written as it is, or if it means something else to another process,
+        which would take the holder for dead. An older version takes the place for a part of the interface's name, and
+        understands the rest.
         """
         ifname = printable(self.ifname)
         if _means_the_same_to_others(self.netns) and printable(self.netns) == self.netns:
@@ -59,7 +60,7 @@ class Owner:
         return f"{self.container_id[: COMMENT_BYTES - len(f' {ifname}')]} {ifname}"
 
     def is_beside(self, attachment: Attachment) -> bool:
-        """Tell whether this is another interface of an attachment's container."""
+        """Tell whether this is another interface of the same container as an attachment's."""
         return (
             bool(self.netns)
             and self.netns == attachment.netns
@@ -75,7 +76,7 @@ class Owner:
 
     @classmethod
     def parse(cls, comment: str) -> Owner:
-        """Read a comment back; whatever stands there, this never fails."""
+        """Read a comment; this never fails, whatever the comment is."""
         container_id, _, rest = comment.partition(" ")
         ifname, _, netns = rest.partition(" ")
         name, _, place = ifname.rpartition("@")

@@ -57,7 +57,7 @@ EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"),
 
 @dataclass(frozen=True, slots=True)
 class PodRoute:
-    """How the node reaches a pod's address: the interface, by its index, and whether that leads to this pod alone."""
+    """How the node reaches a pod's address: the index of the interface, and whether that leads to this pod alone."""
 
     interface: int
     is_own: bool
@@ -67,11 +67,11 @@ class PodRoute:
 class Plan:
     """What one attachment's rules do.
 
-    ``masquerade`` maps each forwarded pod address to the source networks that have to be masqueraded on the way there.
-    ``conditions`` are nft matches, by IP version, which a connection has to meet to be forwarded; ``host_addresses``
-    the networks in which the node's address has to be, where the mapping does not give one, empty for any.
-    ``interface`` is the index of the one towards the pod's IPv4 address, 0 where there is none. ``unmapped`` are
-    mappings that lead to no rule at all, each with the reason.
+    ``masquerade`` has, by the pod's addresses, the source networks whose connections to it have to be masqueraded.
+    ``conditions`` has, by IP version, the nft match that a connection has to meet to be forwarded. ``host_addresses``
+    has, by IP version, the networks in which the node's address has to be if the mapping gives no address; empty for
+    any. ``interface`` is the index of the interface towards the pod's IPv4 address, 0 if there is none. ``unmapped``
+    are the mappings that lead to no rule at all, each with the reason.
     """
 
     forwards: tuple[Forward, ...]
@@ -82,7 +82,7 @@ class Plan:
     unmapped: tuple[tuple[PortMapping, str], ...] = ()
 
     def without(self, forwards: Mapping[Forward, object]) -> Plan:
-        """Return the plan without forwards that somebody else does."""
+        """Return the plan without forwards that other attachments do."""
         return replace(self, forwards=tuple(forward for forward in self.forwards if forward not in forwards))
 
     def limited_to(self, protocol: str) -> Plan:
@@ -100,16 +100,16 @@ def make(
     addresses: Iterable[IPv4Interface | IPv6Interface],
     routes: Mapping[IPv4Address | IPv6Address, PodRoute] | None = None,
 ) -> Plan:
-    """Combine a configuration's mappings with the pod's addresses, of which the first of each family is forwarded to.
+    """Combine a configuration's mappings with the pod's addresses: connections go to the first one of each IP version.
 
-    ``routes`` tell how the node reaches these, where it does. Raises ``CNIError`` with code 7 if a host port would lead
-    to two container ports.
+    ``routes`` has how the node reaches each of these addresses, if it does. Raises ``CNIError`` with ``INVALID_CONFIG``
+    if a host port would lead to two container ports.
     """
     routes = routes or {}
     pods: dict[int, list[IPv4Interface | IPv6Interface]] = {}
     for address in addresses:
         pods.setdefault(address.version, []).append(address)
-    beaten = {
+    more_specific = {
         (mapping.host_ip.version, mapping.protocol, mapping.host_port)
         for mapping in config.mappings
         if mapping.host_ip is not None and mapping.host_ip.is_unspecified
@@ -117,10 +117,10 @@ def make(
     forwards: dict[tuple[object, ...], Forward] = {}
     unmapped = []
     for mapping in config.mappings:
-        lacks = {version: _lacks(config, mapping, version, beaten) for version in pods}
-        mapped = [_forward(mapping, pods[version][0]) for version, reason in lacks.items() if not reason]
+        reasons = {version: _reason_unmapped(config, mapping, version, more_specific) for version in pods}
+        mapped = [_forward(mapping, pods[version][0]) for version, reason in reasons.items() if not reason]
         if not mapped:
-            unmapped.append((mapping, next(filter(None, lacks.values()), NO_ADDRESS)))
+            unmapped.append((mapping, next(filter(None, reasons.values()), NO_ADDRESS)))
         for forward in mapped:
             key = (forward.version, forward.host_ip, forward.protocol, forward.host_port)
             other = forwards.setdefault(key, forward)
@@ -131,14 +131,14 @@ def make(
                     f" {other.container_port} and {forward.container_port}",
                 )
     versions = {forward.version for forward in forwards.values()}
-    masquerade = {of[0].ip: _masquerade(config, of, routes.get(of[0].ip)) for of in pods.values()}
-    towards = next((routes[of.ip].interface for of in (pods.get(4) or ())[:1] if of.ip in routes), 0)
+    masquerade = {pod[0].ip: _masquerade(config, pod, routes.get(pod[0].ip)) for pod in pods.values()}
+    route = routes.get(pods[4][0].ip) if 4 in pods else None  # noqa: PLR2004 - IP version
     return Plan(
         forwards=tuple(forwards.values()),
         masquerade={pod_ip: sources for pod_ip, sources in masquerade.items() if pod_ip.version in versions},
         conditions=config.conditions,
         host_addresses={version: _networks(config, version) for version in (4, 6)},
-        interface=towards,
+        interface=route.interface if route else 0,
         unmapped=tuple(unmapped),
     )
 
@@ -146,10 +146,13 @@ def make(
 NO_ADDRESS = "the container has no address to which it could be forwarded"
 
 
-def _lacks(config: NetworkConfig, mapping: PortMapping, version: int, beaten: Collection[tuple[int, str, int]]) -> str:
+def _reason_unmapped(
+    config: NetworkConfig, mapping: PortMapping, version: int, more_specific: Collection[tuple[int, str, int]]
+) -> str:
     """Return why a mapping is not forwarded in an IP version, empty if it is.
 
-    Kubernetes' API admits the same port without a host address and with 0.0.0.0 or ``::``, which are the more specific.
+    ``more_specific`` has the (IP version, protocol, host port) of the mappings for 0.0.0.0 or ``::``. Kubernetes' API
+    admits the same port without a host address too, for which 0.0.0.0 or ``::`` is the more specific one.
     """
     host_ip = mapping.host_ip
     if host_ip is not None and host_ip.version != version:
@@ -160,13 +163,13 @@ def _lacks(config: NetworkConfig, mapping: PortMapping, version: int, beaten: Co
         return ""
     if config.host_addresses and not any(network.version == version for network in config.host_addresses):
         return f"hostAddresses has no network of IPv{version}"
-    if host_ip is None and (version, mapping.protocol, mapping.host_port) in beaten:
+    if host_ip is None and (version, mapping.protocol, mapping.host_port) in more_specific:
         return "another mapping has the same port and 0.0.0.0 or :: as its hostIP"
     return ""
 
 
 def _networks(config: NetworkConfig, version: int) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the networks of one IP version that limit where mappings answer, none if there is no limit."""
+    """Return the networks of one IP version to which mappings are limited, none if they answer on every address."""
     networks = [network for network in config.host_addresses if network.version == version]
     return () if EVERYWHERE[version] in networks else tuple(collapse_addresses(networks))  # type: ignore[type-var]
 
@@ -179,10 +182,10 @@ def _forward(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> Forwar
 def _masquerade(
     config: NetworkConfig, pod: list[IPv4Interface | IPv6Interface], route: PodRoute | None
 ) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the sources that would not get an answer, or not from the host's address, were they left as they are.
+    """Return the sources that have to be masqueraded: without that they get no answer, or one from the pod's address.
 
-    These are the pod itself and its neighbours on the link, which it answers without passing the node, and the node's
-    own 127.0.0.0/8. A pod has no neighbours where an interface of the node leads to it alone, whatever its prefix.
+    These are the node's 127.0.0.0/8; and the pod itself and its neighbours on the link, whom the pod answers without
+    passing the node. A pod has no neighbours if an interface of the node leads to this pod alone, whatever its prefix.
     """
     version = pod[0].version
     if not config.snat:

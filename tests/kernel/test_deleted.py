@@ -194,10 +194,10 @@ def test_del_removes_what_is_restored_while_it_looks(
 
 def test_the_lookup_tells_what_was_deleted() -> None:
     lookup = Lookup()
-    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (False, False)
+    assert (lookup.is_deleted(KEY), lookup.note_deletion(KEY)) == (False, False)
     nft("add table inet hostport; add set inet hostport deleted { type ipv6_addr; flags timeout; timeout 10m; }")
-    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (False, True)
-    assert (lookup.is_deleted(KEY), lookup.note_deleted(KEY)) == (True, True)
+    assert (lookup.is_deleted(KEY), lookup.note_deletion(KEY)) == (False, True)
+    assert (lookup.is_deleted(KEY), lookup.note_deletion(KEY)) == (True, True)
     assert not lookup.is_deleted(OTHERS)
     assert deleted() == {KEY}
 

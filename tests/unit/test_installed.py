@@ -116,12 +116,12 @@ def test_an_element_tells_its_port_and_address() -> None:
     ],
 )
 def test_detaching_deletes_all_of_one_attachment_and_its_token_and_maps_last(key: str, commands: list[str]) -> None:
-    assert Installed.read(LISTING).detach(key) == commands
+    assert Installed.read(LISTING).detach_commands(key) == commands
 
 
 def test_elements_of_one_map_are_deleted_together() -> None:
     elements = (port("ipv4", "tcp", number, to="N-A") for number in (1, 2))
-    assert Installed.read([chain("dnat-N-A"), table_map("hostports", *elements)]).detach("N-A") == [
+    assert Installed.read([chain("dnat-N-A"), table_map("hostports", *elements)]).detach_commands("N-A") == [
         "delete element inet hostport hostports { ipv4 . tcp . 1, ipv4 . tcp . 2 }",
         "delete chain inet hostport handle 1",
         *target_removal_commands("N-A"),
@@ -130,17 +130,17 @@ def test_elements_of_one_map_are_deleted_together() -> None:
 
 def test_an_element_that_is_newer_than_the_list_of_chains_is_not_deleted() -> None:
     listing = [chain("masq-N-A"), table_map("hostports", port("ipv4", "tcp", 1, to="N-A"))]
-    assert Installed.read(listing).detach("N-A") == ["delete chain inet hostport masq-N-A"]
+    assert Installed.read(listing).detach_commands("N-A") == ["delete chain inet hostport masq-N-A"]
 
 
 def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:
     listing = [chain("dnat-N-A"), rule("dnat-N-A"), rule("dnat-N-A", comment="default/web")]
-    assert installed.label(listing) == "default/web"
-    assert installed.label(listing[:2]) == ""
+    assert installed.pod_label(listing) == "default/web"
+    assert installed.pod_label(listing[:2]) == ""
 
 
 def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() -> None:
-    assert listings.state_of("N-A") == [
+    assert listings.listing_names("N-A") == [
         "tables inet",
         "map inet hostport hostports",
         "map inet hostport hostports_ip4",
@@ -169,8 +169,8 @@ def test_the_parts_of_the_listing_of_the_table_are_what_listing_each_would_be() 
     element = port("ipv4", "tcp", 8080, to="N-A")
     mine = [chain("dnat-N-A"), table_map("hostports", element), rule("dnat-N-A"), rule("dnat-N-A", COUNTER)]
     others = [{"table": {"family": "inet", "name": "hostport"}}, chain("dnat-N-B"), rule("dnat-N-B")]
-    parts = listings.parts([*others, *mine], "N-A")
-    assert ["tables inet", *parts] == listings.state_of("N-A")
+    parts = listings.attachment_listings([*others, *mine], "N-A")
+    assert ["tables inet", *parts] == listings.listing_names("N-A")
     assert {what: part for what, part in parts.items() if part} == {
         "map inet hostport hostports": [mine[1]],
         "chain inet hostport dnat-N-A": [mine[0], *mine[2:]],

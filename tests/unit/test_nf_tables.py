@@ -218,7 +218,7 @@ def test_a_deleted_attachment_is_asked_for_and_added_as_the_16_bytes_of_its_key(
     )
     assert nf_tables.get_deleted(key) == (0xA0D, 0, elements(b"deleted", packed_key))
     added = 0xA0C, 0x400, elements(b"deleted", packed_key)
-    assert nf_tables.note_deleted(key) == [added, (0xA0E, 0, elements(b"deleted", packed_key)), added]
+    assert nf_tables.deletion_note(key) == [added, (0xA0E, 0, elements(b"deleted", packed_key)), added]
 
 
 def test_a_deletion_is_of_elements_by_map_then_chains() -> None:

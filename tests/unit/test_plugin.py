@@ -68,7 +68,7 @@ class Kernel:
     def is_deleted(self, key: str) -> bool:
         return key in self.remembered
 
-    def note_deleted(self, key: str) -> bool:
+    def note_deletion(self, key: str) -> bool:
         if self.remembers:
             self.remembered.add(key)
         return self.remembers

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from cni_hostport import ownership, plugin
+from cni_hostport import plugin, precedence
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni import cache
@@ -143,8 +143,8 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, 
     plan, _ = cache.plan(call)
     if plan is None:
         return []
-    plan = plan.without(ownership.shared(installed, attachment, plan))
-    present = {(element.map, element.key) for element in installed.of(attachment.key)}
+    plan = plan.without(precedence.shared_ports(installed, attachment, plan))
+    present = {(element.map, element.key) for element in installed.elements_to(attachment.key)}
     lacking = [str(of) for of in plan.forwards if map_and_key(of) not in present]
     lacking += [f"the entry of {ip}" for ip in plan.masquerade if (PODS[ip.version], str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.pod_ip is None]
