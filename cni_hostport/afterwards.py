@@ -1,4 +1,4 @@
-"""What a call leaves to be done once the caller has its answer, by a process that holds nothing of the caller's."""
+"""Work that a call leaves for later: a process that holds nothing of the caller's does it after the answer."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 FIRST_OTHER = 3  # file descriptor after the standard streams
-MOST_DESCRIPTORS = 1 << 20
+MAX_DESCRIPTORS = 1 << 20
 
 
-def fork(works: Iterable[Callable[[], None]]) -> None:
-    """Have the works done by a child, so that this process can end; where there cannot be one, do them here."""
+def fork(tasks: Iterable[Callable[[], None]]) -> None:
+    """Have a child do the tasks, so that this process can end; where there can be no child, do them here."""
     try:
         if os.fork():
             return
     except OSError:
-        for work in works:
-            work()
+        for task in tasks:
+            task()
         return
-    run(works)
+    run(tasks)
 
 
-def run(works: Iterable[Callable[[], None]]) -> NoReturn:
-    """Do the works in this process, detached from whoever started it, and end."""
+def run(tasks: Iterable[Callable[[], None]]) -> NoReturn:
+    """Do the tasks in this process, detached from the process that started it, and end."""
     status = 1
     try:
         os.setsid()
@@ -36,9 +36,9 @@ def run(works: Iterable[Callable[[], None]]) -> NoReturn:
         for stream in range(FIRST_OTHER):
             os.dup2(null, stream)
         netlink.close_all()  # nobody is to use a descriptor that is closed now
-        os.closerange(FIRST_OTHER, MOST_DESCRIPTORS)
-        for work in works:
-            work()
+        os.closerange(FIRST_OTHER, MAX_DESCRIPTORS)
+        for task in tasks:
+            task()
         status = 0
     finally:
         os._exit(status)

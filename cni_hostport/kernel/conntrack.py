@@ -1,11 +1,12 @@
-"""Connection tracking: a known flow keeps its translation, or the lack of it, whatever becomes of the rules.
+"""Connection tracking: the kernel does not translate a flow that it knows in another way when the rules change.
 
-It does so as long as somebody sends: a client with a fixed source port, also one that gets no answer, and the peer of a
-pod that spoke first, whose packets match the entry by which the node masquerades the pod. Nobody else's flows are
-touched: those to the same port number of another host, or of another mapping, and those of the node itself.
+The kernel knows a flow as long as somebody sends: a client with a fixed source port, even if nobody answers; or the
+peer of a pod that spoke first, whose packets match the entry by which the node masquerades the pod. The functions here
+have the kernel forget such flows. They do not touch others: flows to the same port number of another host, flows of
+another mapping, and the node's own flows.
 
-All this is a courtesy to those who are already talking: what goes wrong is logged, and fails no operation. It is asked
-of the kernel without a library, since a DEL imports none.
+This helps clients that are already sending: an error is logged, and fails no operation. The kernel is asked without a
+library, since a DEL imports none.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RTM_TYPE = 7  # where struct rtmsg has it
 # A filtered dump walks the kernel's whole hash table, in 9 ms if it has 262,144 buckets and nothing in them. So many
 # entries are read here in that time.
 ENTRIES_PER_WALK = 2500
-DELETED_AT_ONCE = 64  # whose acknowledgements are in the socket's buffer at the same time
+DELETED_AT_ONCE = 64  # flows; the socket's buffer has to hold an acknowledgement of each
 SYN_SENT, SYN_RECV, SYN_SENT2 = 1, 2, 9  # linux/netfilter/nf_conntrack_tcp.h
 COOKIE_WAIT = 2  # linux/netfilter/nf_conntrack_sctp.h
 CLIENTS, PEERS = (TUPLE_ORIG,), (TUPLE_REPLY,)
@@ -57,14 +58,16 @@ def forget_elsewhere(
     log: Log,
     directions: Sequence[int] = EVERYBODY,
 ) -> None:
-    """Delete the flows at a plan's host ports on the node's own addresses that are not those of its pod.
+    """Delete the flows at a plan's host ports, on the node's own addresses, that do not lead to the plan's pod.
 
-    Such a flow was there before the mapping: a client's that was faster than the pod, or that of another pod that spoke
-    first and has the port as the node's. Of TCP and SCTP only those go whose connection has only begun, so that a
-    connection to a service of the node's goes on. So do flows at the ports that ``given`` returns: (protocol, packed
-    host address, port) that belong to mappings of that address, which beat those of any address.
+    Such a flow is older than the mapping: a client sent before the pod was there, or another pod spoke first, and the
+    node masquerades it with this port. Flows of TCP and SCTP are deleted only while their connection is being opened,
+    so that a connection to a service of the node's goes on. Flows are also left alone at the ports that ``given``
+    returns, as (protocol, packed host address, port): mappings of one address have those, and win over mappings of any
+    address.
 
-    ``directions`` says whose UDP flows are looked for: ``CLIENTS``, ``PEERS`` of pods that spoke first, or both.
+    ``directions`` tells which UDP flows are looked for: those of ``CLIENTS``, of ``PEERS`` of pods that spoke first, or
+    both.
     """
     from ipaddress import ip_address
 
@@ -116,7 +119,7 @@ def forget_elsewhere(
 
 
 def forget_the_rest(plan: Plan, log: Log) -> None:
-    """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
+    """Delete what ``forget_elsewhere`` deletes, except UDP flows of clients; for a process without streams."""
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import announce
 
@@ -124,7 +127,7 @@ def forget_the_rest(plan: Plan, log: Log) -> None:
 
 
 def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
-    """Delete the flows between these host ports and these pods, packed addresses, whoever spoke first."""
+    """Delete the flows between these host ports and these pods, by packed addresses, whichever side spoke first."""
     pods, mapped, local = set(pods), set(ports), _LocalAddresses()
 
     def is_theirs(flow: Flow) -> bool:
@@ -148,7 +151,7 @@ def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
 
 
 def _has_only_begun(flow: Flow) -> bool:
-    """Tell whether a client would begin anew, without the flow, what it has begun."""
+    """Tell whether the flow's connection is only being opened, so that its client tries again without the flow."""
     if flow.protocol == "tcp":
         # what the node itself has answered is a connection to a service of the node's
         return flow.state in {SYN_SENT, SYN_SENT2} or (flow.state == SYN_RECV and flow.is_redirected)
@@ -172,7 +175,7 @@ class _LocalAddresses:
 
 
 def _forget(questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Log) -> None:
-    """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
+    """Ask the kernel for flows, and delete those that have one of these ports and are unwanted."""
     try:
         packed = {port.to_bytes(2) for port in ports}
         kernel = shared(NETLINK_NETFILTER)

@@ -1,4 +1,4 @@
-"""Is the container that holds a port gone? What is noted of its network namespace, against what this process sees.
+"""Is the container that holds a port gone? The notes on its network namespace are compared with what there is now.
 
 A path alone does not tell. A runtime with mounts of its own, on the node's network, has other namespaces at the same
 paths, or none. Noted are the namespace's identity, its path, and the directory in which the path is a name: device and
@@ -184,13 +184,15 @@ def _receives_mounts(path: str) -> bool:
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     with _opened(directory) as descriptor:
-        own = next((of for of in _mounts("thread-self") if of[0] == _mount(descriptor)), None)
-    if own is None:
+        mount = next((fields for fields in _mounts("thread-self") if fields[0] == _mount(descriptor)), None)
+    if mount is None:
         return False
     groups = {
-        of.replace("master:", "shared:") for of in own[6 : own.index("-")] if of.startswith(("shared:", "master:"))
+        field.replace("master:", "shared:")
+        for field in mount[6 : mount.index("-")]
+        if field.startswith(("shared:", "master:"))
     }
-    return any(of[3:5] == own[3:5] and groups & {*of[6 : of.index("-")]} for of in _mounts("1"))
+    return any(fields[3:5] == mount[3:5] and groups & {*fields[6 : fields.index("-")]} for fields in _mounts("1"))
 
 
 def _mounts(process: str) -> list[list[str]]:
