@@ -82,22 +82,22 @@ def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
     guard. Then the interface is opened again: here, or by that ADD, which looks once more after its transaction. After
     any error, the guard is still there.
     """
-    is_own = lookup.localnet_left(interface)
-    if is_own is None:
+    is_opened_here = lookup.localnet_left(interface)
+    if is_opened_here is None:
         return
     setting = f"route_localnet of interface {interface}"
     try:
         setting = _setting(interface)
-        if is_own:
+        if is_opened_here:
             _write(setting, "0")
         elif _read(setting):
             return  # by somebody else, or by this plugin before the ruleset was flushed
     except FileNotFoundError:
-        is_own = False  # the interface is gone
+        is_opened_here = False  # the interface is gone
     except OSError as error:
         log(f"warning: {setting} stays 1, and the interface guarded: {error.strerror}")
         return
-    if lookup.unguard(interface) or not is_own:
+    if lookup.unguard(interface) or not is_opened_here:
         return
     try:
         _write(setting, "1")  # for who came meanwhile
