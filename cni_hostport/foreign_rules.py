@@ -38,6 +38,8 @@ MATCH_NAME, MATCH_INFO = 1, 3
 MULTIPORT = struct.Struct("=xB15H")  # linux/netfilter/xt_multiport.h: how many ports there are, and those
 
 Chain = tuple[str, str, str]  # family, table, name
+# where the kernel names the tables that iptables has without nf_tables, of the family ip or ip6
+LEGACY_TABLE_NAMES = "/proc/thread-self/net/{}_tables_names"
 
 
 def delete_rule(rule: bytes, chain: Chain) -> Message:

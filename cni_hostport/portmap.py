@@ -11,7 +11,14 @@ Source: containernetworking/plugins, plugins/meta/portmap and pkg/utils/utils.go
 from __future__ import annotations
 
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.foreign_rules import comment, delete_chain, delete_rule, destination_ports, jump_target
+from cni_hostport.foreign_rules import (
+    LEGACY_TABLE_NAMES,
+    comment,
+    delete_chain,
+    delete_rule,
+    destination_ports,
+    jump_target,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +40,6 @@ CHAIN_CHARACTERS = 28
 # the back end for nftables: the comment of a rule is the container's ID
 TABLE, CHAINS = "cni_hostport", ("hostports", "hostip_hostports", "masquerading")
 
-LEGACY = "/proc/thread-self/net/{}_tables_names"
 ATTEMPTS = 12  # each but the last was lost against somebody else's success
 
 
@@ -164,7 +170,7 @@ class Rules:
 
 def _uses_legacy_iptables(family: str) -> bool:
     try:
-        with open(LEGACY.format(family)) as names:
+        with open(LEGACY_TABLE_NAMES.format(family)) as names:
             return NAT in names.read().split()
     except FileNotFoundError:
         return False

@@ -22,7 +22,7 @@ class Explanation:
     statements: list[dict[str, Any]]
 
     def texts(self, status: str) -> list[str]:
-        return [of["text"] for of in self.statements if of["status"] == status]
+        return [statement["text"] for statement in self.statements if statement["status"] == status]
 
     @property
     def problems(self) -> list[str]:
@@ -35,12 +35,12 @@ class Explanation:
     @property
     def last(self) -> dict[str, Any]:
         """The last statement but for those of the pod's answer: the path of a connection, where it was traced."""
-        return [of for of in self.statements if not of["text"].startswith(ANSWER)][-1]
+        return [statement for statement in self.statements if not statement["text"].startswith(ANSWER)][-1]
 
     @property
     def answer(self) -> str:
         """Where the pod's answer goes, or why it goes nowhere."""
-        return str(self.said(ANSWER)["text"]).removeprefix(f"{ANSWER} ")
+        return str(self.statement(ANSWER)["text"]).removeprefix(f"{ANSWER} ")
 
     @property
     def rules(self) -> list[str]:
@@ -49,9 +49,9 @@ class Explanation:
         return [line if " " in chain else f"{chain.partition('-')[0]}:{rule}" for line in lines
                 for chain, _, rule in [line.partition(":")]]  # fmt: skip
 
-    def said(self, text: str) -> dict[str, Any]:
+    def statement(self, text: str) -> dict[str, Any]:
         """Return the one statement that has this in its text."""
-        [found] = [of for of in self.statements if text in of["text"]]
+        [found] = [statement for statement in self.statements if text in statement["text"]]
         return found
 
 

@@ -94,6 +94,17 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
     return Route(int.from_bytes(index, byteorder), prefix_length, kind)
 
 
+def is_local(address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether the node takes an address for its own, as it does all of 127.0.0.0/8 and what has a local route.
+
+    Raises ``OSError`` if the kernel cannot be asked.
+    """
+    try:
+        return route_to(address).type == RTN_LOCAL
+    except NoRouteError:
+        return False
+
+
 def pod_routes(addresses: Sequence[IPv4Interface | IPv6Interface]) -> dict[IPv4Address | IPv6Address, PodRoute]:
     """Return how the node reaches the first address of each family, if by another route than the default one.
 

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from errno import EAGAIN, ENOENT
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SOCK_DGRAM, socket
 from sys import byteorder
+
+from cni_hostport.foreign_rules import LEGACY_TABLE_NAMES
 
 SOCKETS = {"ip": (AF_INET, IPPROTO_IP), "ip6": (AF_INET6, IPPROTO_IPV6)}
 GET_INFO, GET_ENTRIES = 64, 65
 NAME_LENGTH, INFO_LENGTH, HEAD_LENGTH = 32, 84, 40  # of a table's name; ipt_getinfo, its last four bytes the size;
 # and of what stands before the entries in ipt_get_entries: the name, the size, padding
 ATTEMPTS = 12
+
+
+def table_names(family: str) -> list[str]:
+    """Return the tables of a family, ``ip`` or ``ip6``, that are in use; raises ``OSError`` if that cannot be read."""
+    with suppress(FileNotFoundError), open(LEGACY_TABLE_NAMES.format(family)) as names:  # else it is not in use
+        return names.read().split()
+    return []
 
 
 def mentions(family: str, table: str, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the command line takes: values that are checked as they come in, and errors that are sentences."""
+"""The values and the errors of the command line: values are checked as they come in, errors are sentences."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import click
 
 from cni_hostport.config import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.names import PROTOCOLS
 from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CAP_NET_ADMIN = 12  # linux/capability.h
-PROTOCOLS = ("tcp", "udp", "sctp")
+PORT_PROTOCOLS = tuple(PROTOCOLS.values())  # the first is the default
 
 
 @contextmanager
-def _printable() -> Iterator[None]:
+def _printable_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
@@ -49,10 +50,10 @@ class Commands(click.Group):
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         """Read the command line; raises ``click.UsageError``."""
-        with _printable():
+        with _printable_errors():
             return super().make_context(*arguments, **extra)
 
-    @_printable()
+    @_printable_errors()
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; raises ``click.ClickException`` for what can go wrong on a node."""
         try:
@@ -86,16 +87,16 @@ def sentence(error: Exception) -> str:
 def port(value: str) -> tuple[int, str]:
     """Read ``8080`` or ``53/udp``; the protocol is empty where none is given."""
     number, slash, protocol = value.partition("/")
-    if not _is_port(number) or protocol.lower() not in (PROTOCOLS if slash else ("",)):
+    if not _is_port(number) or protocol.lower() not in (PORT_PROTOCOLS if slash else ("",)):
         msg = f"'{value}' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp"
         raise click.BadParameter(msg)
     return int(number), protocol.lower()
 
 
-def port_of_a_protocol(value: str) -> tuple[int, str]:
+def port_and_protocol(value: str) -> tuple[int, str]:
     """Read ``8080/tcp``, for which ``8080`` is short, or ``53/udp``."""
     number, protocol = port(value)
-    return number, protocol or PROTOCOLS[0]
+    return number, protocol or PORT_PROTOCOLS[0]
 
 
 def address(value: str) -> IPv4Address | IPv6Address:
@@ -107,7 +108,7 @@ def address(value: str) -> IPv4Address | IPv6Address:
         raise click.BadParameter(msg) from None
 
 
-def listening(value: str) -> tuple[str, int]:
+def listen_address(value: str) -> tuple[str, int]:
     """Read ``HOST:PORT``, or ``PORT`` alone, which means that of 127.0.0.1."""
     match = re.fullmatch(r"(?:(\[[^\[\]]+\]|[^\[\]:]+):)?([0-9]+)", value)
     if not match or not _is_port(match[2]):

@@ -101,11 +101,11 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
         )
         for of in found
     ]
-    terminal.print_table(headings, rows, right=["CONNECTIONS"])
+    terminal.print_table(headings, rows, numeric=["CONNECTIONS"])
 
 
 @main.command()
-@click.argument("port", metavar="PORT[/PROTOCOL]", type=arguments.port_of_a_protocol)
+@click.argument("port", metavar="PORT[/PROTOCOL]", type=arguments.port_and_protocol)
 @click.option(
     "--from", "source", metavar="ADDRESS", type=arguments.address, help="Of the client; 127.0.0.1 for the node itself."
 )
@@ -222,7 +222,7 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     help="Write to a file, at once, for node exporter's textfile collector, which reads those named *.prom.",
 )
 @click.option(
-    "--listen", type=arguments.listening, metavar="[HOST:]PORT",
+    "--listen", type=arguments.listen_address, metavar="[HOST:]PORT",
     help="Answer scrapes until interrupted; without HOST on 127.0.0.1.",
 )  # fmt: skip
 def metrics(textfile: Path | None, listen: tuple[str, int] | None) -> None:

@@ -1,4 +1,4 @@
-"""Who listens on a port, in the network namespace in which that is asked."""
+"""The sockets that listen on a port in this network namespace, and the processes that have them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import psutil
 from pyroute2 import DiagSocket
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cni_hostport.nf_tables import PROTOCOL_NUMBERS
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-STATES = {"tcp": 1 << 10, "udp": 1 << 7}  # include/net/tcp_states.h: TCP_LISTEN; TCP_CLOSE, which is all that UDP has
-LONGEST_NAME = 64  # characters of a process's, which it can make as long as it likes
-ANY = IPv6Address("::")
+# include/net/tcp_states.h: TCP_LISTEN; TCP_CLOSE, which is all that UDP has
+LISTENING_STATES = {"tcp": 1 << 10, "udp": 1 << 7}
+MAX_NAME_LENGTH = 64  # characters of a process's name, which it can make as long as it likes
+ANY_IPV6 = IPv6Address("::")
 
 
 @dataclass(frozen=True)
@@ -38,44 +40,46 @@ class Listener:
 
 def listeners(protocol: str, port: int, version: int) -> list[Listener]:
     """Return the TCP or UDP sockets on a port that can serve an IP version; to be called in the main thread."""
-    return on_ports({(protocol, port)}).get((protocol, port, version), [])
+    return listeners_by_port({(protocol, port)}).get((protocol, port, version), [])
 
 
-def on_ports(ports: Collection[tuple[str, int]]) -> dict[tuple[str, int, int], list[Listener]]:
+def listeners_by_port(ports: Collection[tuple[str, int]]) -> dict[tuple[str, int, int], list[Listener]]:
     """Return the sockets on ports, given with their protocols, by protocol, port and IP version that they can serve.
 
     All of them are looked up at once. To be called in the main thread.
     """
     found: dict[tuple[str, int, int], dict[Listener, None]] = {}
-    both: list[tuple[str, int, Listener]] = []
+    on_any_ipv6: list[tuple[str, int, Listener]] = []
     for connection in psutil.net_connections("inet"):
         protocol = "tcp" if connection.type == socket.SOCK_STREAM else "udp"
-        takes = connection.status == psutil.CONN_LISTEN or (protocol == "udp" and not connection.raddr)
-        if not takes or not connection.laddr or (protocol, connection.laddr.port) not in ports:
+        is_listening = connection.status == psutil.CONN_LISTEN or (protocol == "udp" and not connection.raddr)
+        if not is_listening or not connection.laddr or (protocol, connection.laddr.port) not in ports:
             continue
         listener = Listener(_address(connection.laddr.ip), _process(connection.pid))
         found.setdefault((protocol, connection.laddr.port, listener.address.version), {})[listener] = None
-        if listener.address == ANY:
-            both.append((protocol, connection.laddr.port, listener))
-    taking = {protocol: _take_both(protocol) for protocol in {protocol for protocol, _, _ in both}}
-    for protocol, port, listener in both:
-        ipv4_as_well = taking[protocol]
-        if ipv4_as_well is None or port in ipv4_as_well:
+        if listener.address == ANY_IPV6:
+            on_any_ipv6.append((protocol, connection.laddr.port, listener))
+    dual_stack = {protocol: _dual_stack_ports(protocol) for protocol in {protocol for protocol, _, _ in on_any_ipv6}}
+    for protocol, port, listener in on_any_ipv6:
+        dual_stack_ports = dual_stack[protocol]
+        if dual_stack_ports is None or port in dual_stack_ports:
             found.setdefault((protocol, port, 4), {})[listener] = None
-    return {key: list(of) for key, of in found.items()}
+    return {key: list(sockets) for key, sockets in found.items()}
 
 
-def _take_both(protocol: str) -> set[int] | None:
+def _dual_stack_ports(protocol: str) -> set[int] | None:
     """Return the ports on which a socket on ``::`` takes IPv4 as well: most do, unless IPV6_V6ONLY is set.
 
     ``None`` if that cannot be told.
     """
     try:
-        with DiagSocket() as diag:
+        with DiagSocket() as netlink:
             return {
-                of["idiag_sport"]
-                for of in diag.get_sock_stats(socket.AF_INET6, STATES[protocol], NUMBERS[protocol])
-                if not of.get_attr("INET_DIAG_SKV6ONLY") and ip_address(of["idiag_src"]) == ANY
+                message["idiag_sport"]
+                for message in netlink.get_sock_stats(
+                    socket.AF_INET6, LISTENING_STATES[protocol], PROTOCOL_NUMBERS[protocol]
+                )
+                if not message.get_attr("INET_DIAG_SKV6ONLY") and ip_address(message["idiag_src"]) == ANY_IPV6
             }
     except (OSError, NetlinkError):
         return None
@@ -91,4 +95,4 @@ def _process(pid: int | None) -> str:
         name = psutil.Process(pid).name() if pid else ""
     except psutil.Error:
         return f"process {pid}"
-    return f"{name[:LONGEST_NAME]} (process {pid})" if pid else "a process that cannot be seen"
+    return f"{name[:MAX_NAME_LENGTH]} (process {pid})" if pid else "a process that cannot be seen"

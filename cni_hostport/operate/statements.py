@@ -1,10 +1,12 @@
-"""What a check or an explanation says: one statement after another, each for a person to act on."""
+"""The statements of a check or an explanation, each for a person to act on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+
+RESTORE = "hostport restore"  # the remedy for rules of this plugin that are missing or changed
 
 
 class Status(StrEnum):
@@ -17,7 +19,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Statement:
-    """What is so; what that means, and what to do, where there is something to do; and lines that show it."""
+    """A sentence about the node; what that means, what to do about it, and lines that show it, where there are any."""
 
     status: Status
     text: str
@@ -26,7 +28,7 @@ class Statement:
     details: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """Return it without what it does not have."""
+        """Return its parts without those that are empty."""
         return {key: value for key, value in asdict(self).items() if value}
 
 

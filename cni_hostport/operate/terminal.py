@@ -1,4 +1,4 @@
-"""How it looks: tables and statements on a terminal, plain lines elsewhere.
+"""The output for people: tables and statements on a terminal, plain lines elsewhere.
 
 All that people read of the commands is written here, with what is not printable escaped.
 """
@@ -32,36 +32,38 @@ if TYPE_CHECKING:
 
 STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "bold red"}
 STDERR = 2
-MANY = 20  # items, up to which nobody needs a progress bar
-FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)  # of a line up to its width, before a style's end
-GAP = 2  # blanks between columns
-ENDLESS = 1 << 20  # columns
-LABEL = 9  # characters, the longest status and a space
+PROGRESS_BAR_ITEMS = 20  # with fewer, nobody needs a progress bar
+PADDING_BLANKS = re.compile(
+    r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE
+)  # of a line up to its width, before a style's end
+COLUMN_GAP = 2  # blanks
+UNLIMITED_WIDTH = 1 << 20  # columns
+STATUS_WIDTH = 9  # columns: the longest status and a blank
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return where to print: as wide as the terminal, and elsewhere as wide as the text."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else ENDLESS)
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else UNLIMITED_WIDTH)
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print rows below headings, of which those in ``right`` are numbers.
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> None:
+    """Print rows below headings; the columns of those in ``numeric`` hold numbers.
 
     Where the terminal is too narrow for that, print one row below the other, each on several lines.
     """
     rows = [tuple(map(escaped, row)) for row in rows]
-    out = console()
+    screen = console()
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
-    if sum(widths) + GAP * (len(widths) - 1) > out.width:
-        _write(out, *(part for row in rows for part in _record(headings, row, out.width)))
+    if sum(widths) + COLUMN_GAP * (len(widths) - 1) > screen.width:
+        _write(screen, *(line for row in rows for line in _record(headings, row, screen.width)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    _write(out, table)
+    _write(screen, table)
 
 
 def _record(headings: Sequence[str], row: Sequence[str], width: int) -> Iterator[RenderableType]:
@@ -70,20 +72,20 @@ def _record(headings: Sequence[str], row: Sequence[str], width: int) -> Iterator
     line = Text()
     for heading, cell in zip(headings[1:], row[1:], strict=True):
         item = Text.assemble((heading, "dim"), " ", cell)
-        if line and GAP + line.cell_len + GAP + item.cell_len > width:
-            yield Padding(line, (0, 0, 0, GAP))
+        if line and COLUMN_GAP + line.cell_len + COLUMN_GAP + item.cell_len > width:
+            yield Padding(line, (0, 0, 0, COLUMN_GAP))
             line = Text()
-        line = Text(" " * GAP).join([line, item]) if line else item
+        line = Text(" " * COLUMN_GAP).join([line, item]) if line else item
         line.overflow = "fold"
-    yield Padding(line, (0, 0, 0, GAP))
+    yield Padding(line, (0, 0, 0, COLUMN_GAP))
 
 
-def _write(out: Console, *parts: RenderableType) -> None:
+def _write(screen: Console, *parts: RenderableType) -> None:
     """Print without the blanks with which lines are filled."""
-    with out.capture() as captured:
+    with screen.capture() as capture:
         for part in parts:
-            out.print(part)
-    _write_text(FILLING.sub(r"\1", captured.get()))
+            screen.print(part)
+    _write_text(PADDING_BLANKS.sub(r"\1", capture.get()))
 
 
 def _write_text(text: str) -> None:
@@ -112,9 +114,8 @@ def log(line: str) -> None:
 
 def print_statement(statement: Statement) -> None:
     """Print a statement, and below it what it means and what to do."""
-    out = console()
     table = Table.grid(padding=0)
-    table.add_column(width=LABEL, no_wrap=True)
+    table.add_column(width=STATUS_WIDTH, no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(Text(statement.status, STYLES[statement.status]), Text(escaped(statement.text)))
     for line in statement.details:
@@ -123,11 +124,12 @@ def print_statement(statement: Statement) -> None:
         table.add_row("", Text(escaped(statement.meaning)))
     if statement.remedy:
         table.add_row("", Text(f"-> {escaped(statement.remedy)}", "bold"))
-    _write(out, table)
+    _write(console(), table)
 
 
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Yield the items, of which there are about ``total``, with a progress bar if that takes long on a terminal."""
-    out = console(stderr=True)
-    with Progress(console=out, transient=True, disable=not (out.is_terminal and total >= MANY)) as bar:
-        yield from bar.track(items, total, description=what)
+    screen = console(stderr=True)
+    is_shown = screen.is_terminal and total >= PROGRESS_BAR_ITEMS
+    with Progress(console=screen, transient=True, disable=not is_shown) as bar:
+        yield from bar.track(items, total, description=description)

@@ -51,15 +51,18 @@ def listen(namespace: Namespace, port: int, address: str, *, only_v6: bool = Fal
     return made
 
 
-def without_processes(said: Explanation) -> list[str]:
-    return [f"{of['status']}: {re.sub('.* .process [0-9]+.', 'SERVER', of['text'])}" for of in said.statements]
+def without_processes(explanation: Explanation) -> list[str]:
+    return [
+        f"{statement['status']}: {re.sub('.* .process [0-9]+.', 'SERVER', statement['text'])}"
+        for statement in explanation.statements
+    ]
 
 
 def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
-    said = explain(node, "8080")
-    assert said.status == 0
-    assert without_processes(said) == [
+    explanation = explain(node, "8080")
+    assert explanation.status == 0
+    assert without_processes(explanation) == [
         "ok: 0.0.0.0:8080/tcp leads to 10.88.0.2:80, pod shop/web",
         f"ok: the holder is alive: container {pod.id[:12]} (eth0) on network pods, {pod.path}",
         "ok: eth0 of pod shop/web is up and has 10.88.0.2",
@@ -72,19 +75,19 @@ def test_everything_is_fine_for_clients_outside(node: Node, pod: Pod) -> None:
         ),
         f"ok: the pod's answer (in on cni0) leaves for {CLIENT4} by uplink",
     ]
-    assert said.rules == OUTSIDE
+    assert explanation.rules == OUTSIDE
 
 
 @pytest.mark.parametrize(("source", "rules"), [("127.0.0.1", ITSELF), (BRIDGE4, None), (NODE4, None)])
 def test_everything_is_fine_for_the_node_itself(node: Node, pod: Pod, source: str, rules: list[str] | None) -> None:
     pod.serve("tcp", 80, "web")
-    said = explain(node, "8080", "--from", source)
-    assert said.last["text"] == (
+    explanation = explain(node, "8080", "--from", source)
+    assert explanation.last["text"] == (
         f"a TCP connection from the node itself ({source}) to {source} leaves for 10.88.0.2:80 by cni0"
     )
-    assert said.status == 0
-    assert said.rules[:3] == ITSELF[:1] + (OUTSIDE[1:3] if source != "127.0.0.1" else OUTSIDE[2:4])
-    assert not rules or said.rules == rules
+    assert explanation.status == 0
+    assert explanation.rules[:3] == ITSELF[:1] + (OUTSIDE[1:3] if source != "127.0.0.1" else OUTSIDE[2:4])
+    assert not rules or explanation.rules == rules
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -93,15 +96,19 @@ def test_both_families_are_explained_and_one_of_them_for_a_client(node: Node, pr
     pod.serve(protocol, 80, "server")
     node.add(pod, mapping(8080, 80, protocol))
     port = f"8080/{protocol}"
-    assert [of["text"].partition(" ")[0] for of in explain(node, port).statements if "leads to" in of["text"]] == [
+    assert [
+        statement["text"].partition(" ")[0]
+        for statement in explain(node, port).statements
+        if "leads to" in statement["text"]
+    ] == [
         f"0.0.0.0:{port}",
         f"[::]:{port}",
     ]
     for source, target in ((CLIENT4, "10.88.0.2"), (CLIENT6, "[fd00:88::2]"), (NODE6, "[fd00:88::2]")):
-        said = explain(node, port, "--from", source)
-        assert said.status == 0
-        assert f"leaves for {target}:80 by cni0" in said.last["text"]
-        assert len([of for of in said.statements if "leads to" in of["text"]]) == 1
+        explanation = explain(node, port, "--from", source)
+        assert explanation.status == 0
+        assert f"leaves for {target}:80 by cni0" in explanation.last["text"]
+        assert len([statement for statement in explanation.statements if "leads to" in statement["text"]]) == 1
     assert explain(node, port, "--from", pod.ip4).rules[-1] == "masq: ip saddr 10.88.0.0/24 masquerade"
 
 
@@ -109,37 +116,37 @@ def test_a_connection_to_the_ipv6_loopback_address_cannot_be_forwarded(node: Nod
     pod = node.pod()
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080))
-    said = explain(node, "8080", "--from", "::1")
-    assert said.problems == [
+    explanation = explain(node, "8080", "--from", "::1")
+    assert explanation.problems == [
         (
             "a TCP connection from the node itself (::1) to ::1 stays on the node:"
             " the kernel cannot translate the IPv6 loopback address"
         )
     ]
-    assert said.last["meaning"] == "Nothing on this node listens on 8080/tcp."
+    assert explanation.last["meaning"] == "Nothing on this node listens on 8080/tcp."
 
 
 def test_there_is_no_probe_for_sctp(node: Node) -> None:
     pod = node.pod(4)
     node.add(pod, mapping(8080, 80, "sctp"))
-    said = explain(node, "8080/sctp")
-    assert said.status == 0
-    assert said.notes == [
+    explanation = explain(node, "8080/sctp")
+    assert explanation.status == 0
+    assert explanation.notes == [
         "whether anything listens on 10.88.0.2:80/sctp cannot be seen",
         "the path of a connection is not traced: there is no probe for SCTP",
     ]
 
 
 def test_nothing_listens(node: Node, pod: Pod) -> None:
-    said = explain(node, "8080")
-    assert said.problems == [f"nothing listens on {pod.ip4}:80/tcp in the pod"]
-    assert "leaves for 10.88.0.2:80" in said.last["text"]
+    explanation = explain(node, "8080")
+    assert explanation.problems == [f"nothing listens on {pod.ip4}:80/tcp in the pod"]
+    assert "leaves for 10.88.0.2:80" in explanation.last["text"]
 
 
 def test_it_listens_on_the_loopback_address_of_the_pod_only(node: Node, pod: Pod, listening: ExitStack) -> None:
     listening.enter_context(listen(pod, 80, "127.0.0.1"))
-    said = explain(node, "8080")
-    [problem] = [of for of in said.statements if of["status"] == "problem"]
+    explanation = explain(node, "8080")
+    [problem] = [statement for statement in explanation.statements if statement["status"] == "problem"]
     assert problem["text"] == f"nothing listens on {pod.ip4}:80/tcp in the pod"
     assert problem["meaning"].endswith(" at 127.0.0.1, where connections from outside of the pod do not come.")
     assert problem["remedy"] == "let it listen on 0.0.0.0 or ::"
@@ -165,8 +172,8 @@ def test_the_interface_of_the_pod_is_down_or_has_another_address_or_is_gone(node
 
 def test_the_holder_is_gone(node: Node, pod: Pod) -> None:
     pod.remove()
-    said = explain(node, "8080")
-    assert said.problems == [
+    explanation = explain(node, "8080")
+    assert explanation.problems == [
         f"the holder is gone: container {pod.id[:12]} (eth0) on network pods, {pod.path}",
     ]
 
@@ -174,8 +181,8 @@ def test_the_holder_is_gone(node: Node, pod: Pod) -> None:
 def test_the_pod_has_no_route_back(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
     pod.ip("route del default")
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"pod shop/web has no route back to {CLIENT4}: Network is unreachable"]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"pod shop/web has no route back to {CLIENT4}: Network is unreachable"]
     assert node.client.is_silent("tcp", NODE4, 8080)
     assert explain(node, "8080", "--from", "127.0.0.1").status == 0  # it sees the node's address, which is on its link
 
@@ -183,11 +190,11 @@ def test_the_pod_has_no_route_back(node: Node, pod: Pod) -> None:
 def test_a_process_of_the_node_is_hidden(node: Node, pod: Pod, listening: ExitStack) -> None:
     pod.serve("tcp", 80, "web")
     listening.enter_context(listen(node, 8080, "0.0.0.0"))
-    said = explain(node, "8080")
-    assert said.status == 0
-    [text] = said.notes
+    explanation = explain(node, "8080")
+    assert explanation.status == 0
+    [text] = explanation.notes
     assert text.endswith("listens on 0.0.0.0:8080/tcp, where pod shop/web has a host port")
-    assert said.said("listens on 0.0.0.0")["meaning"].startswith("New connections over IPv4 go to the pod.")
+    assert explanation.statement("listens on 0.0.0.0")["meaning"].startswith("New connections over IPv4 go to the pod.")
 
 
 def test_a_process_of_the_node_is_hidden_for_connections_that_meet_the_conditions(
@@ -197,10 +204,10 @@ def test_a_process_of_the_node_is_hidden_for_connections_that_meet_the_condition
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080), conditionsV4=["ip", "saddr", "!=", "192.0.2.3"])
     listening.enter_context(listen(node, 8080, NODE4))
-    said = explain(node, "8080", "--from", CLIENT4)
-    [text] = said.notes
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    [text] = explanation.notes
     assert text.endswith(f"listens on {NODE4}:8080/tcp, where container {pod.id} has a host port")
-    assert "that meet the conditions of its network" in said.said("where container")["meaning"]
+    assert "that meet the conditions of its network" in explanation.statement("where container")["meaning"]
     assert explain(node, "8080", "--from", "192.0.2.3").last["meaning"].endswith("on this node gets it.")
 
 

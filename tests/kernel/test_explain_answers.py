@@ -44,23 +44,23 @@ def far(node: Node) -> Iterator[Namespace]:
 def test_the_answer_comes_back_to_a_client_outside(node: Node) -> None:
     for port in ("8080", "8080/udp"):
         for source, answer in ((CLIENT4, CLIENT4), (CLIENT6, CLIENT6)):
-            said = explain(node, port, "--from", source)
-            assert (said.status, said.answer) == (0, f"(in on cni0) leaves for {answer} by uplink")
+            explanation = explain(node, port, "--from", source)
+            assert (explanation.status, explanation.answer) == (0, f"(in on cni0) leaves for {answer} by uplink")
 
 
 @pytest.mark.usefixtures("pod")
 @pytest.mark.parametrize("source", ["127.0.0.1", BRIDGE4, NODE4, NODE6])
 def test_the_answer_comes_back_to_the_node_itself(node: Node, source: str) -> None:
     for port in ("8080", "8080/udp"):
-        said = explain(node, port, "--from", source)
-        assert (said.status, said.answer) == (0, "(in on cni0) comes back to the node itself")
+        explanation = explain(node, port, "--from", source)
+        assert (explanation.status, explanation.answer) == (0, "(in on cni0) comes back to the node itself")
 
 
 @pytest.mark.usefixtures("pod")
 def test_the_rules_that_the_answer_meets_are_shown(node: Node) -> None:
     node.nft_file(FILTER.format("forward", 0, "iifname cni0 tcp sport 80 ct state established counter"))
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.said("the pod's answer")["details"] == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.statement("the pod's answer")["details"] == [
         'inet firewall forward: iifname "cni0" tcp sport 80 ct state established counter'
     ]
 
@@ -71,11 +71,11 @@ def test_a_bridge_does_not_send_the_answer_back_to_the_pod_itself(node: Node, po
     if hairpin:
         node.run("bridge", "link", "set", "dev", pod.host_end, "hairpin", "on")
     assert pod.is_silent("tcp", NODE4, 8080) is not hairpin
-    said = explain(node, "8080", "--from", pod.ip4)
-    assert said.status == (not hairpin)
-    assert said.answer.endswith("leaves for 10.88.0.2 by cni0") is hairpin
+    explanation = explain(node, "8080", "--from", pod.ip4)
+    assert explanation.status == (not hairpin)
+    assert explanation.answer.endswith("leaves for 10.88.0.2 by cni0") is hairpin
     if not hairpin:
-        assert '("hairpinMode": true for the bridge plugin)' in said.said("the pod's answer")["meaning"]
+        assert '("hairpinMode": true for the bridge plugin)' in explanation.statement("the pod's answer")["meaning"]
 
 
 @pytest.mark.usefixtures("pod")
@@ -90,10 +90,10 @@ def test_a_bridge_does_not_send_the_answer_back_to_the_pod_itself(node: Node, po
 def test_a_forward_chain_drops_answers(node: Node, rule: str, says: str) -> None:
     node.nft_file(FILTER.format("forward", 0, rule))
     assert node.client.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", CLIENT4)
-    [problem] = said.problems
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    [problem] = explanation.problems
     assert problem.startswith(f"the pod's answer (in on cni0) {says} inet firewall forward")
-    program, _, command = said.said("the pod's answer")["remedy"].partition(" (")[0].partition(" ")
+    program, _, command = explanation.statement("the pod's answer")["remedy"].partition(" (")[0].partition(" ")
     assert program == "nft"
     node.nft(command)
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
@@ -115,10 +115,10 @@ def test_what_connection_tracking_does_not_know_is_dropped(node: Node) -> None:
         chain forward { type filter hook forward priority 0; ct state invalid drop; }
     }""")
     assert node.client.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == ["the pod's answer (in on cni0) is dropped by a rule in inet firewall forward"]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == ["the pod's answer (in on cni0) is dropped by a rule in inet firewall forward"]
     meaning = "Connection tracking does not know the connection that it belongs to."
-    assert said.said("the pod's answer")["meaning"] == meaning
+    assert explanation.statement("the pod's answer")["meaning"] == meaning
 
 
 @pytest.mark.usefixtures("pod")
@@ -164,10 +164,12 @@ def test_a_rule_redirects_what_pods_send(node: Node) -> None:
 def test_the_interface_towards_the_pod_does_not_forward(node: Node) -> None:
     node.set_sysctl("net/ipv4/conf/cni0/forwarding", 0)
     assert node.client.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.answer == "(in on cni0) is lost on its way through the kernel, and no rule of nftables dropped it"
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert (
+        explanation.answer == "(in on cni0) is lost on its way through the kernel, and no rule of nftables dropped it"
+    )
     meaning = "net.ipv4.conf.cni0.forwarding is 0: the node forwards nothing that comes in there."
-    assert said.said("the pod's answer")["meaning"] == meaning
+    assert explanation.statement("the pod's answer")["meaning"] == meaning
 
 
 @pytest.mark.parametrize("strict", [0, 1])
@@ -182,10 +184,10 @@ def test_reverse_path_filtering_is_strict_on_the_interface_on_which_a_pod_answer
     for name in ("all", "cni0"):
         node.set_sysctl(f"net/ipv4/conf/{name}/rp_filter", strict)
     assert node.client.is_silent("tcp", NODE4, 8080) == bool(strict)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.status == strict
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.status == strict
     if strict:
-        assert said.said("the pod's answer")["meaning"] == (
+        assert explanation.statement("the pod's answer")["meaning"] == (
             "rp_filter is 1 (strict) on cni0: what comes in there is dropped if the route to 10.99.0.2 leads elsewhere."
         )
 
@@ -193,11 +195,11 @@ def test_reverse_path_filtering_is_strict_on_the_interface_on_which_a_pod_answer
 @pytest.mark.usefixtures("pod")
 def test_a_second_uplink_is_answered_by_the_first(node: Node, far: Namespace) -> None:
     assert far.is_silent("tcp", SECOND, 8080, source="203.0.113.1")
-    said = explain(node, "8080", "--from", "203.0.113.1", "--to", SECOND)
-    assert said.answer == "(in on cni0) leaves for 203.0.113.1 by uplink, and the connection came in on second"
-    assert said.status == 1
+    explanation = explain(node, "8080", "--from", "203.0.113.1", "--to", SECOND)
+    assert explanation.answer == "(in on cni0) leaves for 203.0.113.1 by uplink, and the connection came in on second"
+    assert explanation.status == 1
     both = [text for text in explain(node, "8080").problems if "10.88.0" not in text]
-    assert both == [f"the pod's answer {said.answer}"]
+    assert both == [f"the pod's answer {explanation.answer}"]
     node.nft_file(MARKING)
     node.ip("rule add fwmark 1 lookup 100")
     assert far.ask("tcp", SECOND, 8080, source="203.0.113.1") == "web 203.0.113.1"
@@ -211,14 +213,14 @@ def test_a_neighbour_is_answered_past_the_node_where_nothing_is_masqueraded(node
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080), snat=False)
     assert neighbour.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", neighbour.ip4)
-    assert said.problems == [f"container {pod.id} answers {neighbour.ip4} directly, past this node"]
-    assert said.statements[-1]["remedy"].startswith('"snat": true in the network configuration')
+    explanation = explain(node, "8080", "--from", neighbour.ip4)
+    assert explanation.problems == [f"container {pod.id} answers {neighbour.ip4} directly, past this node"]
+    assert explanation.statements[-1]["remedy"].startswith('"snat": true in the network configuration')
     node.set_sysctl("net/bridge/bridge-nf-call-iptables", 1)
     assert neighbour.ask("tcp", NODE4, 8080) == f"web {neighbour.ip4}"
-    said = explain(node, "8080", "--from", neighbour.ip4)
+    explanation = explain(node, "8080", "--from", neighbour.ip4)
     text = f"container {pod.id} answers {neighbour.ip4} over cni0, where the node translates what passes"
-    assert (said.status, said.notes) == (0, [text])
+    assert (explanation.status, explanation.notes) == (0, [text])
 
 
 def test_a_pod_answers_by_a_router_that_is_not_the_node(node: Node) -> None:
@@ -227,8 +229,8 @@ def test_a_pod_answers_by_a_router_that_is_not_the_node(node: Node) -> None:
     pod.serve("tcp", 80, "web")
     pod.ip(f"route replace default via {router.ip4}")
     node.add(pod, mapping(8080))
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"container {pod.id} answers {CLIENT4} by way of {router.ip4}, past this node"]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"container {pod.id} answers {CLIENT4} by way of {router.ip4}, past this node"]
     node.delete(pod)
     node.add(pod, mapping(8080), masqAll=True)
     assert node.client.ask("tcp", NODE4, 8080) == "web 10.88.0.1"
@@ -245,8 +247,8 @@ def test_a_pod_with_a_link_and_a_route_of_its_own(node: Node) -> None:
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080))
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert (said.status, said.answer) == (0, f"(in on {pod.host_end}) leaves for {CLIENT4} by uplink")
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert (explanation.status, explanation.answer) == (0, f"(in on {pod.host_end}) leaves for {CLIENT4} by uplink")
 
 
 @pytest.fixture
@@ -263,8 +265,8 @@ def macvlan(node: Node) -> Pod:
 def test_a_macvlan_pod_is_not_reached_by_the_interface_that_it_is_on(node: Node, macvlan: Pod) -> None:
     node.add(macvlan, mapping(8080))
     assert node.client.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [
         f"container {macvlan.id} has a macvlan interface on uplink, by which the node would reach it"
     ]
 
@@ -274,8 +276,8 @@ def test_a_macvlan_pod_answers_past_the_node(node: Node, macvlan: Pod) -> None:
     node.ip("addr add 192.0.2.60/32 dev shim", "route add 192.0.2.50/32 dev shim")
     node.add(macvlan, mapping(8080), snat=False)
     assert node.client.is_silent("tcp", NODE4, 8080)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"container {macvlan.id} answers {CLIENT4} directly, past this node"]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"container {macvlan.id} answers {CLIENT4} directly, past this node"]
     node.delete(macvlan)
     node.add(macvlan, mapping(8080), masqAll=True)
     assert node.client.ask("tcp", NODE4, 8080).startswith("web ")

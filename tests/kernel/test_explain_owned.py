@@ -45,26 +45,26 @@ def test_a_table_that_has_an_owner_breaks_nothing(node: Node, pod: Pod) -> None:
         assert explain(node, "8080", "--from", CLIENT4).status == 0
         assert node.cni("CHECK", pod, config(pod, mapping(8080))).status == 0
         listed = json.loads(node.run(*LAUNCHER, "list", "--json").stdout)
-        assert [of["host_port"] for of in listed] == [8080]
+        assert [row["host_port"] for row in listed] == [8080]
 
 
 @pytest.mark.usefixtures("pod")
 def test_what_an_owned_table_drops_only_its_owner_can_let_pass(node: Node) -> None:
     with owned(node, "policy drop"):
-        said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems[0].endswith("is dropped by inet owned forward: no rule there accepts it,"
+        explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems[0].endswith("is dropped by inet owned forward: no rule there accepts it,"
                                      " and the chain's policy is drop")  # fmt: skip
-    assert said.last["remedy"].startswith("Only nft (process ")
+    assert explanation.last["remedy"].startswith("Only nft (process ")
 
 
 @pytest.mark.usefixtures("pod")
 def test_advice_for_a_table_of_iptables_is_in_its_words(node: Node) -> None:
     require(shutil.which("iptables-nft"), "needs the program iptables-nft")
     node.run("iptables-nft", "-P", "FORWARD", "DROP")
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems[0].endswith("is dropped by ip filter FORWARD: no rule there accepts it, and the chain's"
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems[0].endswith("is dropped by ip filter FORWARD: no rule there accepts it, and the chain's"
                                      " policy is drop")  # fmt: skip
-    command = said.last["remedy"].partition(" (")[0]
+    command = explanation.last["remedy"].partition(" (")[0]
     assert command == "iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT"
     node.run(*command.replace("iptables", "iptables-nft").split())
     assert explain(node, "8080", "--from", CLIENT4).status == 0

@@ -48,19 +48,19 @@ def iptables(node: Node, *rules: str) -> None:
 def test_a_service_of_kube_proxy_takes_the_port(node: Node, other: Pod) -> None:
     node.nft_file(KUBE_PROXY.format(other.ip4))
     assert node.client.ask("tcp", NODE4, 8080) == f"other {CLIENT4}"
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [
         (
             f"{FROM_CLIENT} leaves for {other.ip4} port 80 instead: kube-proxy, for Service shop/api:http, takes it"
             f" first, by a rule in ip kube-proxy endpoint-AAAA2222-shop/api/tcp/http__{other.ip4}/80"
         )
     ]
-    assert said.last["meaning"] == THEIRS
-    assert said.last["remedy"] == "give the mapping another host port, or a hostIP that the rule does not take"
-    assert said.said("what others translate at prerouting is theirs")["details"] == [
+    assert explanation.last["meaning"] == THEIRS
+    assert explanation.last["remedy"] == "give the mapping another host port, or a hostIP that the rule does not take"
+    assert explanation.statement("what others translate at prerouting is theirs")["details"] == [
         "ip kube-proxy nat-prerouting (nat at prerouting, priority -100)"
     ]
-    assert not said.notes
+    assert not explanation.notes
 
 
 @pytest.mark.usefixtures("pod")
@@ -118,11 +118,11 @@ def test_a_rule_of_others_takes_it(node: Node, other: Pod) -> None:
 @pytest.mark.usefixtures("pod")
 def test_a_rule_of_others_takes_it_for_a_process_of_the_node(node: Node) -> None:
     node.nft_file(NAT.format("tcp dport 8080 redirect to 9090"))
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [
         f"{FROM_CLIENT} stays on the node: a rule of others takes it first, in inet others prerouting"
     ]
-    assert said.last["meaning"] == f"{THEIRS} Nothing on this node listens on 9090/tcp."
+    assert explanation.last["meaning"] == f"{THEIRS} Nothing on this node listens on 9090/tcp."
     node.serve("tcp", 9090, "own")
     assert explain(node, "8080", "--from", CLIENT4).last["meaning"].endswith(" on this node gets it.")
 
@@ -131,8 +131,8 @@ def test_a_rule_of_others_takes_it_for_a_process_of_the_node(node: Node) -> None
 def test_what_a_rule_of_others_takes_is_not_said_to_be_another_mappings(node: Node, other: Pod) -> None:
     node.add(other, mapping(8080, hostIP=NODE4))
     node.nft_file(NAT.format(f"tcp dport 8080 dnat ip to {other.ip4}:80"))
-    said = explain(node, "8080", "--from", CLIENT4, "--to", "10.88.0.1")
-    assert said.problems[0].endswith("a rule of others takes it first, in inet others prerouting")
+    explanation = explain(node, "8080", "--from", CLIENT4, "--to", "10.88.0.1")
+    assert explanation.problems[0].endswith("a rule of others takes it first, in inet others prerouting")
 
 
 @pytest.mark.usefixtures("pod")
@@ -146,13 +146,13 @@ def test_what_others_take_does_not_keep_an_address_of_its_own_from_a_mapping(nod
 @pytest.mark.parametrize("rule", ["tcp dport 8080 notrack", "iifname uplink notrack"])
 def test_a_rule_takes_it_from_connection_tracking(node: Node, rule: str) -> None:
     node.nft_file(f"table inet fast {{ chain early {{ type filter hook prerouting priority raw; {rule}; }}; }}")
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [
         f"{FROM_CLIENT} stays on the node: a rule in inet fast early takes it from connection tracking (notrack)"
     ]
-    assert said.last["meaning"].startswith("Nothing is translated that is not tracked. ")
-    assert "restore" not in said.last["remedy"]
-    assert said.last["details"][-1].startswith("inet fast early: ")
+    assert explanation.last["meaning"].startswith("Nothing is translated that is not tracked. ")
+    assert "restore" not in explanation.last["remedy"]
+    assert explanation.last["details"][-1].startswith("inet fast early: ")
     with pytest.raises(ConnectionRefusedError):
         node.client.ask("tcp", NODE4, 8080)
 

@@ -35,11 +35,11 @@ def firewall(node: Node, rest: str, hook: str = "forward", priority: int = 0, ki
 def test_a_rule_of_others_stops_it(node: Node, pod: Pod, rest: str, text: str, line: str) -> None:
     node.add(pod, mapping(8080))
     firewall(node, rest)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"{FROM_CLIENT} {text}"]
-    assert said.rules[-1] == line
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"{FROM_CLIENT} {text}"]
+    assert explanation.rules[-1] == line
     assert node.client.is_silent("tcp", NODE4, 8080)
-    program, _, command = said.last["remedy"].partition(" (")[0].partition(" ")
+    program, _, command = explanation.last["remedy"].partition(" (")[0].partition(" ")
     assert program == "nft"
     node.nft(command)
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
@@ -53,15 +53,15 @@ def test_the_hops_of_a_chain_of_others_read_as_the_path(node: Node, pod: Pod) ->
         chain end { ip saddr 192.0.2.0/24 drop; }
         chain forward { type filter hook forward priority 0; jump admitted; iifname "lo" accept; goto end; }
     }""")
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.rules[-5:] == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.rules[-5:] == [
         "inet firewall forward: jump admitted",
         "inet firewall admitted: ct state new counter",
         "inet firewall admitted: tcp dport 80 return",
         "inet firewall forward: goto end",
         "inet firewall end: ip saddr 192.0.2.0/24 drop",
     ]
-    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in inet firewall end"]
+    assert explanation.problems == [f"{FROM_CLIENT} is dropped by a rule in inet firewall end"]
 
 
 @pytest.mark.parametrize("family", ["inet", "netdev"])
@@ -69,18 +69,20 @@ def test_an_ingress_chain_of_others_drops_it(node: Node, pod: Pod, family: str) 
     node.add(pod, mapping(8080))
     hook = 'type filter hook ingress device "uplink" priority 0;'
     node.nft_file(f"table {family} early {{ chain in {{ {hook} tcp dport 8080 drop; }}; }}")
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"{FROM_CLIENT} is dropped by a rule in {family} early in"]
-    assert said.said("chains of others")["details"] == [f"{family} early in (filter at ingress, priority 0)"]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"{FROM_CLIENT} is dropped by a rule in {family} early in"]
+    assert explanation.statement("chains of others")["details"] == [
+        f"{family} early in (filter at ingress, priority 0)"
+    ]
 
 
 def test_traffic_control_takes_it_before_nftables_sees_it(node: Node, pod: Pod) -> None:
     node.add(pod, mapping(8080))
     node.run("tc", "qdisc", "add", "dev", "uplink", "clsact")
     node.run("tc", "filter", "add", "dev", "uplink", "ingress", *TAKE_ALL.split())
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.problems == [f"{FROM_CLIENT} does not come to nftables' prerouting hook"]
-    assert said.last["meaning"] == "Something takes it before on uplink: most likely an XDP or tc program."
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.problems == [f"{FROM_CLIENT} does not come to nftables' prerouting hook"]
+    assert explanation.last["meaning"] == "Something takes it before on uplink: most likely an XDP or tc program."
 
 
 def test_rules_of_others_are_shown_as_nft_prints_them(node: Node, pod: Pod) -> None:

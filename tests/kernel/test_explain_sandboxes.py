@@ -50,30 +50,30 @@ def machine(pod: Pod) -> Pod:
 
 
 def test_a_pod_with_a_network_stack_in_a_process(node: Node, netstack: Pod) -> None:
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.notes == [
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.notes == [
         f"whether container {netstack.id} has 10.88.0.2 cannot be seen: eth0 has no addresses",
         CANNOT_LISTEN,
         f"how container {netstack.id} routes its answers cannot be seen: they are taken to come in on cni0",
     ]
-    assert (said.status, said.answer) == (0, f"(in on cni0) leaves for {CLIENT4} by uplink")
+    assert (explanation.status, explanation.answer) == (0, f"(in on cni0) leaves for {CLIENT4} by uplink")
 
 
 def test_a_pod_in_a_virtual_machine(node: Node, machine: Pod) -> None:
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert said.notes[:1] == [CANNOT_LISTEN]
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert explanation.notes[:1] == [CANNOT_LISTEN]
     assert f"ok: eth0 of container {machine.id} is up and has 10.88.0.2" in [
-        f"{of['status']}: {of['text']}" for of in said.statements
+        f"{statement['status']}: {statement['text']}" for statement in explanation.statements
     ]
-    assert (said.status, said.answer) == (0, f"(in on cni0) leaves for {CLIENT4} by uplink")
+    assert (explanation.status, explanation.answer) == (0, f"(in on cni0) leaves for {CLIENT4} by uplink")
 
 
 def test_a_pod_in_a_virtual_machine_on_macvtap(node: Node, pod: Pod) -> None:
     pod.ip("link add link eth0 name tap0_kata type macvtap mode bridge")
     address_gone(pod)
-    said = explain(node, "8080", "--from", CLIENT4)
-    assert CANNOT_LISTEN in said.notes
-    assert said.status == 0
+    explanation = explain(node, "8080", "--from", CLIENT4)
+    assert CANNOT_LISTEN in explanation.notes
+    assert explanation.status == 0
 
 
 def test_a_rule_that_drops_answers_is_a_problem_there_too(node: Node, netstack: Pod) -> None:

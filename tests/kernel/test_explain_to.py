@@ -30,24 +30,29 @@ def vips(node: Node) -> None:
 def test_a_virtual_address_of_the_node(node: Node, vip: str, *, given: bool) -> None:
     client, target = (CLIENT4, "10.88.0.2") if vip == VIP4 else (CLIENT6, "[fd00:88::2]")
     assert node.client.ask("tcp", vip, 8080) == f"web {client}"
-    said = explain(node, "8080", "--to", vip, *(["--from", client] if given else []))
+    explanation = explain(node, "8080", "--to", vip, *(["--from", client] if given else []))
     who = client if given else f"a client such as {client}"
-    assert said.last["text"] == f"a TCP connection from {who} to {vip} (in on uplink) leaves for {target}:80 by cni0"
-    assert (said.status, said.answer) == (0, f"(in on cni0) leaves for {client} by uplink")
+    assert (
+        explanation.last["text"]
+        == f"a TCP connection from {who} to {vip} (in on uplink) leaves for {target}:80 by cni0"
+    )
+    assert (explanation.status, explanation.answer) == (0, f"(in on cni0) leaves for {client} by uplink")
 
 
 @pytest.mark.usefixtures("pod")
 def test_the_loopback_address_is_connected_to_from_the_node(node: Node) -> None:
-    said = explain(node, "8080", "--to", "127.0.0.1")
-    assert said.last["text"].startswith("a TCP connection from the node itself (127.0.0.1) to 127.0.0.1 leaves for ")
-    assert (said.status, said.answer) == (0, "(in on cni0) comes back to the node itself")
+    explanation = explain(node, "8080", "--to", "127.0.0.1")
+    assert explanation.last["text"].startswith(
+        "a TCP connection from the node itself (127.0.0.1) to 127.0.0.1 leaves for "
+    )
+    assert (explanation.status, explanation.answer) == (0, "(in on cni0) comes back to the node itself")
 
 
 @pytest.mark.usefixtures("pod")
 @pytest.mark.parametrize("address", ["10.88.0.2", "192.0.2.99", "198.51.100.7", "2001:db8::99", "192.0.2.255"])
 def test_an_address_that_is_not_the_nodes(node: Node, address: str) -> None:
-    said = explain(node, "8080", "--to", address)
-    assert said.problems == [f"{address} is not an address of this node"]
+    explanation = explain(node, "8080", "--to", address)
+    assert explanation.problems == [f"{address} is not an address of this node"]
 
 
 @pytest.mark.parametrize(
@@ -67,14 +72,16 @@ def test_the_mapping_of_that_address_is_explained_and_no_other(node: Node, pod: 
     other = node.pod(4)
     other.serve("tcp", 80, "other")
     node.add(other, mapping(8080, hostIP=NODE4), mapping(9090, hostIP=NODE4))
-    said = explain(node, "8080", "--to", "10.88.0.1", "--from", CLIENT4)
-    assert [of["text"] for of in said.statements if "leads to" in of["text"]] == [
+    explanation = explain(node, "8080", "--to", "10.88.0.1", "--from", CLIENT4)
+    assert [statement["text"] for statement in explanation.statements if "leads to" in statement["text"]] == [
         f"0.0.0.0:8080/tcp leads to 10.88.0.2:80, container {pod.id}"
     ]
-    assert said.status == 0
-    said = explain(node, "9090", "--to", "10.88.0.1")
-    assert said.problems == ["no mapping of host port 9090/tcp for 10.88.0.1 is installed"]
-    assert said.statements[0]["details"] == [f"but {NODE4}:9090/tcp leads to {other.ip4}:80, container {other.id}"]
+    assert explanation.status == 0
+    explanation = explain(node, "9090", "--to", "10.88.0.1")
+    assert explanation.problems == ["no mapping of host port 9090/tcp for 10.88.0.1 is installed"]
+    assert explanation.statements[0]["details"] == [
+        f"but {NODE4}:9090/tcp leads to {other.ip4}:80, container {other.id}"
+    ]
 
 
 def test_what_listens_at_that_address_gets_it_where_there_is_no_mapping(node: Node) -> None:
@@ -88,8 +95,8 @@ def test_an_address_on_which_the_network_does_not_answer(node: Node) -> None:
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080), hostAddresses=["10.88.0.0/24"])
     assert " to 10.88.0.1 (in on uplink) leaves for " in explain(node, "8080").last["text"]
-    said = explain(node, "8080", "--to", NODE4, "--from", CLIENT4)
-    assert said.problems[0].endswith(
+    explanation = explain(node, "8080", "--to", NODE4, "--from", CLIENT4)
+    assert explanation.problems[0].endswith(
         f" stays on the node: {NODE4} is not in the hostAddresses of the mapping's network"
     )
 
@@ -99,19 +106,19 @@ def test_an_address_of_kube_ipvs0_is_a_services(node: Node) -> None:
     node.ip("link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0")
     node.add(node.pod(4), mapping(9090))
     assert node.client.is_silent("tcp", "10.96.0.1", 8080)
-    said = explain(node, "8080", "--to", "10.96.0.1", "--from", CLIENT4)
-    assert said.last["text"] == (
+    explanation = explain(node, "8080", "--to", "10.96.0.1", "--from", CLIENT4)
+    assert explanation.last["text"] == (
         f"a TCP connection from {CLIENT4} to 10.96.0.1 (in on uplink) stays on the node:"
         " it is an address of kube-ipvs0, all of which are Services'"
     )
-    assert said.status == 0
+    assert explanation.status == 0
 
 
 @pytest.mark.usefixtures("pod")
 def test_a_link_local_address_cannot_be_translated(node: Node) -> None:
     node.ip("addr add fe80::1/64 dev uplink nodad")
-    said = explain(node, "8080", "--to", "fe80::1")
-    assert said.problems == [
+    explanation = explain(node, "8080", "--to", "fe80::1")
+    assert explanation.problems == [
         (
             "a TCP connection from a client such as fe80::3 to fe80::1 (in on uplink) stays on the node:"
             " the kernel cannot translate a link-local address to a pod"
@@ -127,6 +134,6 @@ def test_a_mapping_of_a_second_uplinks_address_is_asked_for_from_there(node: Nod
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080, hostIP="198.51.100.1"))
-    said = explain(node, "8080")
-    assert "(in on second) leaves for" in said.last["text"]
-    assert said.answer.endswith("leaves for 203.0.113.1 by uplink, and the connection came in on second")
+    explanation = explain(node, "8080")
+    assert "(in on second) leaves for" in explanation.last["text"]
+    assert explanation.answer.endswith("leaves for 203.0.113.1 by uplink, and the connection came in on second")

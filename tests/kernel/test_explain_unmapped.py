@@ -22,9 +22,9 @@ def pod(node: Node) -> Pod:
 
 def test_no_mapping_is_installed(node: Node, pod: Pod) -> None:
     pod.serve("tcp", 80, "web")
-    said = explain(node, "9090")
-    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
-    assert not said.notes
+    explanation = explain(node, "9090")
+    assert explanation.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert not explanation.notes
     assert explain(node, "8080/udp").problems == ["no mapping of host port 8080/udp is installed"]
     assert explain(node, "8080", "--from", CLIENT6).problems == [
         "no mapping of host port 8080/tcp of IPv6 is installed"
@@ -33,17 +33,17 @@ def test_no_mapping_is_installed(node: Node, pod: Pod) -> None:
 
 def test_no_mapping_is_installed_and_a_process_of_the_node_listens(node: Node) -> None:
     node.serve("tcp", 9090, "node", NODE4)
-    said = explain(node, "9090")
-    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
-    assert said.notes[0].endswith(f"on this node listens on it, at {NODE4}: it gets the connections")
+    explanation = explain(node, "9090")
+    assert explanation.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert explanation.notes[0].endswith(f"on this node listens on it, at {NODE4}: it gets the connections")
 
 
 def test_what_is_like_it_is_shown_where_there_is_no_mapping(node: Node, pod: Pod) -> None:
     node.add(pod, mapping(53, 53, "udp", hostIP=NODE4))
-    [said] = explain(node, "53").statements
-    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
-    [said] = explain(node, "53/udp", "--from", CLIENT6).statements
-    assert said["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
+    [statement] = explain(node, "53").statements
+    assert statement["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
+    [statement] = explain(node, "53/udp", "--from", CLIENT6).statements
+    assert statement["details"] == [f"but {NODE4}:53/udp leads to 10.88.0.2:53, container {pod.id}"]
 
 
 def test_a_mapping_of_one_family_was_taken_away(node: Node, tmp_path: Path) -> None:
@@ -68,9 +68,11 @@ def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, 
     pod = node.pod()
     cache = Cache(tmp_path)
     cache.add(pod, mapping(8080))
-    said = explain(node, "8080", cache=tmp_path)
-    assert said.problems == [f"no mapping of host port 8080/tcp is installed, and pod shop/{pod.host_end} asked for it"]
-    assert said.last["remedy"] == "hostport restore"
+    explanation = explain(node, "8080", cache=tmp_path)
+    assert explanation.problems == [
+        f"no mapping of host port 8080/tcp is installed, and pod shop/{pod.host_end} asked for it"
+    ]
+    assert explanation.last["remedy"] == "hostport restore"
     (tmp_path / "results" / "broken").write_text("{")
     assert explain(node, "8081", cache=tmp_path).problems == ["no mapping of host port 8081/tcp is installed"]
     pod.remove()
@@ -81,6 +83,6 @@ def test_a_cache_that_cannot_be_read_is_told(node: Node, tmp_path: Path) -> None
     cache = Cache(tmp_path / "cni")
     strange = cache.directory / "results" / "strange"
     os.mkfifo(strange)
-    said = explain(node, "9090", f"--cache-dir={cache.directory}")
-    assert said.problems == ["no mapping of host port 9090/tcp is installed"]
-    assert said.notes == [f"what {strange} says cannot be told: it is not a regular file"]
+    explanation = explain(node, "9090", f"--cache-dir={cache.directory}")
+    assert explanation.problems == ["no mapping of host port 9090/tcp is installed"]
+    assert explanation.notes == [f"what {strange} says cannot be told: it is not a regular file"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_hostport.operate.explain.packet import Packet
-    from cni_hostport.operate.explain.probe import Way
+    from cni_hostport.operate.explain.trace import Trace
 
 ETH_P_ALL = 3
 ADDRESSES = {4: (CLIENT4, NODE4), 6: (CLIENT6, NODE6)}
@@ -33,17 +33,17 @@ DROP = "table inet firewall {{ chain forward {{ type filter hook forward priorit
 HANGING = """
 from ipaddress import ip_address
 from cni_hostport.operate.explain import probe, trace
-trace.QUIET = 60
-probe.send(probe.make("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080), "uplink")
+trace.QUIET_SECONDS = 60
+probe.send(probe.first_packet("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080), "uplink")
 """
 
 
 def packet(protocol: str = "tcp", version: int = 4, interface: str = "uplink", port: int = 8080) -> Packet:
-    client, own = map(ip_address, ADDRESSES[version])
-    return probe.make(protocol, client if interface else own, own, port)
+    client, node = map(ip_address, ADDRESSES[version])
+    return probe.first_packet(protocol, client if interface else node, node, port)
 
 
-def send(node: Node, sent: Packet, interface: str = "uplink") -> Way:
+def send(node: Node, sent: Packet, interface: str = "uplink") -> Trace:
     with node.inside():
         try:
             return probe.send(sent, interface)
@@ -51,8 +51,8 @@ def send(node: Node, sent: Packet, interface: str = "uplink") -> Way:
             netlink.close_all()
 
 
-def chains(way: Way) -> list[str]:
-    return [hop.chain.partition("-")[0] for hop in way.hops if hop.handle]
+def chains(trace: Trace) -> list[str]:
+    return [hop.chain.partition("-")[0] for hop in trace.hops if hop.handle]
 
 
 def ready(node: Node) -> Pod:
@@ -134,11 +134,11 @@ def test_it_goes_the_way_of_a_connection_and_reaches_nobody(
     pod = ready(node)
     sent = packet(protocol, version, interface)
     with sniffer(pod) as in_pod, sniffer(node.client) as outside:
-        way = send(node, sent, interface)
+        trace = send(node, sent, interface)
         assert not [frame for sniffing in (in_pod, outside) for frame in heard(sniffing) if is_about(frame, sent)]
     target = (ip_address(pod.ip4 if version == 4 else pod.ip6), 80)
-    assert (way.end, way.destination, way.interface) == ("postrouting", target, "cni0")
-    assert chains(way)[-2:] == ["dnat", "postrouting"]
+    assert (trace.end, trace.destination, trace.interface) == ("postrouting", target, "cni0")
+    assert chains(trace)[-2:] == ["dnat", "postrouting"]
     assert_nothing_is_left(node)
 
 
@@ -156,19 +156,19 @@ def test_nobody_hears_that_it_was_rejected(node: Node, version: int, protocol: s
     node.nft_file(DROP.format(reject))
     sent = packet(protocol, version)
     with sniffer(node.client) as outside:
-        way = send(node, sent)
+        trace = send(node, sent)
         assert not [frame for frame in heard(outside) if is_about(frame, sent)]
         with pytest.raises(ConnectionRefusedError):
             node.client.ask(protocol, ADDRESSES[version][1], 8080)
-    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("forward", "forward", "drop")
+    assert (trace.end, trace.hops[-1].chain, trace.hops[-1].verdict) == ("forward", "forward", "drop")
 
 
 @INTERFACES
 def test_a_port_without_a_mapping_ends_at_the_node(node: Node, interface: str) -> None:
     node.serve("tcp", 8080, "server")
-    way = send(node, packet(interface=interface), interface)
-    assert (way.end, way.interface) == (("input", "") if interface else ("postrouting", "lo"))
-    assert way.destination == (ip_address(NODE4), 8080)
+    trace = send(node, packet(interface=interface), interface)
+    assert (trace.end, trace.interface) == (("input", "") if interface else ("postrouting", "lo"))
+    assert trace.destination == (ip_address(NODE4), 8080)
 
 
 def test_nothing_is_left_of_it_when_it_is_killed(node: Node) -> None:
@@ -210,9 +210,11 @@ def test_real_connections_go_on_and_are_not_taken_for_it_even_if_others_trace_th
         trace_everything(node)
     with connections(node) as answers:
         for _ in range(5):
-            way = send(node, packet())
-            assert [hop.chain.partition("-")[0] for hop in way.hops if hop.handle and hop.table == "hostport"] == quiet
-            assert way.destination == (ip_address("10.88.0.2"), 80)
+            trace = send(node, packet())
+            assert [
+                hop.chain.partition("-")[0] for hop in trace.hops if hop.handle and hop.table == "hostport"
+            ] == quiet
+            assert trace.destination == (ip_address("10.88.0.2"), 80)
     assert len(answers) > 10
     assert set(answers) == {f"web {CLIENT4}"}
 
@@ -223,11 +225,11 @@ def test_it_is_not_waited_for_longer_because_others_are_traced(node: Node) -> No
     node.nft_file(DROP.format("policy drop"))
     with subprocess.Popen(["nsenter", f"--net={node.client.path}", "ping", "-q", "-i", "0.01", NODE4]) as pinging:
         before = time.monotonic()
-        way = send(node, packet())
+        trace = send(node, packet())
         took = time.monotonic() - before
         pinging.terminate()
     assert took < 2
-    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("forward", "forward", "drop")
+    assert (trace.end, trace.hops[-1].chain, trace.hops[-1].verdict) == ("forward", "forward", "drop")
 
 
 def test_a_sniffer_on_the_interface_does_not_disturb_it(node: Node) -> None:
@@ -244,7 +246,7 @@ def test_an_interface_that_is_gone_cannot_be_probed(node: Node) -> None:
 
 
 def test_a_client_that_the_kernel_lets_send_nothing_cannot_be_probed(node: Node) -> None:
-    sent = probe.make("tcp", ip_address(NODE4), ip_address("198.51.100.1"), 80)
+    sent = probe.first_packet("tcp", ip_address(NODE4), ip_address("198.51.100.1"), 80)
     with pytest.raises(OSError, match="Network is unreachable"):
         send(node, sent, "")
     assert not node.nft("list tables")

@@ -15,25 +15,26 @@ from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, Pod, map
 
 from cni_hostport import netlink
 from cni_hostport.operate.explain import probe
-from cni_hostport.operate.explain import tracked_connection as tracked
+from cni_hostport.operate.explain.conntrack_entry import temporary_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_hostport.operate.explain.packet import Packet
-    from cni_hostport.operate.explain.probe import Way
+    from cni_hostport.operate.explain.trace import Trace
 
 ETH_P_ALL = 3
-ENDS = {4: (CLIENT4, NODE4), 6: (CLIENT6, NODE6)}
+ADDRESSES = {4: (CLIENT4, NODE4), 6: (CLIENT6, NODE6)}
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 DROP = "table inet firewall {{ chain forward {{ type filter hook forward priority 0; {}; }}; }}"
 HANGING = """
 from ipaddress import ip_address
-from cni_hostport.operate.explain import probe, tracked_connection
+from cni_hostport.operate.explain import probe
+from cni_hostport.operate.explain.conntrack_entry import temporary_entry
 import time
-packet = probe.make("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080)
-with tracked_connection.connection(packet, probe.send(packet, "uplink")):
+packet = probe.first_packet("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080)
+with temporary_entry(packet, probe.send(packet, "uplink")):
     print("known", flush=True)
     time.sleep(600)
 """
@@ -57,15 +58,15 @@ def inside(node: Node) -> Iterator[None]:
 
 
 def first(protocol: str, version: int) -> Packet:
-    client, own = map(ip_address, ENDS[version])
-    return probe.make(protocol, client, own, 8080)
+    client, node = map(ip_address, ADDRESSES[version])
+    return probe.first_packet(protocol, client, node, 8080)
 
 
-def answered(sent: Packet, way: Way, interface: str) -> tuple[Packet, Way]:
-    assert way.destination
-    assert way.source
-    answer = probe.answer(sent, way.destination, way.source)
-    with tracked.connection(sent, way):
+def answered(sent: Packet, trace: Trace, interface: str) -> tuple[Packet, Trace]:
+    assert trace.destination
+    assert trace.source
+    answer = probe.answer_packet(sent, trace.destination, trace.source)
+    with temporary_entry(sent, trace):
         return answer, probe.send(answer, interface)
 
 
@@ -97,15 +98,18 @@ def heard(sniffing: socket.socket, *sent: Packet) -> list[bytes]:
 def test_connection_tracking_knows_the_connection_for_that_while(node: Node, version: int, protocol: str) -> None:
     sent = first(protocol, version)
     with inside(node):
-        way = probe.send(sent, "uplink")
+        trace = probe.send(sent, "uplink")
         assert entries(node, version) == []
-        with tracked.connection(sent, way):
+        with temporary_entry(sent, trace):
             [entry] = entries(node, version)
         assert entries(node, version) == []
-    client, own = ENDS[version]
+    client, node_address = ADDRESSES[version]
     target = "10.88.0.2" if version == 4 else "fd00:88::2"
     tuples = re.findall(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)", entry)
-    assert tuples == [(client, own, str(sent.source_port), "8080"), (target, client, "80", str(sent.source_port))]
+    assert tuples == [
+        (client, node_address, str(sent.source_port), "8080"),
+        (target, client, "80", str(sent.source_port)),
+    ]
 
 
 @VERSIONS
@@ -113,11 +117,11 @@ def test_connection_tracking_knows_the_connection_for_that_while(node: Node, ver
 def test_the_answer_goes_the_way_back_and_reaches_nobody(node: Node, pod: Pod, version: int, protocol: str) -> None:
     sent = first(protocol, version)
     with sniffer(pod) as in_pod, sniffer(node.client) as outside, inside(node):
-        answer, way = answered(sent, probe.send(sent, "uplink"), "cni0")
-        assert [of for sniffing in (in_pod, outside) for of in heard(sniffing, sent, answer)] == []
-    client, own = map(ip_address, ENDS[version])
-    assert (way.end, way.interface) == ("postrouting", "uplink")
-    assert (way.source, way.destination) == ((own, 8080), (client, sent.source_port))
+        answer, trace = answered(sent, probe.send(sent, "uplink"), "cni0")
+        assert [frame for sniffing in (in_pod, outside) for frame in heard(sniffing, sent, answer)] == []
+    client, node_address = map(ip_address, ADDRESSES[version])
+    assert (trace.end, trace.interface) == ("postrouting", "uplink")
+    assert (trace.source, trace.destination) == ((node_address, 8080), (client, sent.source_port))
 
 
 @VERSIONS
@@ -125,16 +129,16 @@ def test_the_answer_goes_the_way_back_and_reaches_nobody(node: Node, pod: Pod, v
 def test_the_answer_to_a_masqueraded_client_is_translated_back(
     node: Node, pod: Pod, version: int, protocol: str
 ) -> None:
-    own = ip_address(ENDS[version][1])
-    sent = probe.make(protocol, ip_address(pod.ip4 if version == 4 else pod.ip6), own, 8080)
+    node_address = ip_address(ADDRESSES[version][1])
+    sent = probe.first_packet(protocol, ip_address(pod.ip4 if version == 4 else pod.ip6), node_address, 8080)
     node.set_sysctl("net/bridge/bridge-nf-call-iptables", 0)
     node.set_sysctl("net/bridge/bridge-nf-call-ip6tables", 0)
     with inside(node):
-        there = probe.send(sent, "cni0")
-        assert there.source
-        assert there.source[0] == ip_address("10.88.0.1" if version == 4 else "fd00:88::1")
-        _, way = answered(sent, there, "cni0")
-    assert (way.source, way.destination) == ((own, 8080), sent.client)
+        client_trace = probe.send(sent, "cni0")
+        assert client_trace.source
+        assert client_trace.source[0] == ip_address("10.88.0.1" if version == 4 else "fd00:88::1")
+        _, trace = answered(sent, client_trace, "cni0")
+    assert (trace.source, trace.destination) == ((node_address, 8080), sent.client)
 
 
 @VERSIONS
@@ -152,9 +156,9 @@ def test_nobody_hears_that_the_answer_was_rejected(
     node.nft_file(DROP.format(reject))
     sent = first(protocol, version)
     with sniffer(pod) as in_pod, sniffer(node.client) as outside, inside(node):
-        answer, way = answered(sent, probe.send(sent, "uplink"), "cni0")
-        assert [of for sniffing in (in_pod, outside) for of in heard(sniffing, sent, answer)] == []
-    assert (way.end, way.hops[-1].chain, way.hops[-1].verdict) == ("forward", "forward", "drop")
+        answer, trace = answered(sent, probe.send(sent, "uplink"), "cni0")
+        assert [frame for sniffing in (in_pod, outside) for frame in heard(sniffing, sent, answer)] == []
+    assert (trace.end, trace.hops[-1].chain, trace.hops[-1].verdict) == ("forward", "forward", "drop")
 
 
 @pytest.mark.usefixtures("pod")
@@ -165,41 +169,46 @@ def test_mark_and_zone_of_the_connection_are_those_that_rules_gave_it(node: Node
     }""")
     with inside(node):
         sent = first("tcp", 4)
-        there = probe.send(sent, "uplink")
-        assert there.tracked == (0x12345678, 7)
-        _, back = answered(sent, there, "cni0")
-    assert back.tracked == (0x12345678, 7)
+        client_trace = probe.send(sent, "uplink")
+        assert client_trace.mark_and_zone == (0x12345678, 7)
+        _, answer_trace = answered(sent, client_trace, "cni0")
+    assert answer_trace.mark_and_zone == (0x12345678, 7)
     assert entries(node, 4) == []
 
 
 def test_what_is_not_tracked_has_no_mark(node: Node) -> None:
     node.nft_file("table inet raw { chain early { type filter hook prerouting priority raw; notrack; }; }")
     with inside(node):
-        way = probe.send(first("tcp", 4), "uplink")
-    assert (way.end, way.tracked) == ("input", None)
+        trace = probe.send(first("tcp", 4), "uplink")
+    assert (trace.end, trace.mark_and_zone) == ("input", None)
 
 
 @pytest.mark.usefixtures("pod")
 def test_a_kernel_without_marks_and_zones_of_connections_is_traced_as_well(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "CONNECTION", "ct absent . ct zone")
+    monkeypatch.setattr(probe, "CONNTRACK_KEY", "ct absent . ct zone")
     sent = first("tcp", 4)
     with inside(node):
-        there = probe.send(sent, "uplink")
-        _, back = answered(sent, there, "cni0")
-    assert (there.end, there.tracked, back.end, back.interface) == ("postrouting", None, "postrouting", "uplink")
+        client_trace = probe.send(sent, "uplink")
+        _, answer_trace = answered(sent, client_trace, "cni0")
+    assert (client_trace.end, client_trace.mark_and_zone, answer_trace.end, answer_trace.interface) == (
+        "postrouting",
+        None,
+        "postrouting",
+        "uplink",
+    )
 
 
 @pytest.mark.usefixtures("pod")
 def test_a_connection_that_there_is_already_is_not_touched(node: Node) -> None:
     sent = first("udp", 4)
     with inside(node):
-        way = probe.send(sent, "uplink")
-        with tracked.connection(sent, way):
+        trace = probe.send(sent, "uplink")
+        with temporary_entry(sent, trace):
             with (
                 pytest.raises(OSError, match="connection tracking does not take a connection"),
-                tracked.connection(sent, way),
+                temporary_entry(sent, trace),
             ):
                 pass
             assert len(entries(node, 4)) == 1

@@ -156,13 +156,13 @@ def slow(node: Node, tmp_path: Path) -> Iterator[tuple[Node, Path]]:
     late = f"""
 import os, time
 from cni_hostport.resident import process as resident
-run = resident.run
+call = run
 def slowly(environ):
     open("{tmp_path / "taken"}", "w").write(str(os.getpid()))
     while not os.path.exists("{gate}"):
         time.sleep(0.01)
-    return run(environ)
-resident.run = slowly
+    return call(environ)
+run = slowly
 resident.serve("{path}")
 """
     python = launcher(tmp_path, path)[0]

@@ -20,8 +20,8 @@ PRINT = """
 import json, sys
 from cni_hostport.operate.statements import Statement, Status
 from cni_hostport.operate.terminal import print_statement
-for said in json.loads(sys.argv[1]):
-    print_statement(Statement(**{**said, "status": Status(said["status"])}))
+for parts in json.loads(sys.argv[1]):
+    print_statement(Statement(**{**parts, "status": Status(parts["status"])}))
 """
 
 
@@ -32,23 +32,25 @@ def printed(capsys: pytest.CaptureFixture[str], *statements: Statement) -> str:
 
 
 def at_a_terminal(columns: int, *statements: Statement, **environment: str) -> str:
-    ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
+    reader, terminal_end = pty.openpty()
+    os.set_blocking(reader, False)
     terminal_size = ["stty", "cols", str(columns)]
-    subprocess.run(terminal_size, stdin=theirs, check=True)
+    subprocess.run(terminal_size, stdin=terminal_end, check=True)
     arguments = json.dumps([statement.json() for statement in statements])
     environ: dict[str, Any] = {"TERM": "xterm", **environment}
-    subprocess.run([sys.executable, "-c", PRINT, arguments], stdin=theirs, stdout=theirs, env=environ, check=True)
-    written = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    os.close(theirs)
+    subprocess.run(
+        [sys.executable, "-c", PRINT, arguments], stdin=terminal_end, stdout=terminal_end, env=environ, check=True
+    )
+    written = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    os.close(terminal_end)
     return written.replace("\r\n", "\n")
 
 
 def test_a_statement_says_what_it_means_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    said = printed(capsys, ok("All is well."), note("Worth knowing."), PROBLEM)
+    text = printed(capsys, ok("All is well."), note("Worth knowing."), PROBLEM)
     assert (
-        said
+        text
         == """\
 ok       All is well.
 note     Worth knowing.

@@ -66,7 +66,7 @@ def test_a_return_at_the_end_of_a_chain_and_one_by_a_rule(handle: int) -> None:
 
 def test_headers_and_the_interface_on_which_it_leaves() -> None:
     hop = parse(message(INET, 3, verdict(1), handle=1, a8=b"E" * 20, a9=b"ports", a12=struct.pack(">I", 3)))
-    assert (hop.header, hop.transport, hop.oif) == (b"E" * 20, b"ports", 3)
+    assert (hop.network_header, hop.transport_header, hop.oif) == (b"E" * 20, b"ports", 3)
 
 
 def test_a_family_that_is_not_known_is_a_number() -> None:

@@ -13,8 +13,7 @@ from cni_hostport.check import Comparison
 from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
 from cni_hostport.kernel import crashes
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.operate import firewalls, mappings, terminal
-from cni_hostport.operate import shadowed_programs as hidden
+from cni_hostport.operate import firewalls, mappings, shadowed_programs, terminal
 from cni_hostport.operate.doctor import conflists, leftovers, local_addresses, node, runtimes
 from cni_hostport.operate.statements import Statement, note, ok, problem
 from cni_hostport.skel import Call
@@ -180,7 +179,7 @@ CHECKS = (
     Check(
         "who listens on mapped ports",
         "no program of this node listens on a mapped port",
-        lambda it: hidden.listeners(it.mappings),
+        lambda it: shadowed_programs.statements(it.mappings),
     ),
     Check(
         "the base rules",

@@ -67,7 +67,7 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         if not of.host_ip.is_unspecified and of.host_ip not in present:
             missing.setdefault(of.host_ip, []).append(of)
     for address, waiting in missing.items():
-        if not _is_local(address):
+        if not routes.is_local(address):
             yield note(
                 f"{address} is not an address of this node, and a hostIP of"
                 f" {', '.join(dict.fromkeys(of.who for of in waiting))}",
@@ -75,11 +75,3 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
                 "If it is not to come: correct hostIP.",
                 tuple(f"{of.host} -> {of.target}" for of in waiting),
             )
-
-
-def _is_local(address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether the node takes an address for its own, as it does all of 127.0.0.0/8 and what has a local route."""
-    try:
-        return routes.route_to(address).type == routes.RTN_LOCAL
-    except routes.NoRouteError:
-        return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cni_hostport.kernel import interfaces, routes
 from cni_hostport.kernel.namespaces import addresses
 from cni_hostport.names import FAMILY, LOCALNET, PODS, TABLE
+from cni_hostport.operate import sysctls
 from cni_hostport.operate.statements import note, problem
 from cni_hostport.ruleset.base import BASE_CHAINS
 
@@ -22,26 +22,23 @@ if TYPE_CHECKING:
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
 
-NET = Path("/proc/sys/net")
-CONF4 = NET / "ipv4/conf"
 NOT_INTERFACES = {"all", "default"}
-STRICT = 1  # of rp_filter (ip-sysctl.rst)
 GUARD = "loopback"
 WAY = [name for name in BASE_CHAINS if name != GUARD]
 
 
 def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
     """Say where the kernel does not forward; raises ``OSError`` if a setting cannot be read."""
-    for version, path in ((4, NET / "ipv4/ip_forward"), (6, NET / "ipv6/conf/all/forwarding")):
+    for version, setting in sysctls.FORWARDING.items():
         count = sum(mapping.version == version for mapping in mappings)
         try:
-            if _value(path):
+            if sysctls.read(setting):
                 continue
         except FileNotFoundError:  # a kernel without IPv6
             if not count:
                 continue
             raise
-        name = ".".join(path.relative_to(NET.parent).parts)
+        name = sysctls.dotted(setting)
         say = problem if count else note
         yield say(
             f"{name} is 0",
@@ -49,8 +46,9 @@ def forwarding(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
             + (f"the {count} mappings of IPv{version} lead nowhere." if count else f"no IPv{version} mapping works."),
             f"sysctl -w {name}=1, and write {name}=1 into a file in /etc/sysctl.d so that it lasts.",
         )
-    if _value(NET / "ipv4/ip_forward"):
-        off = [name for name, value in _settings("forwarding").items() if not value and name not in NOT_INTERFACES]
+    if sysctls.read(sysctls.FORWARDING[4]):
+        values = sysctls.interface_values("forwarding")
+        off = [name for name, value in values.items() if not value and name not in NOT_INTERFACES]
         if off:
             yield note(
                 f"net.ipv4.conf.IF.forwarding is 0 for {', '.join(off)}",
@@ -65,12 +63,12 @@ def reverse_path(mappings: Sequence[PortMapping], bridges: Collection[str]) -> I
     Raises ``OSError`` if a setting or the addresses cannot be read.
     """
     pods = [mapping.pod_ip for mapping in mappings if mapping.pod_ip]
-    strict, filters = set(), _settings("rp_filter")
+    strict = set()
     for ip, index, is_global in addresses():
         name = interfaces.name(index)  # none of one that has just gone
         is_pods = name in bridges or any(pod in ip.network for pod in pods)
-        is_strict = max(filters["all"], filters.get(name, 0)) == STRICT
-        if ip.version == 4 and is_global and name not in {"", "lo"} and is_strict and not is_pods:  # noqa: PLR2004 - IP version
+        is_uplink = ip.version == 4 and is_global and name not in {"", "lo"} and not is_pods  # noqa: PLR2004 - IP version
+        if is_uplink and sysctls.is_rp_filter_strict(name):
             strict.add(name)
     if len(strict) > 1:
         yield note(
@@ -109,7 +107,7 @@ def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Itera
 def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError``, ``CNIError``, ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
-    routed = {name for name, value in _settings("route_localnet").items() if value}
+    routed = {name for name, value in sysctls.interface_values("route_localnet").items() if value}
     if not routed:
         return
     needed = _towards_pods(nft, installed)
@@ -149,16 +147,3 @@ def _guarded(nft: Nft) -> set[str]:
     listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}") if "set" in item)
     elements = (element for of in listed for element in of.get("elem", ()))
     return {element if isinstance(element, str) else element["elem"]["val"] for element in elements}
-
-
-def _value(path: Path) -> int:
-    return int(path.read_text())
-
-
-def _settings(name: str) -> dict[str, int]:
-    """Return the values of a setting of IPv4 by interface, with ``all`` and ``default``."""
-    found = {}
-    for path in sorted(CONF4.iterdir()):
-        with suppress(FileNotFoundError):  # interfaces come and go
-            found[path.name] = _value(path / name)
-    return found

@@ -13,7 +13,7 @@ from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
 from cni_hostport.operate.mappings import Holder
-from cni_hostport.operate.statements import note, problem
+from cni_hostport.operate.statements import RESTORE, note, problem
 from cni_hostport.ruleset.commands import map_and_key
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def differences(
         yield problem(
             f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
             "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
-            "hostport restore",
+            RESTORE,
             tuple(incomplete),
         )
     for key, of in by_key.items():

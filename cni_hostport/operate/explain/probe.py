@@ -1,39 +1,36 @@
-"""A probe: one packet, as a client would send it, that is traced through the node and dropped before it leaves it.
+"""A probe: one packet, built as a client or a pod would send it, whose path through the node is traced.
 
-It comes in on the interface on which the client's would, or the pod's for an answer: a tap device of its own takes the
-packet, and a traffic control filter redirects it to that interface. A client on the node itself needs no more than a
-raw socket. Table and device are gone when their descriptors are closed, however this process ends; their names are such
-that several can probe at once.
+A probe from outside comes in on the interface on which the real packet would, by a tap device. A probe from the node
+itself is sent by a raw socket. A table of the probe's own has chains at the hooks: the first chains switch on the
+kernel's trace for the packet, and the last ones drop it before it leaves the node or comes to a process. The kernel
+deletes the table when this process ends, however that happens. Several probes can run at once: each has another name
+for its table, and another mark in its packet.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
-import struct
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from errno import EINVAL, ENODEV
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import NFTError
 from cni_hostport.kernel import interfaces
 from cni_hostport.kernel.nft import Nft
+from cni_hostport.netlink import ADDRESS_FAMILIES
 from cni_hostport.operate.explain.packet import Packet
-from cni_hostport.operate.explain.trace import Hop, Tracer
+from cni_hostport.operate.explain.tap_device import tap_device
+from cni_hostport.operate.explain.trace import Trace, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    End = tuple[IPv4Address | IPv6Address, int]
+    from cni_hostport.operate.explain.packet import Endpoint, IPAddress
+    from cni_hostport.operate.explain.trace import Hop
 
-TABLE = "hostport-probe"  # begins the names of these tables
-DEVICE = b"hostport%d"  # the kernel counts
-TUN = "/dev/net/tun"
+TABLE_PREFIX = "hostport-probe"  # of the names of probes' tables
 UNWRITABLE = {'"', "*"}  # in a device's name: between quotes, nft takes one for their end, the other for a wildcard
 # Hooks and priorities: before all that others do, and after it but before connection tracking remembers the connection.
 # What a bridge passes to the node is another packet to the kernel's trace when it comes to forward or input.
@@ -45,176 +42,116 @@ CHAINS = {
     "input": ("input", 2000),
     "postrouting": ("postrouting", 2000),
 }
-ENDS = {"input", "postrouting"}
-TRACKED, CONNECTION = "tracked", "ct mark . ct zone"
-TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
-INGRESS, CLASS, EVERYTHING, ETH_P_ALL = 0xFFFF0000, 0x10000, "0x0/0x0+0", 0x0003
-FIRST_EPHEMERAL, EPHEMERAL = 32768, 28232  # net.ipv4.ip_local_port_range, as the kernel has it by default
+LAST_CHAINS = {"input", "postrouting"}
+CONNTRACK_SET, CONNTRACK_KEY = "tracked", "ct mark . ct zone"
+FIRST_EPHEMERAL_PORT, EPHEMERAL_PORTS = 32768, 28232  # net.ipv4.ip_local_port_range, as the kernel has it by default
 
 
-@dataclass(frozen=True)
-class Way:
-    """The way of a probe: the hops it was traced at, and where it ended.
+def first_packet(protocol: str, source: IPAddress, destination: IPAddress, port: int) -> Packet:
+    """Return a packet like the first one of a connection, with a mark that no other packet has."""
+    source_port = FIRST_EPHEMERAL_PORT + secrets.randbelow(EPHEMERAL_PORTS)
+    return Packet(protocol, source, source_port, destination, port, secrets.randbits(32))
 
-    ``end`` is the last chain of the probe's at which it was seen: ``postrouting`` if it would have left the node, to
-    ``destination`` on ``interface``, as from ``source``; ``input`` if a process of the node would have got it; another
-    one if it did not come to either; and empty if it was not seen at all. ``tracked`` are mark and zone of the
-    connection, ``None`` if connection tracking does not have it.
+
+def answer_packet(packet: Packet, source: Endpoint, destination: Endpoint) -> Packet:
+    """Return the packet with which a pod would answer ``packet``.
+
+    ``source`` is the pod's side. ``destination`` is the side that the pod takes for its client.
     """
-
-    hops: tuple[Hop, ...]
-    end: str
-    destination: End | None
-    interface: str
-    source: End | None = None
-    tracked: tuple[int, int] | None = None
+    mark = secrets.randbits(32)
+    return Packet(packet.protocol, *source, *destination, mark, packet.mark)
 
 
-def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None) -> Way:
-    """Send a packet, which comes in on an interface or, if that is empty, from the node itself; and follow it.
+def send(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None = None) -> Trace:
+    """Send a packet into the node and return its trace.
 
-    ``macs`` are the addresses that its frame goes to and comes from, where that matters: on a port of a bridge.
-    Raises ``OSError`` if there can be no such packet, and ``NFTError`` if it cannot be traced.
+    It comes in on ``interface``; if that is empty, the node itself sends it. ``macs`` are the destination and the
+    source of its Ethernet frame; they matter on a port of a bridge. Raises ``OSError`` if there can be no such packet,
+    and ``NFTError`` if it cannot be traced.
     """
     if interface and interface not in (name for _, name in socket.if_nameindex()):
         raise OSError(ENODEV, f"there is no interface {interface}")
     if not interface.isprintable() or UNWRITABLE & set(interface):
         raise OSError(EINVAL, f"the name of interface {interface} cannot be written in a command of nft's")
-    nft, table = Nft(), f"{TABLE}-{secrets.token_hex(4)}"
+    nft, table = Nft(), f"{TABLE_PREFIX}-{secrets.token_hex(4)}"
     try:
-        nft.run(list(_commands(table, packet, interface, CONNECTION)))
+        nft.run(list(_table_commands(table, packet, interface, CONNTRACK_KEY)))
     except NFTError:  # a kernel without marks or zones of connections, if it is not something else
-        nft.run(list(_commands(table, packet, interface)))
+        nft.run(list(_table_commands(table, packet, interface)))
     try:
-        hops = _come_in(packet, interface, macs, table) if interface else _go_out(packet, table)
-        tracked = _tracked(nft, table)
+        hops = _send_from_outside(packet, interface, macs, table) if interface else _send_from_node(packet, table)
+        mark_and_zone = _mark_and_zone(nft, table)
     finally:
         nft.run([f"delete table inet {table}"])
-    own = [hop for hop in hops if hop.table == table and hop.handle]
-    others = tuple(hop for hop in hops if not hop.table.startswith(TABLE))
-    if not own:
-        return Way(others, "", None, "")
-    last = own[-1]
-    return Way(others, last.chain, _destination(last), _name(last.oif), _source(last), tracked)
+    probe_hops = [hop for hop in hops if hop.table == table and hop.handle]
+    node_hops = tuple(hop for hop in hops if not hop.table.startswith(TABLE_PREFIX))
+    if not probe_hops:
+        return Trace(node_hops, "", None, "")
+    last = probe_hops[-1]
+    interface_out = interfaces.name(last.oif) if last.oif else ""
+    return Trace(node_hops, last.chain, _destination(last), interface_out, _source(last), mark_and_zone)
 
 
-def _commands(table: str, packet: Packet, interface: str, connection: str = "") -> Iterator[str]:
+def _table_commands(table: str, packet: Packet, interface: str, conntrack_key: str = "") -> Iterator[str]:
+    """Yield the commands for the probe's table; with ``conntrack_key``, its set holds that key of the connection."""
     yield f"add table inet {table} {{ flags owner; }}"
-    if connection:
-        yield f"add set inet {table} {TRACKED} {{ typeof {connection}; flags dynamic; }}"
+    if conntrack_key:
+        yield f"add set inet {table} {CONNTRACK_SET} {{ typeof {conntrack_key}; flags dynamic; }}"
     hooks = {name: f"{hook} priority {priority}" for name, (hook, priority) in CHAINS.items()}
     if interface:
         hooks["ingress"] = f'ingress device "{interface}" priority -2000'
     for name, hook in hooks.items():
         yield f"add chain inet {table} {name} {{ type filter hook {hook}; }}"
-        actions = ["drop" if name in ENDS else "meta nftrace set 1"]
-        if connection and name in ENDS:  # a rule that is not met where connection tracking does not have it
-            actions.insert(0, f"add @{TRACKED} {{ {connection} }}")
+        actions = ["drop" if name in LAST_CHAINS else "meta nftrace set 1"]
+        if conntrack_key and name in LAST_CHAINS:  # a rule that is not met where connection tracking does not have it
+            actions.insert(0, f"add @{CONNTRACK_SET} {{ {conntrack_key} }}")
         for action in actions:
             yield f"add rule inet {table} {name} {packet.match} {action}"
-    # a rule that rejects it must not be heard by anybody
+    # where a rule rejects the probe, nobody must hear of that
     for refusal in packet.refusals:
         yield f"add rule inet {table} output {refusal} drop"
 
 
-def make(protocol: str, source: IPv4Address | IPv6Address, destination: IPv4Address | IPv6Address, port: int) -> Packet:
-    """Return a packet like the first of a connection, that no other is mistaken for."""
-    source_port = FIRST_EPHEMERAL + secrets.randbelow(EPHEMERAL)
-    return Packet(protocol, source, source_port, destination, port, secrets.randbits(32))
-
-
-def answer(packet: Packet, source: End, destination: End) -> Packet:
-    """Return a packet like the first answer to one, from a pod to whom it takes for its client."""
-    mark = secrets.randbits(32)
-    return Packet(packet.protocol, *source, *destination, mark, packet.mark)
-
-
-def _tracked(nft: Nft, table: str) -> tuple[int, int] | None:
-    for item in nft.listing(f"set inet {table} {TRACKED}"):
+def _mark_and_zone(nft: Nft, table: str) -> tuple[int, int] | None:
+    for item in nft.listing(f"set inet {table} {CONNTRACK_SET}"):
         for element in item.get("set", {}).get("elem", ()):
             mark, zone = element["concat"]
             return int(mark), int(zone)
     return None
 
 
-def _come_in(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None, table: str) -> list[Hop]:
-    with _tap(interface) as (tap, mac), Tracer() as tracer:
-        os.write(tap, packet.frame(*macs or (mac,)))
-        return tracer.follow(table, ENDS)
+def _send_from_outside(packet: Packet, interface: str, macs: tuple[bytes, bytes] | None, table: str) -> list[Hop]:
+    with tap_device(interface) as (descriptor, mac), Tracer() as tracer:
+        os.write(descriptor, packet.frame(*macs or (mac,)))
+        return tracer.follow(table, LAST_CHAINS)
 
 
-def _go_out(packet: Packet, table: str) -> list[Hop]:
-    family = socket.AF_INET if packet.source.version == 4 else socket.AF_INET6  # noqa: PLR2004 - IP version
+def _send_from_node(packet: Packet, table: str) -> list[Hop]:
+    family = ADDRESS_FAMILIES[packet.source.version]
     failure = None
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw, Tracer() as tracer:
         try:
             raw.sendto(bytes(packet), (str(packet.destination), 0))
         except OSError as error:  # most often because it was dropped
             failure = error
-        hops = tracer.follow(table, ENDS)
+        hops = tracer.follow(table, LAST_CHAINS)
     if failure and not hops:
         raise failure
     return hops
 
 
-@contextmanager
-def _tap(interface: str) -> Iterator[tuple[int, bytes]]:
-    """Have a device on which what is written comes in on an interface; gives its descriptor and its MAC address."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    tap = None
-    try:
-        tap = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
-        answer = fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", DEVICE, IFF_TAP | IFF_NO_PI))
-    except OSError as error:
-        if tap is not None:
-            os.close(tap)
-        raise OSError(error.errno, f"{TUN} cannot be used: {error.strerror}") from error
-    try:
-        name = answer[:16].rstrip(b"\0").decode()
-        with suppress(OSError):  # what it says for itself is no harm
-            Path("/proc/sys/net/ipv6/conf", name, "disable_ipv6").write_text("1")
-        with IPRoute() as route:
-            index = socket.if_nametoindex(name)
-            towards = socket.if_nametoindex(interface)
-            redirect = {"kind": "mirred", "direction": "ingress", "action": "redirect", "ifindex": towards}
-            try:
-                route.link("set", index=index, state="up")
-                route.tc("add", "ingress", index)
-                route.tc(
-                    "add-filter",
-                    "u32",
-                    index,
-                    parent=INGRESS,
-                    protocol=ETH_P_ALL,
-                    target=CLASS,
-                    keys=[EVERYTHING],
-                    action=redirect,
-                )
-                mac = next(iter(route.link("get", index=index))).get_attr("IFLA_ADDRESS")
-            except NetlinkError as error:
-                reason = f"tc cannot redirect a packet to {interface}: {os.strerror(error.code)}"
-                raise OSError(error.code, reason) from error
-        yield tap, bytes.fromhex(mac.replace(":", ""))
-    finally:
-        os.close(tap)
+def _destination(hop: Hop) -> Endpoint | None:
+    return _endpoint(hop, slice(16, 20), slice(24, 40), slice(2, 4))
 
 
-def _destination(hop: Hop) -> End | None:
-    return _end(hop, slice(16, 20), slice(24, 40), slice(2, 4))
+def _source(hop: Hop) -> Endpoint | None:
+    return _endpoint(hop, slice(12, 16), slice(8, 24), slice(2))
 
 
-def _source(hop: Hop) -> End | None:
-    return _end(hop, slice(12, 16), slice(8, 24), slice(2))
-
-
-def _end(hop: Hop, in_ipv4: slice, in_ipv6: slice, port: slice) -> End | None:
-    if not hop.header or not hop.transport:
+def _endpoint(hop: Hop, in_ipv4: slice, in_ipv6: slice, port: slice) -> Endpoint | None:
+    """Read an address and a port at these places of the packet's headers, ``None`` if the trace does not have them."""
+    if not hop.network_header or not hop.transport_header:
         return None
-    address = hop.header[in_ipv4 if hop.header[0] >> 4 == 4 else in_ipv6]  # noqa: PLR2004 - IP version
-    return ip_address(address), int.from_bytes(hop.transport[port])
-
-
-def _name(index: int) -> str:
-    return interfaces.name(index) if index else ""
+    is_ipv4 = hop.network_header[0] >> 4 == 4  # noqa: PLR2004 - IP version
+    address = hop.network_header[in_ipv4 if is_ipv4 else in_ipv6]
+    return ip_address(address), int.from_bytes(hop.transport_header[port])

@@ -1,11 +1,9 @@
-"""What the kernel's routing does to a connection: forwarding, reverse path filtering, routes."""
+"""How the kernel routes a connection: forwarding, reverse path filtering, routes, and what can be wrong with them."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -14,43 +12,41 @@ from pyroute2.netlink.exceptions import NetlinkError
 from cni_hostport.kernel import interfaces
 from cni_hostport.kernel.routes import UNROUTED, NoRouteError
 from cni_hostport.netlink import ADDRESS_FAMILIES
+from cni_hostport.operate import sysctls
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.operate.explain.clients import Client
+    from cni_hostport.operate.explain.packet import IPAddress
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 
-    Address = IPv4Address | IPv6Address
 
-SYSCTLS = Path("/proc/sys")
-FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}  # br_netfilter: bridged packets meet all rules
-STRICT = 1
-RTN_LOCAL = 2  # linux/rtnetlink.h
-
-
-def forwarding(of: PortMapping, client: Client) -> Statement:
+def forwarding(mapping: PortMapping, client: Client) -> Statement:
     """Say whether the node forwards what comes in on a client's interface."""
-    names = [FORWARDING[of.version]]
-    if of.version == 4:  # noqa: PLR2004 - IP version
-        names.append(f"net/ipv4/conf/{client.interface}/forwarding")  # of IPv6, the kernel asks for that of all only
-    off = next((name for name in names if setting(name) == 0), None)
+    node_setting = sysctls.FORWARDING[mapping.version]
+    settings = [node_setting]
+    if mapping.version == 4:  # noqa: PLR2004 - IP version
+        # of IPv6, the kernel asks for the setting of all interfaces only
+        settings.append(sysctls.interface_setting(client.interface, "forwarding"))
+    off = next((name for name in settings if sysctls.value(name) == 0), None)
     if off is None:
-        return ok(f"the node forwards IPv{of.version}: {_dotted(names[0])} is {setting(names[0])}")
+        value = sysctls.value(node_setting)
+        return ok(f"the node forwards IPv{mapping.version}: {sysctls.dotted(node_setting)} is {value}")
+    where = "to pods" if off == node_setting else "that comes in there"
     return problem(
-        f"{_dotted(off)} is 0",
-        "The node forwards nothing that comes in there." if off != names[0] else "The node forwards nothing to pods.",
-        f"sysctl -w {shlex.quote(_dotted(off))}=1",
+        f"{sysctls.dotted(off)} is 0",
+        f"The node forwards nothing {where}.",
+        f"sysctl -w {shlex.quote(sysctls.dotted(off))}=1",
     )
 
 
 def reverse_path(client: Client) -> Iterator[Statement]:
-    """Say where packets of a client are dropped because the answers leave by another interface (rp_filter)."""
-    strict = [name for name in _interfaces() if name not in {"lo", client.interface} and _rp_filter(name) == STRICT]
+    """Name the interfaces on which rp_filter drops a client's packets, since the answers leave by another interface."""
+    names = [name for name in _interfaces_up() if name not in {"lo", client.interface}]
+    strict = [name for name in names if sysctls.is_rp_filter_strict(name)]
     if client.source.version == 4 and client.interface and strict:  # noqa: PLR2004 - IP version
         yield note(
             f"the answers to {client.source} leave by {client.interface}: its connections have to come in there",
@@ -60,91 +56,69 @@ def reverse_path(client: Client) -> Iterator[Statement]:
         )
 
 
-def is_local(address: Address) -> bool:
-    """Tell whether packets to an address are for this node; raises ``OSError`` if the kernel cannot be asked."""
-    try:
-        return bool(to(address)["type"] == RTN_LOCAL)
-    except NoRouteError:
-        return False
-
-
-def obstacles(of: PortMapping, client: Client) -> Iterator[str]:
+def connection_obstacles(mapping: PortMapping, client: Client) -> Iterator[str]:
     """Yield, as sentences, what can keep the kernel from routing a client's connection to the pod."""
     if client.interface and client.destination.is_loopback:
         yield f"{client.destination} is for the node itself: connections from elsewhere have no business there."
-    if client.interface and forwarding(of, client).remedy:
+    if client.interface and forwarding(mapping, client).remedy:
         yield "The node does not forward it."
     interface = ""
     try:
-        if of.pod_ip:
-            interface = interfaces.name(to(of.pod_ip).get_attr("RTA_OIF"))
+        if mapping.pod_ip:
+            interface = interfaces.name(route(mapping.pod_ip).get_attr("RTA_OIF"))
     except NoRouteError as error:
-        yield f"There is no route to the pod's address {of.pod_ip}: {error.strerror}."
-    name = f"net/ipv4/conf/{interface}/route_localnet"
-    if interface and client.source.is_loopback and not (setting(name) or setting("net/ipv4/conf/all/route_localnet")):
-        yield f"{_dotted(name)} is 0: nothing leaves there from {client.source}."
+        yield f"There is no route to the pod's address {mapping.pod_ip}: {error.strerror}."
+    if interface and client.source.is_loopback:
+        name = sysctls.interface_setting(interface, "route_localnet")
+        if not (sysctls.value(name) or sysctls.value(sysctls.interface_setting("all", "route_localnet"))):
+            yield f"{sysctls.dotted(name)} is 0: nothing leaves there from {client.source}."
     if client.interface:
-        yield from _strict(client.interface, client.source, "the route back leads elsewhere")
+        yield from _reverse_path_obstacle(client.interface, client.source, "the route back leads elsewhere")
 
 
-def obstacles_back(interface: str, of: PortMapping, client: Client) -> Iterator[str]:
-    """Yield, as sentences, what can keep the kernel from routing what comes in from a pod to a client."""
-    name = f"net/ipv4/conf/{interface}/forwarding"
-    if of.version == 4 and client.interface and setting(name) == 0:  # noqa: PLR2004 - IP version
-        yield f"{_dotted(name)} is 0: the node forwards nothing that comes in there."
+def answer_obstacles(interface: str, mapping: PortMapping, client: Client) -> Iterator[str]:
+    """Yield, as sentences, what can keep the kernel from routing a pod's answer to a client.
+
+    The answer comes in on ``interface``.
+    """
+    name = sysctls.interface_setting(interface, "forwarding")
+    if mapping.version == 4 and client.interface and sysctls.value(name) == 0:  # noqa: PLR2004 - IP version
+        yield f"{sysctls.dotted(name)} is 0: the node forwards nothing that comes in there."
     try:
-        to(client.source)
+        route(client.source)
     except NoRouteError as error:
         yield f"There is no route to {client.source}: {error.strerror}."
-    if of.pod_ip:
-        yield from _strict(interface, of.pod_ip, f"the route to {of.pod_ip} leads elsewhere")
-    called = CALLS[of.version]
-    if client.source == of.pod_ip and setting(f"net/bridge/{called}"):
+    if mapping.pod_ip:
+        yield from _reverse_path_obstacle(interface, mapping.pod_ip, f"the route to {mapping.pod_ip} leads elsewhere")
+    bridge_calls = sysctls.BRIDGE_CALLS[mapping.version]
+    if client.source == mapping.pod_ip and sysctls.value(bridge_calls):
         yield (
-            f"While net.bridge.{called} is 1, a bridge sends nothing back to the port on which it came, unless that is"
-            ' in hairpin mode ("hairpinMode": true for the bridge plugin).'
+            f"While {sysctls.dotted(bridge_calls)} is 1, a bridge sends nothing back to the port on which it came,"
+            ' unless that is in hairpin mode ("hairpinMode": true for the bridge plugin).'
         )
 
 
-def _strict(interface: str, source: Address, condition: str) -> Iterator[str]:
-    if source.version == 4 and _rp_filter(interface) == STRICT:  # noqa: PLR2004 - IP version
+def _reverse_path_obstacle(interface: str, source: IPAddress, condition: str) -> Iterator[str]:
+    if source.version == 4 and sysctls.is_rp_filter_strict(interface):  # noqa: PLR2004 - IP version
         yield f"rp_filter is 1 (strict) on {interface}: what comes in there is dropped if {condition}."
 
 
-def to(address: Address, source: Address | None = None) -> Any:
-    """Return the route to an address from this network namespace, for what one of its addresses sends if it is given.
+def route(destination: IPAddress, source: IPAddress | None = None) -> Any:
+    """Return the route from this network namespace to an address, as a message of pyroute2's.
 
-    Raises ``NoRouteError`` if there is none, another ``OSError`` if the kernel cannot be asked.
+    With ``source``, it is the route for what that address of the namespace sends. Raises ``NoRouteError`` if there is
+    none, another ``OSError`` if the kernel cannot be asked.
     """
-    by_source = {"src": str(source)} if source else {}
-    with IPRoute() as route:
+    source_option = {"src": str(source)} if source else {}
+    family = ADDRESS_FAMILIES[destination.version]
+    with IPRoute() as netlink:
         try:
-            family = ADDRESS_FAMILIES[address.version]
-            return next(iter(route.route("get", dst=str(address), family=family, **by_source)))
+            return next(iter(netlink.route("get", dst=str(destination), family=family, **source_option)))
         except NetlinkError as error:
             kind = NoRouteError if error.code in UNROUTED else OSError
             raise kind(error.code, os.strerror(error.code)) from error
 
 
-def _interfaces() -> list[str]:
-    with IPRoute() as route:
-        return [message.get_attr("IFLA_IFNAME") for message in route.get_links() if message["state"] == "up"]
-
-
-def _rp_filter(interface: str) -> int:
-    """Return the value that counts: the greater one (ip-sysctl.rst)."""
-    return max(setting(f"net/ipv4/conf/{name}/rp_filter") or 0 for name in ("all", interface))
-
-
-def setting(name: str) -> int | None:
-    """Return a sysctl by its path below ``/proc/sys``, ``None`` if it is not there or not a number.
-
-    Raises ``OSError`` if it cannot be read.
-    """
-    with suppress(FileNotFoundError, ValueError):
-        return int((SYSCTLS / name).read_text())
-    return None
-
-
-def _dotted(name: str) -> str:
-    return name if "." in name else name.replace("/", ".")
+def _interfaces_up() -> list[str]:
+    with IPRoute() as netlink:
+        return [message.get_attr("IFLA_IFNAME") for message in netlink.get_links() if message["state"] == "up"]

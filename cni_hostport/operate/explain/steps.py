@@ -6,150 +6,178 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import NFTError
-from cni_hostport.operate import shadowed_programs as hidden
-from cni_hostport.operate.explain import clients, pod, probe, routing, unmapped
-from cni_hostport.operate.explain import foreign_chains as earlier
-from cni_hostport.operate.explain.answer import Answer
-from cni_hostport.operate.explain.packet import PROTOCOLS
-from cni_hostport.operate.explain.path import RESTORE, Traced
-from cni_hostport.operate.explain.rules import Rules
-from cni_hostport.operate.mappings import Holder, read
-from cni_hostport.operate.statements import Status, note, ok, problem
+from cni_hostport.kernel import routes
+from cni_hostport.operate import mappings, shadowed_programs
+from cni_hostport.operate.explain import clients, foreign_chains, pod, probe, routing, unmapped_port
+from cni_hostport.operate.explain.answer_path import AnswerPath
+from cni_hostport.operate.explain.connection_path import ConnectionPath
+from cni_hostport.operate.explain.packet import PROBED_PROTOCOLS
+from cni_hostport.operate.explain.rule_listing import RuleListing
+from cni_hostport.operate.mappings import Holder
+from cni_hostport.operate.statements import RESTORE, Status, note, ok, problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from ipaddress import IPv4Address, IPv6Address
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.explain.clients import Client
-    from cni_hostport.operate.explain.pod import Seen
+    from cni_hostport.operate.explain.packet import IPAddress
+    from cni_hostport.operate.explain.pod import PodState
     from cni_hostport.operate.mappings import PortMapping
     from cni_hostport.operate.statements import Statement
 
-    Address = IPv4Address | IPv6Address
-
 
 def explain(
-    nft: Nft, host_port: tuple[int, str], source: Address | None, to: Address | None, caches: Sequence[Path]
+    nft: Nft,
+    host_port: tuple[int, str],
+    source: IPAddress | None,
+    destination: IPAddress | None,
+    caches: Sequence[Path],
 ) -> Iterator[list[Statement]]:
-    """Yield the steps of each mapping of a host port, only for one client, or one address of the node, if it is given.
+    """Yield the steps of each mapping of a host port, of which the number and the protocol are given.
 
-    Raises ``NFTError`` if the ruleset cannot be read.
+    With ``source`` they are about that client alone, with ``destination`` about that address of the node alone. Raises
+    ``NFTError`` if the ruleset cannot be read.
     """
     port, protocol = host_port
-    if to is not None and not routing.is_local(to):
-        yield [problem(f"{to} is not an address of this node", "Connections to it are not for host ports here.")]
+    if destination is not None and not routes.is_local(destination):
+        yield [
+            problem(f"{destination} is not an address of this node", "Connections to it are not for host ports here.")
+        ]
         return
-    everything = read(nft)
-    versions = [address.version for address in (source, to) if address is not None][:1] or (4, 6)
-    all_of_port = [
-        of for of in everything if (of.host_port, of.protocol) == (port, protocol) and of.version in versions
+    node_mappings = mappings.read(nft)
+    versions = [address.version for address in (source, destination) if address is not None][:1] or (4, 6)
+    port_mappings = [
+        mapping
+        for mapping in node_mappings
+        if (mapping.host_port, mapping.protocol) == (port, protocol) and mapping.version in versions
     ]
-    found = [of for of in all_of_port if to is None or of.host_ip == to or of.host_ip.is_unspecified]
-    without = [version for version in versions if version not in {of.version for of in found}]
-    lost = list(unmapped.lost(port, protocol, without, caches))
+    found = [
+        mapping
+        for mapping in port_mappings
+        if destination is None or mapping.host_ip == destination or mapping.host_ip.is_unspecified
+    ]
+    unmapped_versions = [version for version in versions if version not in {mapping.version for mapping in found}]
+    missing = list(unmapped_port.missing_mappings(port, protocol, unmapped_versions, caches))
     if not found:
-        yield lost
-        if not any(of.status is Status.PROBLEM for of in lost):
-            yield list(unmapped.nothing(port, protocol, versions, to, everything))
-        yield list(unmapped.instead(port, protocol, versions, to))
+        yield missing
+        if not any(statement.status is Status.PROBLEM for statement in missing):
+            yield [unmapped_port.no_mapping(port, protocol, versions, destination, node_mappings)]
+        yield list(unmapped_port.local_listeners(port, protocol, versions, destination))
     for mapping in found:
-        others = [other for other in all_of_port if other is not mapping and other.version == mapping.version]
-        yield list(_steps(nft, mapping, others, source, to))
+        others = [other for other in port_mappings if other is not mapping and other.version == mapping.version]
+        yield list(_steps(nft, mapping, others, source, destination))
     if found:
-        yield lost
+        yield missing
 
 
 def _steps(
-    nft: Nft, of: PortMapping, others: Sequence[PortMapping], source: Address | None, to: Address | None
+    nft: Nft,
+    mapping: PortMapping,
+    others: Sequence[PortMapping],
+    source: IPAddress | None,
+    destination: IPAddress | None,
 ) -> Iterator[Statement]:
-    yield _mapping(of, others)
-    yield _holder(of)
-    seen = None
-    if of.holder is Holder.ALIVE and of.pod_ip is not None:
-        try:
-            seen = pod.look(of)
-            said = list(pod.statements(of, seen))
-        except OSError as error:
-            said = [note(f"nothing can be seen in the pod's network namespace {of.netns}: {error.strerror}")]
-        yield from said
-        if any(statement.status is Status.PROBLEM for statement in said):
-            seen = None
-    if not of.host_ip.is_unspecified and not routing.is_local(of.host_ip):
+    """Yield the steps of one mapping; ``others`` are the other ones of the same port and IP version."""
+    yield _mapping_statement(mapping, others)
+    yield _holder_statement(mapping)
+    pod_state = yield from _pod_steps(mapping)
+    if not mapping.host_ip.is_unspecified and not routes.is_local(mapping.host_ip):
         yield problem(
-            f"{of.host_ip} is not an address of this node",
+            f"{mapping.host_ip} is not an address of this node",
             "Connections to any other are not for this mapping.",
-            f"give the node the address, or the mapping another hostIP than {of.host_ip}",
+            f"give the node the address, or the mapping another hostIP than {mapping.host_ip}",
         )
         return
-    taken = {other.host_ip for other in others}
+    other_addresses = {other.host_ip for other in others}
 
-    def fits(address: Address) -> bool:
-        return address not in taken and (of.rule is None or of.rule.takes(address))
+    def is_mapped(address: IPAddress) -> bool:
+        return address not in other_addresses and (mapping.rule is None or mapping.rule.takes(address))
 
     try:
-        client = clients.choose(of, source, to, fits)
+        client = clients.choose(mapping, source, destination, is_mapped)
     except OSError as error:
         yield problem(error.strerror or str(error), "Whatever the mapping, the node could not answer.")
         return
-    rules = Rules(nft)
-    yield from _path(rules, of, others, client, seen)
-    for further in clients.beside(of, client, fits) if to is None else ():
-        yield from _path(rules, of, others, further, seen)
+    listing = RuleListing(nft)
+    yield from _path_steps(listing, mapping, others, client, pod_state)
+    for further_client in clients.further(mapping, client, is_mapped) if destination is None else ():
+        yield from _path_steps(listing, mapping, others, further_client, pod_state)
 
 
-def _path(
-    rules: Rules, of: PortMapping, others: Sequence[PortMapping], client: Client, seen: Seen | None
-) -> Iterator[Statement]:
-    """Follow a client's connection to the pod, and the answer back if the pod was ``seen`` to be able to give one."""
-    if client.interface:
-        yield routing.forwarding(of, client)
-    if not client.made_up:
-        yield from routing.reverse_path(client)
-    yield from earlier.statements(rules.nft, of, client)
-    if of.protocol not in PROTOCOLS:
-        yield note(f"the path of a connection is not traced: there is no probe for {of.protocol.upper()}")
-        return
-    packet = probe.make(of.protocol, client.source, client.destination, of.host_port)
+def _pod_steps(mapping: PortMapping) -> Generator[Statement, None, PodState | None]:
+    """Yield what is seen of a mapping's pod; return its state if it was seen, and is able to answer."""
+    if mapping.holder is not Holder.ALIVE or mapping.pod_ip is None:
+        return None
     try:
-        way = probe.send(packet, client.interface)
+        state = pod.inspect(mapping)
+        found = list(pod.statements(mapping, state))
+    except OSError as error:
+        yield note(f"nothing can be seen in the pod's network namespace {mapping.netns}: {error.strerror}")
+        return None
+    yield from found
+    return None if any(statement.status is Status.PROBLEM for statement in found) else state
+
+
+def _path_steps(
+    listing: RuleListing,
+    mapping: PortMapping,
+    others: Sequence[PortMapping],
+    client: Client,
+    pod_state: PodState | None,
+) -> Iterator[Statement]:
+    """Follow a client's connection to the pod, and the pod's answer if there is a state of a pod that can answer."""
+    if client.interface:
+        yield routing.forwarding(mapping, client)
+    if not client.is_example:
+        yield from routing.reverse_path(client)
+    yield from foreign_chains.statements(listing.nft, mapping, client)
+    if mapping.protocol not in PROBED_PROTOCOLS:
+        protocol = mapping.protocol.upper()
+        yield note(f"the path of a connection is not traced: there is no probe for {protocol}")
+        return
+    packet = probe.first_packet(mapping.protocol, client.source, client.destination, mapping.host_port)
+    try:
+        trace = probe.send(packet, client.interface)
     except (OSError, NFTError) as error:
-        yield from hidden.listeners([of])
+        yield from shadowed_programs.statements([mapping])
         reason = getattr(error, "strerror", None) or error
         yield note(
             f"the path of a connection could not be traced: {reason}", "What the rules of others do to it is not known."
         )
         return
-    traced = Traced(rules, of, others, client, way)
-    if not traced.stays:
-        yield from hidden.listeners([of])
-    yield traced.statement()
-    if seen and traced.arrives:
-        yield from Answer(rules, of, client, packet, way).statements(hidden=seen.hidden)
+    path = ConnectionPath(listing, mapping, others, client, trace)
+    if not path.stays_on_node:
+        yield from shadowed_programs.statements([mapping])
+    yield path.statement()
+    if pod_state and path.reaches_pod:
+        answer_path = AnswerPath(listing, mapping, client, packet, trace)
+        yield from answer_path.statements(has_own_stack=pod_state.has_own_stack)
 
 
-def _mapping(of: PortMapping, others: Sequence[PortMapping]) -> Statement:
-    if of.pod_ip is None:
+def _mapping_statement(mapping: PortMapping, others: Sequence[PortMapping]) -> Statement:
+    if mapping.pod_ip is None:
         return problem(
-            f"{of.host} is held by {of.who}, but no rule translates it",
+            f"{mapping.host} is held by {mapping.who}, but no rule translates it",
             "Somebody changed the rules of this plugin.",
             RESTORE,
         )
     exceptions = [f"but {other.host} leads to {other.target}, {other.who}" for other in others]
-    if not of.host_ip.is_unspecified:
+    if not mapping.host_ip.is_unspecified:
         exceptions = ["other addresses of this node are not for this mapping"]
-    return ok(f"{of.host} leads to {of.target}, {of.who}", *exceptions)
+    return ok(f"{mapping.host} leads to {mapping.target}, {mapping.who}", *exceptions)
 
 
-def _holder(of: PortMapping) -> Statement:
-    who = f"container {of.container_id[:SHORT_ID]} ({of.ifname}) on network {of.network}"
-    if of.holder is Holder.ALIVE:
-        return ok(f"the holder is alive: {who}, {of.netns}")
-    if of.holder is Holder.UNKNOWN:
-        return note(f"it cannot be told whether the holder is alive: {who}", "Its network namespace cannot be seen.")
+def _holder_statement(mapping: PortMapping) -> Statement:
+    container = f"container {mapping.container_id[:SHORT_ID]} ({mapping.ifname}) on network {mapping.network}"
+    if mapping.holder is Holder.ALIVE:
+        return ok(f"the holder is alive: {container}, {mapping.netns}")
+    if mapping.holder is Holder.UNKNOWN:
+        text = f"it cannot be told whether the holder is alive: {container}"
+        return note(text, "Its network namespace cannot be seen.")
     return problem(
-        f"the holder is gone: {who}, {of.netns}",
+        f"the holder is gone: {container}, {mapping.netns}",
         "Nobody answers, or whoever has the pod's address now.",
         "nothing, if another pod is to have the port: it takes it over. The runtime's DEL or GC removes the mapping",
     )
