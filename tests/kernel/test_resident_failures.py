@@ -155,6 +155,7 @@ def slow(node: Node, tmp_path: Path) -> Iterator[tuple[Node, Path]]:
     gate, path = tmp_path / "gate", tmp_path / "socket"
     late = f"""
 import os, time
+from cni_hostport.__main__ import run
 from cni_hostport.resident import process as resident
 call = run
 def slowly(environ):
@@ -163,7 +164,7 @@ def slowly(environ):
         time.sleep(0.01)
     return call(environ)
 run = slowly
-resident.serve("{path}")
+resident.serve(run, "{path}")
 """
     python = launcher(tmp_path, path)[0]
     interpreter = Path(python).read_text().partition("\n")[0].removeprefix("#!").split()
