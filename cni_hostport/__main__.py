@@ -109,7 +109,7 @@ def _operate(arguments: list[str]) -> NoReturn:
         from cni_hostport.resident.process import serve
 
         try:
-            serve(*arguments[1:])
+            serve(run, *arguments[1:])
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell says that SIGINT ended it
         except OSError as error:
@@ -118,7 +118,7 @@ def _operate(arguments: list[str]) -> NoReturn:
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 
-    sys.exit(operate(prog_name="hostport"))
+    sys.exit(operate(prog_name="hostport", obj=run))
 
 
 if __name__ == "__main__":

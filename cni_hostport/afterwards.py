@@ -1,10 +1,10 @@
-"""What a call leaves to be done once the caller has its answer, by a process that holds nothing of the caller's."""
+"""Work that a call leaves for later: a process that holds nothing of the caller's does it after the answer."""
 
 from __future__ import annotations
 
 import os
 
-from cni_hostport.netlink import KEPT
+from cni_hostport import netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 FIRST_OTHER = 3  # file descriptor after the standard streams
-MOST_DESCRIPTORS = 1 << 20
+MAX_DESCRIPTORS = 1 << 20
 
 
-def fork(works: Iterable[Callable[[], None]]) -> None:
-    """Have the works done by a child, so that this process can end; where there cannot be one, do them here."""
+def fork(tasks: Iterable[Callable[[], None]]) -> None:
+    """Have a child do the tasks, so that this process can end; where there can be no child, do them here."""
     try:
         if os.fork():
             return
     except OSError:
-        for work in works:
-            work()
+        for task in tasks:
+            task()
         return
-    run(works)
+    run(tasks)
 
 
-def run(works: Iterable[Callable[[], None]]) -> NoReturn:
-    """Do the works in this process, detached from whoever started it, and end."""
+def run(tasks: Iterable[Callable[[], None]]) -> NoReturn:
+    """Do the tasks in this process, detached from the process that started it, and end."""
     status = 1
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(FIRST_OTHER):
             os.dup2(null, stream)
-        KEPT.clear()  # nobody is to use a descriptor that is closed now
-        os.closerange(FIRST_OTHER, MOST_DESCRIPTORS)
-        for work in works:
-            work()
+        netlink.close_all()  # nobody is to use a descriptor that is closed now
+        os.closerange(FIRST_OTHER, MAX_DESCRIPTORS)
+        for task in tasks:
+            task()
         status = 0
     finally:
         os._exit(status)

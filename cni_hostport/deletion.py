@@ -6,8 +6,8 @@ from cni_hostport.errors import NFTError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cni_hostport.log import Log
     from cni_hostport.lookup import Held, Lookup
-    from cni_hostport.ownership import Log
 
 
 def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni_hostport.attachment import Attachment
+    from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
-    from cni_hostport.ownership import Log
     from cni_hostport.ruleset.plan import Plan
 
 LOOK_INTERVAL = 0.2  # seconds; a look asks the kernel for one element, however many there are
@@ -65,10 +65,10 @@ def _wait(refusal: CNIError, until: float) -> None:
     if not isinstance(refusal, PortTakenError):
         return _sleep(ATTEMPT_INTERVAL, until)
     from cni_hostport.lookup import Lookup
-    from cni_hostport.netlink import KEPT
+    from cni_hostport.netlink import leave_open
 
     lookup = Lookup()
-    KEPT.append(lookup)
+    leave_open(lookup)
     while time.monotonic() < until:
         _sleep(LOOK_INTERVAL, until)
         if refusal.is_gone() or not _is_held(lookup, refusal):

@@ -76,13 +76,11 @@ class PortTakenError(CNIError):
         self.is_gone = is_gone
 
 
-DIFFERENT = {"already", "exists", "different"}  # words of a sentence of nftables'
-
-
 class NFTError(Exception):
     """nftables refused something, and nothing was changed.
 
-    ``refusals`` are (reason, command), ``str()`` of the error the same for a person, who sees how long commands begin.
+    ``refusals`` are (reason, command), which ``kernel.refusals`` tells apart. ``str()`` of the error says the same to a
+    person, with no more than the beginning of long commands.
     """
 
     def __init__(self, refusals: list[tuple[str, str]]) -> None:
@@ -90,26 +88,6 @@ class NFTError(Exception):
         quotes = (": ".join(filter(None, (reason, command[:LONGEST_QUOTE]))) for reason, command in refusals)
         super().__init__("; ".join(quotes))
         self.refusals = refusals
-
-    @property
-    def of_other_declarations(self) -> list[tuple[str, str]]:
-        """The refusals of chains, maps and sets that are there as another version of this plugin declared them.
-
-        Newer kernels say of a base chain with another priority that this is not supported (nft_chain_parse_hook of
-        net/netfilter/nf_tables_api.c). Newer versions of nftables see themselves what differs from what there is
-        (chain_evaluate and set_evaluate of src/evaluate.c), and say it in a sentence.
-        """
-        refused = {"File exists": ("add chain ", "add map ", "add set "), "Operation not supported": ("add chain ",)}
-        seen = {reason: refused["File exists"] for reason, _ in self.refusals if {*reason.split()} >= DIFFERENT}
-        refused |= seen
-        return [refusal for refusal in self.refusals if refusal[1].startswith(refused.get(refusal[0], ()))]
-
-    @property
-    def may_be_a_race(self) -> bool:
-        """Tell whether somebody else's change can be the reason: something to create exists, or to delete does not."""
-        return isinstance(self, ExistsError | NotFoundError | BusyError) and all(
-            command.partition(" ")[0] in {"create", "delete", ""} for _, command in self.refusals
-        )
 
 
 class NotFoundError(NFTError):

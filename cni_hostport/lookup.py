@@ -26,7 +26,7 @@ from cni_hostport.names import (
     localnet_chain,
     masq_chain,
 )
-from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
+from cni_hostport.netlink import NETLINK_NETFILTER, Netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ class Lookup:
     The methods raise ``NFTError`` where the kernel refuses an answer: without privileges, or without nf_tables.
     """
 
-    def __init__(self, *, kept: bool = False) -> None:
-        """Open a socket; or use the one that is ``kept`` open, for callers that make many lookups."""
+    def __init__(self, *, shared: bool = False) -> None:
+        """Open a socket; or use the ``shared`` one, for callers that make many lookups."""
         try:
-            self._netlink = netlink.kept(NETLINK_NETFILTER) if kept else Netlink(NETLINK_NETFILTER)
+            self._netlink = netlink.shared(NETLINK_NETFILTER) if shared else Netlink(NETLINK_NETFILTER)
         except OSError as error:
             raise _failure(error.errno or 0) from error
 
@@ -173,14 +173,13 @@ class Lookup:
         """Take the guard off an interface; tell whether that was done: not if an attachment needs it."""
         return self.commit(*nf_tables.unguard(interface))
 
-    def keep(self) -> None:
+    def leave_open(self) -> None:
         """Leave the socket open until the process ends: closing it can take longer than all else."""
-        if self._netlink not in KEPT:
-            KEPT.append(self._netlink)
+        netlink.leave_open(self._netlink)
 
     def commit(self, *changes: Message) -> bool:
         """Run a transaction; tell whether it was run: not if the ruleset is not as the changes expect it."""
-        self.keep()
+        self.leave_open()
         batch = nf_tables.transaction(*changes)
         beginning, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
         if beginning not in {0, errno.EIO}:  # the error of a transaction as a whole stands at its beginning

@@ -1,4 +1,4 @@
-"""Netlink messages and attributes, for what is asked more quickly than a library for it can be imported.
+"""Netlink sockets, messages and attributes: the kernel is asked in less time than a library for it takes to import.
 
 Layouts are those of linux/netlink.h; numbers are in the machine's byte order unless the protocol says otherwise.
 """
@@ -8,7 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket  # the module socket itself takes 2 ms to import
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    AF_NETLINK,
+    MSG_DONTWAIT,
+    SOCK_RAW,
+    socket,
+)  # the module socket itself takes 2 ms to import
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +27,9 @@ NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x10, 0x300, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
-LARGEST_DATAGRAM = 0x10000  # the kernel makes them of at most 32 KiB
+LARGEST_DATAGRAM = 0x10000  # bytes; the kernel makes them of at most 32 KiB
+ADDRESS_FAMILIES = {4: AF_INET, 6: AF_INET6}  # by IP version
+FAMILIES_BY_SIZE = {4: AF_INET, 16: AF_INET6}  # by the number of an address's bytes
 
 _HEADER = struct.Struct("=LHHLL")  # length, type, flags, sequence number, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
@@ -28,25 +37,43 @@ _ERRNO = struct.Struct("=i")
 
 Message = tuple[int, int, bytes]  # type, flags, body
 
-# Whoever closes a socket of nf_tables waits, 6 to 15 ms, until the kernel has freed what was deleted last, by whomever.
-# Those in here stay open until the process ends, when the caller has its answer.
-KEPT: list[object] = []
-MOST_KEPT = 64  # by those who may be called many times in one process
+# To close a socket of nf_tables takes 6 to 15 ms, for the kernel first frees what was deleted last, by anybody. What is
+# in here stays open until the process ends, when the caller has its answer.
+LEFT_OPEN: list[object] = []
+SHARED: dict[tuple[int, int], Netlink] = {}  # open as long, by protocol and by the inode of the network namespace
 
-# What those who are asked something of the kernel's tell first, to show that the work gets on.
-PROGRESS: list[Callable[[], None]] = []
+# Functions that tell whoever waits for this process that its work gets on; called before each question to the kernel.
+PROGRESS_REPORTS: list[Callable[[], None]] = []
 
 
 def report_progress() -> None:
-    """Tell whoever waits for the end of this process's work that it gets on."""
-    for report in PROGRESS:
+    """Tell whoever waits for this process that its work gets on."""
+    for report in PROGRESS_REPORTS:
         report()
 
 
-def keep(opened: object) -> None:
-    """Leave a socket of nf_tables open until the process ends, unless there are many of them already."""
-    if len(KEPT) < MOST_KEPT:
-        KEPT.append(opened)
+def leave_open(opened: object) -> None:
+    """Leave what has a socket of nf_tables open until the process ends."""
+    if opened not in LEFT_OPEN:
+        LEFT_OPEN.append(opened)
+
+
+def shared(protocol: int) -> Netlink:
+    """Return the socket of a protocol in this network namespace that all share, and that stays open.
+
+    Raises ``OSError`` where there can be none.
+    """
+    # no other namespace has this one's number while the socket is open
+    place = protocol, os.stat("/proc/thread-self/ns/net").st_ino
+    if place not in SHARED:
+        SHARED[place] = Netlink(protocol)
+    return SHARED[place]
+
+
+def close_all() -> None:
+    """Close what was left open, and the shared sockets."""
+    LEFT_OPEN.clear()
+    SHARED.clear()
 
 
 class Netlink:
@@ -55,8 +82,7 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         """Open it; raises ``OSError`` where the kernel does not have the protocol."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-        self._asked = 0  # messages so far: what is left of the answers to earlier ones is not taken for an answer
-        self.kind: tuple[int, int] | None = None  # of one that is ``kept``: protocol, and inode of the namespace
+        self._asked = 0  # messages so far: an answer to an earlier one, read late, is not taken for one to these
 
     def __enter__(self) -> Self:
         """Use it for a block."""
@@ -69,8 +95,8 @@ class Netlink:
     def ask(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
         """Send messages at once, and return for each its error number, 0 for success, and the bodies of the answers.
 
-        Every message asks for an acknowledgement; the error number of one that did not get any is ``EIO``,
-        that of a dump during which something was changed ``EINTR``.
+        Each message asks the kernel to acknowledge it. The error number is ``EIO`` where the kernel did not, and
+        ``EINTR`` where something changed during a dump. Raises ``OSError`` where nothing can be sent or received.
         """
         report_progress()
         request, first = b"", self._asked
@@ -105,21 +131,6 @@ class Netlink:
                 length, kind, flags, number, _ = _HEADER.unpack_from(data, offset)
                 yield kind, flags, number, data[offset + _HEADER.size : offset + length]
                 offset += _aligned(length)
-
-
-def kept(protocol: int) -> Netlink:
-    """Return the socket of a protocol, in this network namespace, that stays open until the process ends.
-
-    Raises ``OSError`` where there can be none.
-    """
-    namespace = os.stat("/proc/thread-self/ns/net").st_ino  # whose number is that of no other while the socket is open
-    for opened in KEPT:
-        if isinstance(opened, Netlink) and opened.kind == (protocol, namespace):
-            return opened
-    made = Netlink(protocol)
-    made.kind = protocol, namespace
-    KEPT.append(made)
-    return made
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -3,13 +3,12 @@
 Each change is one transaction. It fails if the ruleset has changed since it was read; then it is read again.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from __future__ import annotations
 
-from cni_hostport.attachment import Attachment
+import time
+
 from cni_hostport.errors import CNIError, NFTError, NotFoundError
 from cni_hostport.kernel import conntrack, ipvs, localnet, presence
-from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import POD_MAPS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
@@ -17,12 +16,17 @@ from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_n
 from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
-from cni_hostport.text import escaped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.log import Log
 
 ATTEMPTS = 12  # of a transaction; each that fails was lost against somebody else's success
 MAX_PAUSE = 0.05  # seconds
-
-Log = Callable[[str], None]
 
 
 def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
@@ -38,11 +42,13 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
         try:
             nft.run(_replace_commands(installed, leaving, attachment, plan, holders, verb="add"))
         except NFTError as error:
-            if error.of_other_declarations:
+            from cni_hostport.kernel import refusals
+
+            if refusals.refused_declarations(error):
                 from cni_hostport import upgrade
 
                 upgrade.declare_again(nft)
-            elif not error.may_be_a_race:
+            elif not refusals.may_be_a_race(error):
                 raise
             refusal = error
         else:
@@ -91,7 +97,9 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
         try:
             return nft.run([*base_commands(), *commands])
         except NFTError as error:
-            if not error.of_other_declarations:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.refused_declarations(error):
                 raise
             refusal = error
         from cni_hostport import upgrade
@@ -132,6 +140,8 @@ def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], inst
     wanted = {map_and_key(forward) for forward in held.forwards}
     for holder, reason in leaving.items():
         if reason:
+            from cni_hostport.log import announce
+
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
         gone = [
             element for element in installed.elements_to(holder) if reason or (element.map, element.key) not in wanted
@@ -168,7 +178,9 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
         try:
             nft.run([*commands, *deletion_note_commands(key)])
         except NFTError as error:
-            if not error.may_be_a_race:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.may_be_a_race(error):
                 raise
             refusal = error
             pause(attempt)
@@ -183,7 +195,7 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.localnet_chains[key] for key in leaving if key in installed.localnet_chains}
     for chain in chains:
-        localnet.close(Lookup(kept=True), interface_in(chain), log)
+        localnet.close(Lookup(shared=True), interface_in(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:
@@ -199,15 +211,6 @@ def pause(attempt: int) -> None:
         import random
 
         time.sleep(random.uniform(0, MAX_PAUSE))  # noqa: S311 - jitter, not a secret
-
-
-def announce(log: Log, line: str) -> None:
-    """Tell the operator, who may not see the stderr of a plugin that succeeded."""
-    import syslog
-
-    log(line)
-    syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_NOTICE, escaped(line))
 
 
 def _lost_races(error: NFTError) -> CNIError:

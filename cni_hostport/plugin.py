@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
@@ -43,7 +43,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
 
     def attempt() -> Plan:
         lookup = Lookup()
-        lookup.keep()
+        lookup.leave_open()
         portmap_rules = portmap.Rules(lookup)
         if portmap_rules.may_exist():
             from cni_hostport.migration import removal
@@ -87,7 +87,7 @@ def _remove_former(call: Call, log: Log) -> None:
     key = attachment_of(call).key
     try:
         lookup = Lookup()
-        lookup.keep()
+        lookup.leave_open()
         held = lookup.find(key)
     except NFTError as error:  # no reason to refuse a container that needs nothing of nftables
         log(f"warning: host ports that {call.container_id} may have had before were not looked for: {error}")
@@ -193,10 +193,11 @@ def probe(config: Mapping[str, Any]) -> None:
     try:
         Nft().run(commands)
     except NFTError as error:
+        from cni_hostport.kernel import refusals
+
         # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
         # of other versions right
-        refusals = [refusal for refusal in error.refusals if refusal not in error.of_other_declarations]
-        if refusals != [("No such file or directory", commands[-1])]:
+        if not refusals.is_only_missing(error, commands[-1]):
             from cni_hostport import failures
 
             msg = "host ports are not available: nftables cannot be used on this node"

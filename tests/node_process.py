@@ -24,7 +24,7 @@ def closing() -> Iterator[None]:
         try:
             yield
         finally:
-            netlink.KEPT.clear()
+            netlink.close_all()
             for opened in traffic.sockets:
                 opened.close()
 

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
     Scenario = Callable[[socket.socket], None]
 
+MODULES = ("from cni_hostport.__main__ import run", "from cni_hostport.resident import process as resident")
 NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 # notes which commands children run, in a file
 NOTES = """
-run = resident.run
+call = run
 def noted(environ):
     with open("{notes}", "a") as out:
         out.write(environ["CNI_COMMAND"])
-    return run(environ)
-resident.run = noted
+    return call(environ)
+run = noted
 """
 
 
@@ -43,13 +44,11 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
 
 
 class Resident:
-    """The resident process, at a socket in a directory of the test's; lines of Python alter its module beforehand."""
+    """The resident process, at a socket in a directory of the test's; lines of Python alter it before, or ``run``."""
 
     def __init__(self, path: Path, *lines: str) -> None:
         self.path = path
-        altered = "\n".join(
-            ["from cni_hostport.resident import process as resident", *lines, f'resident.serve("{path}")']
-        )
+        altered = "\n".join([*MODULES, *lines, f'resident.serve(run, "{path}")'])
         self.command = [sys.executable, "-Ic", altered] if lines else [*LAUNCHER, "serve", str(path)]
         self.log = path.with_suffix(".log")
         self.start()

@@ -60,7 +60,7 @@ def namespace() -> Iterator[Traffic]:
         try:
             yield traffic
         finally:
-            netlink.KEPT.clear()
+            netlink.close_all()
             for opened in traffic.sockets:
                 opened.close()
 

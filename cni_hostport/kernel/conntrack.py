@@ -1,11 +1,12 @@
-"""Connection tracking: a known flow keeps its translation, or the lack of it, whatever becomes of the rules.
+"""Connection tracking: the kernel does not translate a flow that it knows in another way when the rules change.
 
-It does so as long as somebody sends: a client with a fixed source port, also one that gets no answer, and the peer of a
-pod that spoke first, whose packets match the entry by which the node masquerades the pod. Nobody else's flows are
-touched: those to the same port number of another host, or of another mapping, and those of the node itself.
+The kernel knows a flow as long as somebody sends: a client with a fixed source port, even if nobody answers; or the
+peer of a pod that spoke first, whose packets match the entry by which the node masquerades the pod. The functions here
+have the kernel forget such flows. They do not touch others: flows to the same port number of another host, flows of
+another mapping, and the node's own flows.
 
-All this is a courtesy to those who are already talking: what goes wrong is logged, and fails no operation. It is asked
-of the kernel without a library, since a DEL imports none.
+This helps clients that are already sending: an error is logged, and fails no operation. The kernel is asked without a
+library, since a DEL imports none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from errno import EIO, ENOENT
 from functools import cache
 
 from cni_hostport.kernel.nf_conntrack import (
-    FAMILIES,
     TUPLE_ORIG,
     TUPLE_REPLY,
     Flow,
@@ -26,13 +26,14 @@ from cni_hostport.kernel.nf_conntrack import (
     of_protocol,
     with_port,
 )
-from cni_hostport.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, kept
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cni_hostport.kernel.nf_conntrack import End
+    from cni_hostport.log import Log
     from cni_hostport.netlink import Message
     from cni_hostport.ruleset.plan import Plan
 
@@ -43,7 +44,7 @@ RTM_TYPE = 7  # where struct rtmsg has it
 # A filtered dump walks the kernel's whole hash table, in 9 ms if it has 262,144 buckets and nothing in them. So many
 # entries are read here in that time.
 ENTRIES_PER_WALK = 2500
-DELETED_AT_ONCE = 64  # whose acknowledgements are in the socket's buffer at the same time
+DELETED_AT_ONCE = 64  # flows; the socket's buffer has to hold an acknowledgement of each
 SYN_SENT, SYN_RECV, SYN_SENT2 = 1, 2, 9  # linux/netfilter/nf_conntrack_tcp.h
 COOKIE_WAIT = 2  # linux/netfilter/nf_conntrack_sctp.h
 CLIENTS, PEERS = (TUPLE_ORIG,), (TUPLE_REPLY,)
@@ -54,17 +55,19 @@ FILTERED_BY_PORT = ("tcp", "udp")  # ctnetlink_filter_match_tuple
 def forget_elsewhere(
     plan: Plan,
     given: Callable[[], set[tuple[str, bytes, int]]],
-    log: Callable[[str], None],
+    log: Log,
     directions: Sequence[int] = EVERYBODY,
 ) -> None:
-    """Delete the flows at a plan's host ports on the node's own addresses that are not those of its pod.
+    """Delete the flows at a plan's host ports, on the node's own addresses, that do not lead to the plan's pod.
 
-    Such a flow was there before the mapping: a client's that was faster than the pod, or that of another pod that spoke
-    first and has the port as the node's. Of TCP and SCTP only those go whose connection has only begun, so that a
-    connection to a service of the node's goes on. So do flows at the ports that ``given`` returns: (protocol, packed
-    host address, port) that belong to mappings of that address, which beat those of any address.
+    Such a flow is older than the mapping: a client sent before the pod was there, or another pod spoke first, and the
+    node masquerades it with this port. Flows of TCP and SCTP are deleted only while their connection is being opened,
+    so that a connection to a service of the node's goes on. Flows are also left alone at the ports that ``given``
+    returns, as (protocol, packed host address, port): mappings of one address have those, and win over mappings of any
+    address.
 
-    ``directions`` says whose UDP flows are looked for: ``CLIENTS``, ``PEERS`` of pods that spoke first, or both.
+    ``directions`` tells which UDP flows are looked for: those of ``CLIENTS``, of ``PEERS`` of pods that spoke first, or
+    both.
     """
     from ipaddress import ip_address
 
@@ -115,19 +118,16 @@ def forget_elsewhere(
     _forget(questions, ports, is_elsewhere, log)
 
 
-def forget_the_rest(plan: Plan, log: Callable[[str], None]) -> None:
-    """Delete what ``forget_elsewhere`` deletes but for UDP flows of clients, in a process that nobody listens to."""
-    from cni_hostport import ownership
+def forget_the_rest(plan: Plan, log: Log) -> None:
+    """Delete what ``forget_elsewhere`` deletes, except UDP flows of clients; for a process without streams."""
     from cni_hostport.kernel.nft import Nft
+    from cni_hostport.log import announce
 
-    def announce(line: str) -> None:
-        ownership.announce(log, line)
-
-    forget_elsewhere(plan, lambda: Nft().installed().given_ports, announce, PEERS)
+    forget_elsewhere(plan, lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
 
 
-def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str], None]) -> None:
-    """Delete the flows between these host ports and these pods, packed addresses, whoever spoke first."""
+def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
+    """Delete the flows between these host ports and these pods, by packed addresses, whichever side spoke first."""
     pods, mapped, local = set(pods), set(ports), _LocalAddresses()
 
     def is_theirs(flow: Flow) -> bool:
@@ -151,7 +151,7 @@ def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Callable[[str],
 
 
 def _has_only_begun(flow: Flow) -> bool:
-    """Tell whether a client would begin anew, without the flow, what it has begun."""
+    """Tell whether the flow's connection is only being opened, so that its client tries again without the flow."""
     if flow.protocol == "tcp":
         # what the node itself has answered is a connection to a service of the node's
         return flow.state in {SYN_SENT, SYN_SENT2} or (flow.state == SYN_RECV and flow.is_redirected)
@@ -166,7 +166,7 @@ class _LocalAddresses:
 
     def __contains__(self, address: bytes) -> bool:
         if address not in self._known:
-            rtmsg = bytes([FAMILIES[len(address)], len(address) * 8, *bytes(10)])
+            rtmsg = bytes([FAMILIES_BY_SIZE[len(address)], len(address) * 8, *bytes(10)])
             question = RTM_GETROUTE, 0, rtmsg + attribute(RTA_DST, address)
             with Netlink(NETLINK_ROUTE) as netlink:
                 [(_, answers)] = netlink.ask([question])
@@ -174,13 +174,11 @@ class _LocalAddresses:
         return self._known[address]
 
 
-def _forget(
-    questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Callable[[str], None]
-) -> None:
-    """Delete the unwanted ones of the flows that the kernel answers with and that have one of these ports."""
+def _forget(questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Log) -> None:
+    """Ask the kernel for flows, and delete those that have one of these ports and are unwanted."""
     try:
         packed = {port.to_bytes(2) for port in ports}
-        kernel = kept(NETLINK_NETFILTER)
+        kernel = shared(NETLINK_NETFILTER)
         flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
         # the tuple alone, by which entries are deleted, names one of the default zone
         _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])

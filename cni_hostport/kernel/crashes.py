@@ -1,4 +1,4 @@
-"""What libnftables crashes on, in words: sets that a newer version declared, or a configuration's conditions."""
+"""Sets and conditions on which libnftables crashes, found and put into words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cni_hostport.errors import UnavailableError
 
 CONDITIONS = ("conditionsV4", "conditionsV6")
-MOST_TRIED = 32  # kinds of sets
+MAX_TRIED = 32  # sets; libnftables is started anew for each on which it crashes
 REMEDY = (
     "bring the nftables of this node (libnftables) to 1.1.3 or later, or have whoever owns that set declare it with"
     " an older version"
@@ -24,15 +24,15 @@ REMEDY = (
 def sets() -> list[str]:
     """Return the sets and maps of this network namespace that libnftables cannot list without crashing.
 
-    They are given as in ``set inet filter blocked``. What versions of nftables keep with a set for each other is what
-    decides: of those that have the same, one is tried. Raises ``NFTError`` where nf_tables or libnftables cannot be
-    used.
+    Each is named as in ``set inet filter blocked``. With each set, nftables stores notes for its other versions, and
+    it crashes on those: of the sets with the same notes, one is tried. Raises ``NFTError`` where nf_tables or
+    libnftables cannot be used.
     """
     by_notes: dict[bytes, list[str]] = {}
     for name, notes in Lookup().notes_at_sets():
         by_notes.setdefault(notes, []).append(name)
     nft = Nft()
-    return [name for alike in list(by_notes.values())[:MOST_TRIED] if _crashes(nft, alike[0]) for name in alike]
+    return [name for alike in list(by_notes.values())[:MAX_TRIED] if _crashes(nft, alike[0]) for name in alike]
 
 
 def _crashes(nft: Nft, name: str) -> bool:
@@ -46,7 +46,7 @@ def _crashes(nft: Nft, name: str) -> bool:
 
 
 def explained(error: UnavailableError, config: Mapping[str, Any]) -> str:
-    """Return what a person is to know who meets an error in a call with this network configuration."""
+    """Return the reason of an error for a person, with a remedy, in a call with this network configuration."""
     reason = str(error)
     if not isinstance(error, LibraryEndedError) or not error.is_crash:
         return reason

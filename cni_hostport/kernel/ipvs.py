@@ -1,15 +1,15 @@
-"""The addresses of Services under kube-proxy's IPVS mode, which are local on the node and still not the node's own.
+"""The addresses of Services in kube-proxy's IPVS mode: the node has them, but they are not the node's own.
 
-kube-proxy puts every ClusterIP, and others that Services have, on an interface that it makes for that. A host port
-without a host address does not answer there: it would take the connections of a Service of the same number, from all
-pods (kubernetes/kubernetes issue 66103). The sets in the ruleset are brought up to date by every ADD, and by the
-resident process whenever these addresses change.
+kube-proxy makes an interface, and puts every ClusterIP and other addresses of Services on it. A host port without a
+host address must not answer there: it would take all pods' connections to a Service with the same port number
+(kubernetes/kubernetes issue 66103). So the ruleset has sets of these addresses. Each ADD updates the sets, and so does
+the resident process when the addresses change.
 """
 
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, inet_ntop, socket
+from _socket import AF_NETLINK, SOCK_RAW, inet_ntop, socket
 from contextlib import suppress
 from errno import EINTR
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -18,7 +18,7 @@ from struct import Struct
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import interfaces
 from cni_hostport.names import FAMILY, SERVICES, TABLE
-from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
 from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
@@ -33,11 +33,13 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
 NLMSGHDR = Struct("=LHHLL")  # linux/netlink.h; the second is the type
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-LARGEST_NEWS = 0x4000  # bytes of a message that is read
-FAMILIES = {SERVICES[4]: (AF_INET, 4), SERVICES[6]: (AF_INET6, 16)}  # and the bytes of an address
-ATTEMPTS = 5  # while somebody else changes the same
+LARGEST_MESSAGE = 0x4000  # bytes of the kernel's message of a change
+ADDRESS_SIZES = {SERVICES[4]: 4, SERVICES[6]: 16}  # bytes, by the name of the set
+# each but the last was spoiled by somebody else's change
+LISTING_ATTEMPTS = 5
+UPDATE_ATTEMPTS = 5
 POLLIN = 1  # select.POLLIN
-NONE = -1  # instead of a descriptor
+NO_CHILD = -1  # instead of a descriptor
 
 
 def addresses() -> set[IPv4Address | IPv6Address]:
@@ -46,15 +48,15 @@ def addresses() -> set[IPv4Address | IPv6Address]:
 
 
 def _present() -> tuple[set[bytes], bool]:
-    """Return the addresses as bytes, since there can be thousands, and whether these are all.
+    """Return the packed addresses, of which there can be thousands, and whether these are all.
 
-    They may not be all while others come and go, as when kube-proxy starts. Raises ``OSError``.
+    Some may be missing while addresses come and go, as when kube-proxy starts. Raises ``OSError``.
     """
     index = interfaces.index(INTERFACE)
     if not index:
         return set(), True
     with Netlink(NETLINK_ROUTE) as netlink:
-        for _ in range(ATTEMPTS):
+        for _ in range(LISTING_ATTEMPTS):
             [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, index))])
             if error != EINTR:  # else some address of the node came or went meanwhile
                 break
@@ -82,14 +84,16 @@ def sync() -> None:
     """Bring the sets up to date, where they are; raises what ``fill`` does."""
     from cni_hostport.kernel.nft import Nft
 
-    for attempt in range(ATTEMPTS):
+    for attempt in range(UPDATE_ATTEMPTS):
         held = _held()
         commands = _changes({name: members for name, members in held.items() if members is not None})
         try:
             Nft().run(commands)
             break
         except NFTError as error:
-            if not error.may_be_a_race or attempt == ATTEMPTS - 1:
+            from cni_hostport.kernel import refusals
+
+            if not refusals.may_be_a_race(error) or attempt == UPDATE_ATTEMPTS - 1:
                 raise
 
 
@@ -97,8 +101,8 @@ def _held() -> dict[str, set[bytes] | None]:
     """Return what the sets hold, by name; ``None`` for one that is not there."""
     from cni_hostport.lookup import Lookup
 
-    lookup = Lookup(kept=True)
-    return {name: lookup.members(name) for name in FAMILIES}
+    lookup = Lookup(shared=True)
+    return {name: lookup.members(name) for name in ADDRESS_SIZES}
 
 
 def _changes(held: dict[str, set[bytes]]) -> list[str]:
@@ -109,12 +113,12 @@ def _changes(held: dict[str, set[bytes]]) -> list[str]:
         raise CNIError(Code.HOST_SETTING, f"cannot list the addresses of {INTERFACE}: {error.strerror}") from error
     commands = []
     for name, members in held.items():
-        family, size = FAMILIES[name]
+        size = ADDRESS_SIZES[name]
         wanted = {address for address in present if len(address) == size}
         gone = members - wanted if is_all else set()
         for verb, changed in (("add", wanted - members), ("delete", gone)):
             if changed:
-                elements = ", ".join(inet_ntop(family, address) for address in changed)
+                elements = ", ".join(inet_ntop(FAMILIES_BY_SIZE[size], address) for address in changed)
                 commands.append(f"{verb} element {FAMILY} {TABLE} {name} {{ {elements} }}")
     return commands
 
@@ -122,8 +126,8 @@ def _changes(held: dict[str, set[bytes]]) -> list[str]:
 class Watch:
     """Keeps the sets up to date in the network namespace in which it was made, from a poll loop.
 
-    That is done by a child, since it takes the longer the more addresses there are. kube-proxy adds them by the
-    thousand: there is one child at a time, and another one for all that changed since it began.
+    A child does that, since it can take long where there are many addresses. kube-proxy adds them by the thousand: so
+    there is one child at a time, and the next one deals with all that has changed since.
     """
 
     def __init__(self, events: select.poll) -> None:
@@ -133,44 +137,44 @@ class Watch:
         self._events = events
         self._events.register(self._news, POLLIN)
         self._is_due = True
-        self._child = NONE  # the descriptor that ends with it
+        self._child = NO_CHILD  # the descriptor that ends with it
 
     def work(self) -> None:
         """Start a child if there is something to do, and none at work."""
-        if not self._is_due or self._child != NONE:
+        if not self._is_due or self._child != NO_CHILD:
             return
-        self._child, tells = os.pipe()
+        self._child, child_end = os.pipe()
         try:
             if not os.fork():
                 _sync_and_end()
         except OSError:
             os.close(self._child)
-            self._child = NONE
+            self._child = NO_CHILD
             return  # it stays due
         finally:
-            os.close(tells)
+            os.close(child_end)
         self._is_due = False
         self._events.register(self._child, POLLIN)
 
     def takes(self, descriptor: int) -> bool:
-        """Take note of what a descriptor of the poll loop has to say; tell whether it is one of these."""
+        """Handle a descriptor on which the poll loop has found something; tell whether it is one of this watch."""
         if descriptor == self._news.fileno():
             self._is_due |= self._hears_a_change()
         elif descriptor == self._child:
             self._events.unregister(descriptor)
             os.close(descriptor)
-            self._child = NONE
+            self._child = NO_CHILD
         else:
             return False
         return True
 
     def _hears_a_change(self) -> bool:
-        is_one = False
+        is_changed = False
         while True:
             try:
-                is_one |= _is_a_change(self._news.recv(LARGEST_NEWS))
+                is_changed |= _is_a_change(self._news.recv(LARGEST_MESSAGE))
             except BlockingIOError:
-                return is_one
+                return is_changed
             except OSError:
                 return True  # ENOBUFS: the kernel had more to say than it could keep
 

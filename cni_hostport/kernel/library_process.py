@@ -1,7 +1,7 @@
 """libnftables in a process of its own.
 
-It ends the process that it runs in where it has no netlink socket, no memory, or an error while it receives, and it
-crashes on some conditions and sets. In a process of its own, that is an error like others.
+libnftables ends the process that it runs in when it has no netlink socket or no memory, or when it cannot receive; and
+it crashes on some conditions and sets. In a process of its own, all this is an error like others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 NAMESPACE = "/proc/{}/ns/net"
 PR_SET_PDEATHSIG, SIGKILL = 1, 9  # linux/prctl.h, asm/signal.h: the module signal takes a millisecond to import
-STDIN, STDOUT, STDERR, FIRST_OTHER, MOST_DESCRIPTORS = 0, 1, 2, 3, 1 << 20
-FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
-LONGEST_WORDS = 1000  # bytes
+STDIN, STDOUT, STDERR, FIRST_OTHER = 0, 1, 2, 3  # file descriptors
+MAX_DESCRIPTORS = 1 << 20
+FAULT_SIGNALS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
+LONGEST_MESSAGE = 1000  # bytes of what libnftables wrote before it ended
 
 
 class NoProcessError(UnavailableError):
@@ -37,17 +38,18 @@ class NoProcessError(UnavailableError):
 class Process:
     """A libnftables context in a process of its own, which is started again if libnftables has ended it.
 
-    It ends with this process, and when this object is no longer used. libnftables looks up the interfaces that commands
-    name where its process is, whatever namespace the context is bound to: it follows the thread that asks.
+    The process ends with this one, and when this object is no longer used. libnftables looks up the names of interfaces
+    in the network namespace of its process, to whichever the context is bound. So the process enters the namespace of
+    the thread that asks.
     """
 
     def __init__(self) -> None:
         """Start it; raises ``NoProcessError``, and ``UnavailableError`` as ``Context`` does."""
         self._pid, self._parent, self._streams = 0, os.getpid(), ExitStack()
-        self._place = 0  # the network namespace, by its inode, in which it looks for interfaces
+        self._lookup_inode = 0  # of the network namespace in which libnftables looks up interfaces
         try:
             self._namespace = os.open(NAMESPACE.format("thread-self"), os.O_RDONLY | os.O_CLOEXEC)
-            self._words = os.memfd_create("words")
+            self._messages = os.memfd_create("messages")
         except OSError as error:
             raise _not_started(error) from error
         self._start(None)
@@ -58,17 +60,17 @@ class Process:
             self._wait()
             with suppress(AttributeError):
                 os.close(self._namespace)
-                os.close(self._words)
+                os.close(self._messages)
 
     def ask(self, command: bytes, output: Collection[str], *, without_sets: bool = False) -> Answer:
         """Do as ``Context.ask``; raises ``LibraryEndedError`` where libnftables ends its process instead."""
         if not self._pid:
             self._start(self._namespace)
-        here = os.stat(NAMESPACE.format("thread-self")).st_ino
-        move = "" if here == self._place else NAMESPACE.format(os.readlink("/proc/thread-self"))
-        self._place = here
+        inode = os.stat(NAMESPACE.format("thread-self")).st_ino
+        namespace = "" if inode == self._lookup_inode else NAMESPACE.format(os.readlink("/proc/thread-self"))
+        self._lookup_inode = inode
         try:
-            marshal.dump((move, command, tuple(output), without_sets), self._requests)
+            marshal.dump((namespace, command, tuple(output), without_sets), self._requests)
             self._requests.flush()
             return self._answer()
         except (OSError, EOFError):
@@ -84,8 +86,8 @@ class Process:
 
     def _start(self, namespace: int | None) -> None:
         try:
-            os.ftruncate(self._words, 0)
-            os.lseek(self._words, 0, os.SEEK_SET)
+            os.ftruncate(self._messages, 0)
+            os.lseek(self._messages, 0, os.SEEK_SET)
             ours, theirs = (end.detach() for end in socketpair())
             self._answers = self._streams.enter_context(open(ours, "rb"))  # noqa: SIM115 - closed by _wait
             self._requests = self._streams.enter_context(open(ours, "wb", closefd=False))  # noqa: SIM115
@@ -98,9 +100,9 @@ class Process:
             os.close(theirs)
             self._streams.close()
             raise NoProcessError([(f"libnftables cannot be started: {error.strerror}", "")]) from error
-        self._place = os.fstat(self._namespace).st_ino
+        self._lookup_inode = os.fstat(self._namespace).st_ino
         if not self._pid:
-            _serve(theirs, self._words, self._parent, namespace, is_main=is_main)
+            _serve(theirs, self._messages, self._parent, namespace, is_main=is_main)
         os.close(theirs)
         try:
             _, _, reason = self._answer()
@@ -110,26 +112,26 @@ class Process:
             raise UnavailableError([(reason.decode(), "")])
 
     def _end(self, *, knew_sets: bool) -> LibraryEndedError:
-        """Return what is to be said of its end."""
+        """Return the error that says how the process ended."""
         status = self._wait()
-        said = os.pread(self._words, LONGEST_WORDS, 0).decode(errors="replace")
-        words = f": {' '.join(said.split())}" if said.strip() else ""
+        message = os.pread(self._messages, LONGEST_MESSAGE, 0).decode(errors="replace")
+        suffix = f": {' '.join(message.split())}" if message.strip() else ""
         if status is None:
-            reason, is_crash = "libnftables ended its process", not words
+            reason, is_crash = "libnftables ended its process", not suffix
         elif status >= 0:
             reason, is_crash = f"libnftables ended its process with exit status {status}", False
         else:
             from signal import Signals
 
             name = Signals(-status).name
-            is_crash = name in FAULTS
+            is_crash = name in FAULT_SIGNALS
             reason = f"libnftables crashed ({name})" if is_crash else f"libnftables was ended by a signal ({name})"
-        return LibraryEndedError(f"{reason}{words}", is_crash=is_crash, knew_sets=knew_sets)
+        return LibraryEndedError(f"{reason}{suffix}", is_crash=is_crash, knew_sets=knew_sets)
 
     def _wait(self) -> int | None:
-        """Wait for its end and return its exit status, or the number of the signal that ended it as a negative one.
+        """Wait until the process has ended, and return its exit status; a signal that ended it as a negative number.
 
-        ``None`` where this process was started so that it is not told.
+        ``None`` where the kernel does not keep it for this process, which then was started with SIGCHLD ignored.
         """
         pid, self._pid = self._pid, 0
         with suppress(OSError):  # what could not be sent
@@ -146,25 +148,25 @@ def _not_started(error: OSError) -> UnavailableError:
     return UnavailableError([(f"libnftables cannot be started: {error.strerror}", "")])
 
 
-def _serve(caller: int, words: int, parent: int, namespace: int | None, *, is_main: bool) -> NoReturn:
-    """Be the process: it has nothing of the caller's but a socket, and a file for what libnftables says.
+def _serve(caller: int, messages: int, parent: int, namespace: int | None, *, is_main: bool) -> NoReturn:
+    """Be the process. It has nothing of the caller's but a socket, and a file for what libnftables writes.
 
     ``is_main`` tells whether the caller's main thread started it. To the kernel, the thread is the parent.
     """
     try:
         caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
-        os.dup2(words, STDERR)
+        os.dup2(messages, STDERR)
         if namespace is not None:
             _enter(f"/proc/self/fd/{namespace}")
         os.dup2(STDERR, STDOUT)
         os.dup2(STDERR, STDIN)
         os.closerange(FIRST_OTHER, caller)
-        os.closerange(caller + 1, MOST_DESCRIPTORS)
+        os.closerange(caller + 1, MAX_DESCRIPTORS)
         _leave_no_core()
         if is_main:  # another thread can end before the caller does, whose end is then only seen on the socket
             _end_with(parent)
-        with open(caller, "rb") as asked, open(caller, "wb", closefd=False) as answered:
-            _answer_all(asked, answered)
+        with open(caller, "rb") as requests, open(caller, "wb", closefd=False) as answers:
+            _answer_all(requests, answers)
     except BaseException as error:  # noqa: BLE001 - it must not come back into the caller's code
         with suppress(OSError):
             os.write(STDERR, f"{type(error).__name__}: {error}".encode())
@@ -199,22 +201,22 @@ def _leave_no_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer_all(asked: BinaryIO, answered: BinaryIO) -> NoReturn:
-    def answer(what: Answer) -> None:
-        marshal.dump(what, answered)
-        answered.flush()
+def _answer_all(requests: BinaryIO, answers: BinaryIO) -> NoReturn:
+    def send(answer: Answer) -> None:
+        marshal.dump(answer, answers)
+        answers.flush()
 
     try:
         context = Context()
     except UnavailableError as error:
-        answer((1, b"", str(error).encode()))
+        send((1, b"", str(error).encode()))
         os._exit(0)
-    answer((0, b"", b""))
+    send((0, b"", b""))
     while True:
         try:
-            move, command, output, without_sets = marshal.load(asked)  # noqa: S302 - from this very program
+            namespace, command, output, without_sets = marshal.load(requests)  # noqa: S302 - from this very program
         except EOFError:
             os._exit(0)
-        if move:
-            _enter(move)
-        answer(context.ask(command, output, without_sets=without_sets))
+        if namespace:
+            _enter(namespace)
+        send(context.ask(command, output, without_sets=without_sets))

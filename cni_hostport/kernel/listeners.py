@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.plan import Forward, Plan
 
     Address = IPv4Address | IPv6Address
@@ -29,12 +29,13 @@ INET_DIAG_SKV6ONLY = 11
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # protocol number, and the state of a socket that takes whoever comes; to ask for SCTP would load a module of the kernel
 STATES = {"tcp": (6, TCP_LISTEN), "udp": (17, TCP_CLOSE)}
-# of the sockets that can take connections of an IP version
-FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
+# by IP version, the families of the sockets that can take its connections
+SOCKET_FAMILIES: dict[int, tuple[int, ...]] = {4: (AF_INET, AF_INET6), 6: (AF_INET6,)}
 _REQUEST = struct.Struct("=BBBxL48x")  # struct inet_diag_req_v2: family, protocol, extensions, states
 INET_DIAG_REQ_BYTECODE, JUMP, OWN_PORT_IS = 1, 1, 11
-_OPERATION = struct.Struct("=BBH")  # struct inet_diag_bc_op: code; how many bytes to go on by if it is so, and if not
-MOST_ASKED = 64  # ports in a question; the kernel's check of it grows with the square
+# struct inet_diag_bc_op: code; how many bytes to go on by if the condition holds, and how many if not
+_OPERATION = struct.Struct("=BBH")
+MAX_PORTS_ASKED = 64  # ports in a question; the kernel's check of it grows with the square
 _ATTRIBUTES_AT = 72  # the size of struct inet_diag_msg
 _OWN_PORT, _PEERS_PORT, _OWN_ADDRESS = slice(4, 6), slice(6, 8), slice(8, 24)
 
@@ -51,9 +52,9 @@ def tell(attachment: Attachment, plan: Plan, log: Log) -> None:
     except OSError:
         return
     for port, addresses in hidden.items():
-        from cni_hostport import ownership
+        from cni_hostport.log import announce
 
-        ownership.announce(
+        announce(
             log,
             f"host port {port}: a program of this node listens on it at {', '.join(addresses)};"
             f" its new connections go to container {attachment.container_id} ({attachment.ifname})",
@@ -68,12 +69,12 @@ def shadowed(plan: Plan) -> Iterator[tuple[Forward, Address]]:
     wanted: dict[tuple[str, int], list[Forward]] = {}
     for forward in plan.forwards:
         if forward.protocol in STATES:
-            for family in FAMILIES[forward.version]:
+            for family in SOCKET_FAMILIES[forward.version]:
                 wanted.setdefault((forward.protocol, family), []).append(forward)
     with Netlink(NETLINK_SOCK_DIAG) as netlink:
-        for (protocol, family), of_family in wanted.items():
+        for (protocol, family), forwards in wanted.items():
             by_port: dict[bytes, list[Forward]] = {}
-            for forward in of_family:
+            for forward in forwards:
                 by_port.setdefault(forward.host_port.to_bytes(2), []).append(forward)
             for port, address, is_for_both in _listening(netlink, protocol, family, set(by_port)):
                 for forward in by_port[port]:
@@ -87,7 +88,7 @@ def _listening(
     """Return port, address and whether it is for IPv4 as well of each socket of a family that listens on a port."""
     number, state = STATES[protocol]
     request = _REQUEST.pack(family, number, 0, 1 << state)
-    if len(ports) <= MOST_ASKED:
+    if len(ports) <= MAX_PORTS_ASKED:
         request += attribute(INET_DIAG_REQ_BYTECODE, _one_of(ports))
     [(error, answers)] = netlink.ask([(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)])
     if error:
@@ -108,9 +109,9 @@ def _one_of(ports: set[bytes]) -> bytes:
     A socket is answered with if the program ends at its very end, and is not where it would go on behind that.
     """
     program = b""
-    for left, port in zip(range(len(ports), 0, -1), ports, strict=True):
-        compare, end = 2 * _OPERATION.size, left * 3 * _OPERATION.size
-        following = compare + _OPERATION.size if left > 1 else end + _OPERATION.size
+    for remaining, port in zip(range(len(ports), 0, -1), ports, strict=True):
+        compare, end = 2 * _OPERATION.size, remaining * 3 * _OPERATION.size
+        following = compare + _OPERATION.size if remaining > 1 else end + _OPERATION.size
         program += _OPERATION.pack(OWN_PORT_IS, compare, following)
         program += _OPERATION.pack(0, 0, int.from_bytes(port))
         program += _OPERATION.pack(JUMP, _OPERATION.size, end - compare)

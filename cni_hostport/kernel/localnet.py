@@ -1,8 +1,8 @@
-"""The node's 127.0.0.0/8 as clients of host ports, which the kernel lets leave on interfaces with ``route_localnet``.
+"""The sysctl ``route_localnet``: it lets clients on the node's 127.0.0.0/8 reach pods through an interface.
 
-Such an interface also lets its neighbours reach what listens on the node's 127.0.0.1 (CVE-2020-8558): the ruleset
-guards each that an attachment needs, and only those. With the last attachment the guard goes, and what this plugin
-opened it closes before.
+With the sysctl, neighbours on that interface also reach what listens on the node's 127.0.0.1 (CVE-2020-8558). So the
+ruleset guards each interface that an attachment needs, and only those. The last attachment takes the guard with it.
+Before that, this plugin sets the sysctl to 0 if it was this plugin that set it to 1.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def is_open(interface: int) -> bool:
 
 
 def open_for(plan: Plan, log: Callable[[str], None]) -> None:
-    """Let connections from the node's 127.0.0.0/8 leave on the interface towards the pod, if the plan needs that.
+    """Set ``route_localnet`` on the interface towards the pod, if the plan needs connections from 127.0.0.0/8.
 
-    Without a route of its own to the pod there is no such interface, which is only logged: the plugin that adds it may
-    come later. Raises ``CNIError`` with code 102 if the sysctl, not yet set, cannot be written, or the kernel cannot be
-    asked.
+    Where the node has no route to the pod but the default one, there is no such interface. That is only logged, since
+    a later plugin may add the route. Raises ``CNIError`` with code 102 if the sysctl is not set and cannot be written,
+    or the kernel cannot be asked.
     """
     if plan.local_route_to and not plan.interface:
         log(
@@ -76,12 +76,11 @@ def _lack_of_route(address: IPv4Address) -> str:
 
 
 def close(lookup: Lookup, interface: int, log: Callable[[str], None]) -> None:
-    """Take the guard off an interface that no attachment needs any more, and close it if this plugin opened it.
+    """Close an interface that no attachment needs any more, if this plugin opened it, and then remove its guard.
 
-    One that stays open stays guarded.
-
-    It is closed first. If an ADD comes meanwhile, the kernel does not let the guard go, and it is opened again: here,
-    or by the ADD, which looks after its own transaction. Whatever goes wrong leaves the guard there.
+    An interface that stays open stays guarded. If an ADD comes between the two steps, the kernel refuses to remove the
+    guard. Then the interface is opened again: here, or by that ADD, which looks once more after its transaction. After
+    any error, the guard is still there.
     """
     is_opened_here = lookup.localnet_left(interface)
     if is_opened_here is None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-from _socket import AF_INET, AF_INET6
+from functools import cache
 
 from cni_hostport.names import PROTOCOLS
-from cni_hostport.netlink import NLM_F_DUMP, attribute, attributes, nested
+from cni_hostport.netlink import FAMILIES_BY_SIZE, NLM_F_DUMP, attribute, attributes, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_CTNETLINK = 1
 GET, DELETE, GET_STATS = (NFNL_SUBSYS_CTNETLINK << 8 | number for number in (1, 2, 5))
-FAMILIES = {4: AF_INET, 16: AF_INET6}  # by the bytes of an address
-NUMBERS = {name: number for number, name in PROTOCOLS.items()}
+PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
 TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, ID, ZONE, FILTER, STATUS_MASK = 1, 2, 3, 4, 12, 18, 25, 26
 TUPLE_IP, TUPLE_PROTO, TUPLE_ZONE = 1, 2, 3
@@ -33,8 +32,6 @@ COMPARES_PROTO_NUM, COMPARES_DST_PORT = 1 << 3, 1 << 5  # net/netfilter/nf_inter
 IPS_ASSURED = 1 << 2  # linux/netfilter/nf_conntrack_common.h
 PROTOINFO_STATE = {"tcp": (1, 1), "sctp": (3, 1)}  # the protocol's attribute, and the state in it
 STATS_GLOBAL_ENTRIES = 1
-
-_PORT = re.compile(b"(?=" + re.escape(attribute(PROTO_DST_PORT, b"\0\0")[:4]) + b"(..))", re.DOTALL)
 
 
 def count() -> Message:
@@ -57,7 +54,7 @@ def with_port(address_size: int, protocol: str, direction: int, port: int) -> Me
 
     Not by addresses: the kernel compares those of IPv6 the wrong way round.
     """
-    number = attribute(PROTO_NUM, bytes([NUMBERS[protocol]]))
+    number = attribute(PROTO_NUM, bytes([PROTOCOL_NUMBERS[protocol]]))
     tuple_proto = nested(TUPLE_PROTO, number, attribute(PROTO_DST_PORT, port.to_bytes(2)))
     return _dump(address_size, direction, tuple_proto, COMPARES_PROTO_NUM | COMPARES_DST_PORT)
 
@@ -67,20 +64,26 @@ def of_protocol(address_size: int, protocol: str, *, beginning: bool = False) ->
 
     A kernel that does not filter by status answers with more.
     """
-    tuple_proto = nested(TUPLE_PROTO, attribute(PROTO_NUM, bytes([NUMBERS[protocol]])))
+    tuple_proto = nested(TUPLE_PROTO, attribute(PROTO_NUM, bytes([PROTOCOL_NUMBERS[protocol]])))
     status = attribute(STATUS, bytes(4)) + attribute(STATUS_MASK, IPS_ASSURED.to_bytes(4)) if beginning else b""
     return _dump(address_size, TUPLE_ORIG, tuple_proto, COMPARES_PROTO_NUM, status)
 
 
 def _dump(address_size: int, direction: int, tuple_proto: bytes, flags: int, status: bytes = b"") -> Message:
-    header = bytes([FAMILIES[address_size], 0, 0, 0])
+    header = bytes([FAMILIES_BY_SIZE[address_size], 0, 0, 0])
     compared = nested(FILTER, attribute(FILTER_FLAGS[direction], struct.pack("=L", flags)))
     return GET, NLM_F_DUMP, header + nested(direction, tuple_proto) + compared + status
 
 
 def has_port(answer: bytes, ports: set[bytes]) -> bool:
     """Tell, in less time than it takes to read the entry, whether one of these ports may be a destination in it."""
-    return not ports.isdisjoint(_PORT.findall(answer))
+    return not ports.isdisjoint(_port_pattern().findall(answer))
+
+
+@cache
+def _port_pattern() -> re.Pattern[bytes]:
+    """Match whatever may be a destination port; made where there is an entry, since it takes as long as an import."""
+    return re.compile(b"(?=" + re.escape(attribute(PROTO_DST_PORT, b"\0\0")[:4]) + b"(..))", re.DOTALL)
 
 
 class Flow:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from cni_hostport.errors import BusyError, ExistsError, LibraryEndedError, NFTError, NotFoundError
+from cni_hostport.errors import LibraryEndedError, NFTError, NotFoundError
 from cni_hostport.kernel.library import HANDLES, JSON, STATELESS, Context
 from cni_hostport.kernel.library_process import NoProcessError, Process
-from cni_hostport.netlink import keep, report_progress
+from cni_hostport.netlink import LEFT_OPEN, leave_open, report_progress
 from cni_hostport.ruleset.base import with_declarations
 
 TYPE_CHECKING = False
@@ -19,18 +19,11 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Installed
 
 COMMAND_END = "; "
-LONG = 4096  # characters of a command that is not broken into lines
-ELEMENTS_IN_LINE = 20
+MAX_LEFT_OPEN = 64  # contexts and sockets; each context can be a process, and one process can have many contexts
+LONGEST_LINE = 4096  # characters; a command that is longer is broken into lines
+ELEMENTS_IN_LINE = 20  # at least, where a command is broken
 # libnftables 1.0.6 knows one flag of tables, and prints for others what it finds in memory behind its name (src/json.c)
-GARBAGE = re.compile(r'("table": \{[^{}]*?), "flags": .*?(?=\}\})')
-
-
-# in this order: a batch can fail for several reasons at once, and a key that has a holder is the one to look at first
-_KINDS = {
-    "File exists": ExistsError,
-    "No such file or directory": NotFoundError,
-    "Device or resource busy": BusyError,
-}
+GARBAGE = r'("table": \{[^{}]*?), "flags": .*?(?=\}\})'
 
 
 class Nft:
@@ -50,7 +43,8 @@ class Nft:
         except NoProcessError:
             self._context = Context()
         self.crash = ""
-        keep(self._context)
+        if len(LEFT_OPEN) < MAX_LEFT_OPEN:
+            leave_open(self._context)
 
     def run(self, commands: Sequence[str]) -> None:
         """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
@@ -148,7 +142,7 @@ def _objects(output: str) -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = json.loads(output, strict=False)["nftables"]
     except (ValueError, KeyError, TypeError):
         try:
-            objects = json.loads(GARBAGE.sub(r"\1", output), strict=False)["nftables"]
+            objects = json.loads(re.sub(GARBAGE, r"\1", output), strict=False)["nftables"]
         except (ValueError, KeyError, TypeError) as error:
             raise NFTError([(f"libnftables' listing cannot be read: {error}", "")]) from error
     return objects
@@ -171,7 +165,7 @@ def _in_columns(commands: Sequence[str]) -> str:
 
 def _lines(command: str) -> list[str]:
     """Break a long command after commas within braces, where nft takes a new line."""
-    if len(command) <= LONG:
+    if len(command) <= LONGEST_LINE:
         return [command]
     lines, line, depth, in_quotes = list[str](), list[str](), 0, False
     for piece in command.split(", "):
@@ -191,15 +185,11 @@ def _width(lines: Sequence[str]) -> int:
 
 
 def _failure(error: str, commands: Sequence[str]) -> NFTError:
-    """Translate libnftables' messages; each is a line ``Error: reason``, the first line and a line of marks."""
-    refusals = dict[tuple[str, str], None]()  # once each: of one command, many messages may be refused
+    """Translate what libnftables says of commands that it ran as one text."""
+    from cni_hostport.kernel import refusals
+
     widths = [_width(_lines(command)) for command in commands]
-    for reason, marks in re.findall(r"^Error: (.*)\n.*\n( *\^+)?", error, re.MULTILINE):
-        command = _command_at(marks.find("^"), commands, widths)
-        refusals[reason.removeprefix("Could not process rule: "), command] = None
-    found = list(refusals) or [(error.strip() or "libnftables failed without a reason", "")]
-    kinds = (kind for sign, kind in _KINDS.items() if any(sign in reason for reason, _ in found))
-    return next(kinds, NFTError)(found)
+    return refusals.read(error, lambda column: _command_at(column, commands, widths))
 
 
 def _command_at(column: int, commands: Sequence[str], widths: Sequence[int]) -> str:

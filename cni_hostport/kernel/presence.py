@@ -1,4 +1,4 @@
-"""Is the container that holds a port gone? What is noted of its network namespace, against what this process sees.
+"""Is the container that holds a port gone? The notes on its network namespace are compared with what there is now.
 
 A path alone does not tell. A runtime with mounts of its own, on the node's network, has other namespaces at the same
 paths, or none. Noted are the namespace's identity, its path, and the directory in which the path is a name: device and
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PROC = "/proc"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
-OF_A_PROCESS = re.compile(r"[0-9]+/ns/net")
+PROCESS_NAMESPACE = r"[0-9]+/ns/net"  # a name below PROC
 EXHAUSTED = {EMFILE, ENFILE, ENOMEM}
 
 
@@ -110,7 +110,7 @@ def _is_at_path(owner: Owner) -> bool | None:
         with _directory(owner.netns) as (directory, name):
             as_noted = owner.place.split(":")[:2] == netns.file_identity(directory).split(":")
             if _is_in_proc(owner.netns):
-                as_noted &= bool(OF_A_PROCESS.fullmatch(name))
+                as_noted &= re.fullmatch(PROCESS_NAMESPACE, name) is not None
             else:
                 as_noted &= not S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
             with netns.namespace(name, directory) as namespace:
@@ -184,13 +184,15 @@ def _receives_mounts(path: str) -> bool:
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     with _opened(directory) as descriptor:
-        own = next((of for of in _mounts("thread-self") if of[0] == _mount(descriptor)), None)
-    if own is None:
+        mount = next((fields for fields in _mounts("thread-self") if fields[0] == _mount(descriptor)), None)
+    if mount is None:
         return False
     groups = {
-        of.replace("master:", "shared:") for of in own[6 : own.index("-")] if of.startswith(("shared:", "master:"))
+        field.replace("master:", "shared:")
+        for field in mount[6 : mount.index("-")]
+        if field.startswith(("shared:", "master:"))
     }
-    return any(of[3:5] == own[3:5] and groups & {*of[6 : of.index("-")]} for of in _mounts("1"))
+    return any(fields[3:5] == mount[3:5] and groups & {*fields[6 : fields.index("-")]} for fields in _mounts("1"))
 
 
 def _mounts(process: str) -> list[list[str]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_INET6
 from contextlib import suppress
 from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from struct import Struct
 from sys import byteorder
-from typing import NamedTuple
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import interfaces, netns
-from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
+from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_ROUTE, Netlink, attribute, attributes
 from cni_hostport.ruleset.plan import PodRoute
 
 TYPE_CHECKING = False
@@ -24,15 +22,12 @@ if TYPE_CHECKING:
 RTM_GETROUTE, RTA_DST, RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
-KINDS_OF_ONE_POD = (
-    "veth",
-    "netkit",
-    "tun",
-)  # with a host route; others, such as a macvlan, have neighbours on the link
+# kinds of interfaces behind which there is one pod, if they have a host route; others, such as a macvlan, have
+# neighbours on the link
+KINDS_OF_ONE_POD = ("veth", "netkit", "tun")
 # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
 # flags
 RTMSG = Struct("=BBBBBBBBL")
-FAMILIES = {4: AF_INET, 6: AF_INET6}
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # no route, and what routes of the types unreachable, prohibit and blackhole say (net/ipv4/fib_semantics.c, fib_props)
 UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
@@ -65,12 +60,16 @@ def pod_addresses(path: str, ifname: str) -> list[IPv4Interface | IPv6Interface]
     ]
 
 
-class Route(NamedTuple):
+class Route:
     """How the kernel routes an address: the index of the interface, the prefix length of the route, and its type."""
 
-    interface: int
-    prefix_length: int
-    type: int
+    __slots__ = ("interface", "prefix_length", "type")
+
+    def __init__(self, interface: int, prefix_length: int, kind: int) -> None:
+        """Take the numbers that the kernel has; the type is one of ``RTN_LOCAL`` and others of linux/rtnetlink.h."""
+        self.interface = interface
+        self.prefix_length = prefix_length
+        self.type = kind
 
 
 class NoRouteError(OSError):
@@ -83,7 +82,7 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
     Raises ``NoRouteError`` where there is none, another ``OSError`` where the kernel cannot be asked. This is asked on
     every ADD, in less time than pyroute2 takes to import.
     """
-    question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    question = RTMSG.pack(ADDRESS_FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
     with Netlink(NETLINK_ROUTE) as netlink:
         [(error, answers)] = netlink.ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
     if error in UNROUTED:

@@ -6,7 +6,7 @@ a host port that it wants.
 
 from __future__ import annotations
 
-from cni_hostport import ownership
+from cni_hostport.log import announce
 from cni_hostport.portmap import MissingProgramError, chain_name
 
 TYPE_CHECKING = False
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_hostport.attachment import Attachment
+    from cni_hostport.log import Log
     from cni_hostport.migration.claims import Claim
-    from cni_hostport.ownership import Log
     from cni_hostport.portmap import Rules
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
@@ -31,7 +31,7 @@ def delete(rules: Rules, call: Call, log: Log) -> None:
     try:
         remove(rules, call.network, call.container_id)
     except MissingProgramError as error:
-        ownership.announce(log, f"portmap's rules of {call.container_id} may still be there: {error}")
+        announce(log, f"portmap's rules of {call.container_id} may still be there: {error}")
 
 
 def make_room(rules: Rules, attachment: Attachment, plan: Plan, log: Log) -> None:
@@ -42,7 +42,7 @@ def make_room(rules: Rules, attachment: Attachment, plan: Plan, log: Log) -> Non
     for claim in claims_of_gone_containers(rules, attachment, plan):
         for network in claim.networks:
             remove(rules, network, claim.container_id)
-        ownership.announce(log, f"{claim}; container {attachment.container_id} ({attachment.ifname}) takes over")
+        announce(log, f"{claim}; container {attachment.container_id} ({attachment.ifname}) takes over")
     remove(rules, attachment.network, attachment.container_id)
 
 

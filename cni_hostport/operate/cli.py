@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_hostport.operate.statements import Statement
+    from cni_hostport.resident.process import RunCall
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 PATH = click.Path(path_type=Path)
@@ -210,11 +211,12 @@ def metrics_command(textfile: Path | None, listen: tuple[str, int] | None) -> No
 
 @main.command()
 @click.argument("socket", default=SOCKET)
-def serve(socket: str) -> None:
+@click.pass_obj
+def serve(run: RunCall, socket: str) -> None:
     """Answer the calls of container runtimes.
 
     They are faster then. This is what hostport.service runs. SOCKET is where the executable looks for it.
     """
     from cni_hostport.resident.process import serve
 
-    serve(socket)
+    serve(run, socket)

@@ -21,7 +21,7 @@ from cni_hostport import deletion, failures, ownership, plugin
 from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.kernel import localnet
+from cni_hostport.kernel import localnet, refusals
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.ruleset.installed import Installed
     from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
@@ -162,7 +162,7 @@ class _Restoration:
             except ValueError as error:
                 return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
             except NFTError as error:
-                if not error.may_be_a_race:
+                if not refusals.may_be_a_race(error):
                     return Outcome(OutcomeStatus.FAILED, entry.name, text=failures.refused(error).msg)
                 failure = failures.lost_races(error, ownership.ATTEMPTS)
             ownership.pause(attempt)
@@ -215,7 +215,7 @@ class _Restoration:
 
     def _reinstate(self, entry: _Entry, attachment: Attachment, plan: Plan, installed: Installed) -> bool:
         """Install an attachment again; ``False`` if it was not, since it was deleted."""
-        self._lookup.keep()
+        self._lookup.leave_open()
         removal.make_room(Rules(self._lookup), attachment, plan, self._log)
         try:
             in_force = ownership.reinstate(self._nft, attachment, plan, installed, self._log)

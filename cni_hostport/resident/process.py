@@ -2,8 +2,8 @@
 
 Children wait on the listening socket before there is a call, so that a call does not wait for a fork. A child takes the
 caller's streams, environment, network namespace and directories, and then is what the executable would have been: it
-runs the same entry point, and ends. ``handover`` has the caller's side and the protocol, ``credentials`` decides who is
-served. Besides, the addresses of Services are watched (``ipvs``).
+runs the call by the same function, and ends. ``handover`` has the caller's side and the protocol, ``credentials``
+decides who is served. Besides, the addresses of Services are watched (``ipvs``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
 from cni_hostport import afterwards, departure, handover, netlink, plugin, skel
-from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
@@ -30,18 +29,24 @@ from cni_hostport.resident import code, credentials
 from cni_hostport.text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-SPARES = 2  # children that wait for a call
-WHILE_ONE_WAITS = 20  # milliseconds in which no other is forked, which would slow down the call that was just taken
+    RunCall = Callable[[Mapping[str, str]], int]
+    """Runs the call of an environment on this process's standard streams; returns its exit status."""
+    Answer = Callable[[socket.socket], None]
+    """Runs the call of whoever made a connection, and tells the caller how it ended."""
+
+MAX_WAITING = 2  # children that wait for a call
 # children, those that are at work included; callers beyond them wait, and help themselves in the end. One that waits
 # for a container to go is not among them: it sleeps, and ends with its caller
-MOST = 32
-BETWEEN_REPORTS = 1.0  # seconds; a caller waits for ``handover.UNTIL_DONE``
-PATIENCE = 1.0  # seconds for a caller to say what it wants; it does so at once
+MAX_CHILDREN = 32
+FORK_DELAY = 20  # milliseconds; while a child waits, a fork would only slow down the call that was just taken
+FAILURE_PAUSE = 1.0  # seconds without a fork, after one that failed and after a child that died
+REQUEST_TIMEOUT = 1.0  # seconds for a caller to say what it wants; it does so at once
+REPORT_INTERVAL = 1.0  # seconds between reports of progress; a caller waits for ``handover.UNTIL_DONE``
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
-DESCRIPTORS = 4  # of a request: standard streams, and the process that sends it
-ENDS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # and the status, which is a shell's for the latter
+DESCRIPTORS = 4  # number of them in a request: standard streams, and the process that sends it
+EXIT_STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # by the signal that ends it; of the latter, a shell's status
 FIRST_INHERITED = 3  # sd_listen_fds(3)
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
@@ -49,7 +54,7 @@ REHEARSAL = (
 )
 
 
-def serve(path: str = SOCKET) -> NoReturn:
+def serve(run: RunCall, path: str = SOCKET) -> NoReturn:
     """Answer calls until SIGTERM or SIGINT, on the socket that systemd hands over or else on one made at ``path``.
 
     Raises ``OSError`` if there cannot be such a socket, or no child.
@@ -61,17 +66,18 @@ def serve(path: str = SOCKET) -> NoReturn:
 
     def end(number: int, _: object) -> NoReturn:
         remove()
-        os._exit(ENDS[signal.Signals(number)])  # an exception would be lost within a hook of fork
+        os._exit(EXIT_STATUSES[signal.Signals(number)])  # an exception would be lost within a hook of fork
 
-    for number in ENDS:
+    for number in EXIT_STATUSES:
         signal.signal(number, end)
     try:
-        _serve(listener, stage)
+        rights = credentials.Process(os.getpid()).rights
+        _serve(listener, stage, lambda connection: _answer(connection, rights, run))
     finally:
         remove()
 
 
-def _serve(listener: socket.socket, stage: int) -> NoReturn:
+def _serve(listener: socket.socket, stage: int, answer: Answer) -> NoReturn:
     listener.settimeout(0)  # of the children that a call wakes, one gets it
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # connections have it from the beginning
     lifeline, alive = os.pipe()
@@ -79,13 +85,12 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
     children, waiting = set[int](), set[int]()
     begun = False
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that ended
-    rights = credentials.Process(os.getpid()).rights
     events = select.poll()
     watch = ipvs.Watch(events)
     while True:
         watch.work()
-        lacks = len(waiting) < SPARES and len(children) < MOST
-        ready = [found for found, _ in events.poll(None if not lacks else WHILE_ONE_WAITS if waiting else 0)]
+        lacks = len(waiting) < MAX_WAITING and len(children) < MAX_CHILDREN
+        ready = [found for found, _ in events.poll(None if not lacks else FORK_DELAY if waiting else 0)]
         heard = [descriptor for descriptor in ready if not watch.takes(descriptor)]
         if lacks and not (ready if waiting else heard):
             hears, tells = os.pipe()
@@ -95,11 +100,11 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
                 os.close(hears)
                 if not begun:
                     raise
-                time.sleep(PATIENCE)  # callers do without
+                time.sleep(FAILURE_PAUSE)  # callers do without
             else:
                 if is_child:
                     os.close(alive)
-                    _wait_for_a_call(listener, lifeline, tells, rights, stage if waiting else None)
+                    _wait_for_a_call(listener, lifeline, tells, answer, stage if waiting else None)
                 begun = True
                 children.add(hears)
                 waiting.add(hears)
@@ -114,7 +119,7 @@ def _serve(listener: socket.socket, stage: int) -> NoReturn:
             children.discard(descriptor)
             if descriptor in waiting:  # it did not get as far as a call: do not fork as fast as children die
                 waiting.discard(descriptor)
-                time.sleep(PATIENCE)
+                time.sleep(FAILURE_PAUSE)
 
 
 def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
@@ -147,13 +152,11 @@ def _listener(path: str) -> tuple[socket.socket, Callable[[], None]]:
     return listener, remove
 
 
-def _wait_for_a_call(
-    listener: socket.socket, lifeline: int, tells: int, rights: credentials.Rights, stage: int | None
-) -> NoReturn:
-    """Be the child that runs one call; with a stage, which takes time, prepare for it first."""
+def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, answer: Answer, stage: int | None) -> NoReturn:
+    """Be the child that answers one call; with a ``stage``, a network namespace, rehearse there first."""
     Nft.context_type = library.Context  # if that ends this process, the caller runs its call
     try:
-        for number in (*ENDS, signal.SIGCHLD):  # pyroute2 has children of its own
+        for number in (*EXIT_STATUSES, signal.SIGCHLD):  # pyroute2 has children of its own
             signal.signal(number, signal.SIG_DFL)
         if stage is not None:
             _rehearse(stage)
@@ -165,7 +168,7 @@ def _wait_for_a_call(
                 connection, _ = listener.accept()
                 os.write(tells, TAKEN[:1])
                 departure.PLACES.append(tells)
-                _answer(connection, rights)
+                answer(connection)
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed
         with suppress(OSError):
@@ -184,13 +187,13 @@ def _rehearse(stage: int) -> None:
     for command in ("ADD", "DEL"):
         environ = variables | {"CNI_COMMAND": command}
         skel.run(environ, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO(), plugin.OPERATIONS.__getitem__)
-    netlink.KEPT.clear()
+    netlink.close_all()
     skel.AFTERWARDS.clear()
 
 
-def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
+def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall) -> None:
     """Run a caller's call, unless it is not to be run here, which the caller sees by the closed connection."""
-    connection.settimeout(PATIENCE)
+    connection.settimeout(REQUEST_TIMEOUT)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # it was made before the listener had that
     caller = credentials.caller(connection)  # while it prepares its request
     request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
@@ -217,9 +220,9 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
         socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
-        netlink.PROGRESS.append(_reporting(connection))
+        netlink.PROGRESS_REPORTS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
-        netlink.PROGRESS.clear()
+        netlink.PROGRESS_REPORTS.clear()
         if status and not os.fstat(1).st_size:
             return  # there was no memory even for the error
         if skel.AFTERWARDS:
@@ -230,14 +233,14 @@ def _answer(connection: socket.socket, rights: credentials.Rights) -> None:
 
 
 def _reporting(connection: socket.socket) -> Callable[[], None]:
-    """Return what tells a caller now and then that its call gets on."""
-    told = time.monotonic()
+    """Return a function that reports to a caller that its call gets on, at most once in each interval."""
+    reported = time.monotonic()
 
     def report() -> None:
-        nonlocal told
+        nonlocal reported
         now = time.monotonic()
-        if now > told + BETWEEN_REPORTS:
-            told = now
+        if now > reported + REPORT_INTERVAL:
+            reported = now
             with suppress(OSError):  # the caller's end is noticed elsewhere
                 connection.send(AT_WORK)
 

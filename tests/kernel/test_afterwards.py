@@ -9,7 +9,7 @@ from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
 from lab import NODE4, Node, config, mapping
 from resident import Resident, eventually, launcher
 
-from cni_hostport.resident.process import MOST
+from cni_hostport.resident.process import MAX_CHILDREN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def test_what_is_left_to_be_done_is_done_although_the_caller_has_gone(node: Node
 def test_it_is_no_longer_the_resident_process_that_does_it(node: Node, tmp_path: Path, sweep: Sweep) -> None:
     with Resident(tmp_path / "socket", sweep.lines) as resident:
         node.launcher = launcher(tmp_path, tmp_path / "socket", NEVER_COLD)
-        for number in range(MOST + 1):
+        for number in range(MAX_CHILDREN + 1):
             node.add(node.pod(4), mapping(PORT + number))
         resident.kill()
         assert sweep.is_alive

@@ -48,7 +48,7 @@ def send(node: Node, sent: Packet, interface: str = "uplink") -> Trace:
         try:
             return probe.send(sent, interface)
         finally:
-            netlink.KEPT.clear()
+            netlink.close_all()
 
 
 def chains(trace: Trace) -> list[str]:

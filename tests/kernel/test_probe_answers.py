@@ -54,7 +54,7 @@ def inside(node: Node) -> Iterator[None]:
         try:
             yield
         finally:
-            netlink.KEPT.clear()
+            netlink.close_all()
 
 
 def first(protocol: str, version: int) -> Packet:

@@ -210,6 +210,7 @@ def test_all_that_calls_need_is_imported_before_there_is_one(tmp_path: Path) -> 
     late = tmp_path / "late"
     watch = f"""
 import os, sys
+from cni_hostport.__main__ import run
 from cni_hostport.resident import process as resident
 answer = resident._answer
 def watched(*arguments):
@@ -218,7 +219,7 @@ def watched(*arguments):
     with open("{late}", "a") as out:
         out.write("".join(f"{{name}}\\n" for name in set(sys.modules) - before))
 resident._answer = watched
-resident.serve("{tmp_path / "socket"}")
+resident.serve(run, "{tmp_path / "socket"}")
 """
     os.environ.pop("CNI_COMMAND", None)
     served = subprocess.Popen([sys.executable, "-Ic", watch])

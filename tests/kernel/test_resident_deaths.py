@@ -21,14 +21,14 @@ PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 HURRIED = (*PATIENT, "h.UNTIL_DONE = 0.3")
 MOMENTS = {
     "before it takes the call": "resident._answer = lambda *_: die()",
-    "before it runs the call": "resident.run = lambda environ: die()",
+    "before it runs the call": "run = lambda environ: die()",
     "after it has read the input": "skel._check_network_name = lambda config: die()",
     "after it has changed the ruleset": (
         "install, remove = nft.Nft.run, lookup.Lookup.remove\n"
         "nft.Nft.run = lambda *arguments: (install(*arguments), die())\n"
         "lookup.Lookup.remove = lambda *arguments: (remove(*arguments), die())"
     ),
-    "after it has answered": "run = resident.run\nresident.run = lambda environ: (run(environ), die())",
+    "after it has answered": "call = run\nrun = lambda environ: (call(environ), die())",
 }
 DIES = """
 import os, signal
@@ -73,7 +73,7 @@ def test_each_call_is_done_and_answered_once_when_the_child_dies(node: Node, tmp
 
 
 def test_a_child_that_ends_just_before_it_is_killed_leaves_the_call_to_the_caller(node: Node, tmp_path: Path) -> None:
-    slow = "import time\nrun = resident.run\nresident.run = lambda environ: (time.sleep(1), run(environ))[1]"
+    slow = "import time\ncall = run\nrun = lambda environ: (time.sleep(1), call(environ))[1]"
     late = """
 import select
 kill = h._kill
@@ -93,7 +93,7 @@ h._kill = late
 
 def test_a_call_that_takes_too_long_is_ended_there_and_done_here(node: Node, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    slow = "import os, time\nresident.run = lambda environ: (open('{0}', 'w').write(str(os.getpid())), time.sleep(60))"
+    slow = "import os, time\nrun = lambda environ: (open('{0}', 'w').write(str(os.getpid())), time.sleep(60))"
     with Resident(tmp_path / "socket", slow.format(notes)):
         node.launcher = launcher(tmp_path, tmp_path / "socket", *HURRIED)
         pod = node.pod(4)
@@ -109,7 +109,7 @@ from cni_hostport import netlink
 from cni_hostport.kernel import nft
 import time
 resident._rehearse = lambda stage: None
-resident.BETWEEN_REPORTS = 0.1
+resident.REPORT_INTERVAL = 0.1
 slow, name = {module}, "{"_ask" if "nft" in module else "ask"}"
 ask = getattr(slow, name)
 setattr(slow, name, lambda *given, **keys: (time.sleep(0.5), ask(*given, **keys))[1])
@@ -216,13 +216,13 @@ def test_a_child_that_is_stopped_when_its_caller_is_killed_ends_without_a_trace(
 ) -> None:
     stops = """
 import os, signal
-run = resident.run
+call = run
 def stopping(environ):
     with open("{notes}", "w") as out:
         out.write(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
-    return run(environ)
-resident.run = stopping
+    return call(environ)
+run = stopping
 """
     notes = tmp_path / "notes"
     pod = node.pod(4)

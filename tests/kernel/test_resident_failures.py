@@ -155,15 +155,16 @@ def slow(node: Node, tmp_path: Path) -> Iterator[tuple[Node, Path]]:
     gate, path = tmp_path / "gate", tmp_path / "socket"
     late = f"""
 import os, time
+from cni_hostport.__main__ import run
 from cni_hostport.resident import process as resident
-run = resident.run
+call = run
 def slowly(environ):
     open("{tmp_path / "taken"}", "w").write(str(os.getpid()))
     while not os.path.exists("{gate}"):
         time.sleep(0.01)
-    return run(environ)
-resident.run = slowly
-resident.serve("{path}")
+    return call(environ)
+run = slowly
+resident.serve(run, "{path}")
 """
     python = launcher(tmp_path, path)[0]
     interpreter = Path(python).read_text().partition("\n")[0].removeprefix("#!").split()

@@ -26,15 +26,15 @@ PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 WATCHED = """
 import json, os, sys
 resident._rehearse = lambda stage: None
-run = resident.run
+call = run
 def watched(environ):
     before = set(sys.modules)
-    status = run(environ)
+    status = call(environ)
     note = [status, sorted(set(sys.modules) - before), sorted(environ), sorted(os.environ)]
     with open("{notes}", "a") as out:
         out.write(json.dumps(note) + "\\n")
     return status
-resident.run = watched
+run = watched
 """
 
 

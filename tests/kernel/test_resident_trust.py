@@ -24,12 +24,12 @@ MULTIARCH = sysconfig.get_config_var("MULTIARCH") or "lib64"
 FOLDERS = ("lib", "usr/lib", "lib64", "usr/lib64", f"lib/{MULTIARCH}", f"usr/lib/{MULTIARCH}")
 LIBRARIES = ("libnftables.so.1", "libnss_db.so.2", "libnss_evil.so.2", "libnss_files.so.2")
 LATE = """
-run = resident.run
+call = run
 def late(environ):
     with open("{notes}", "w"):
         import wave
-    return run(environ)
-resident.run = late
+    return call(environ)
+run = late
 """
 IN_OPEN, IN_NONBLOCK = 0x20, 0o4000  # linux/inotify.h
 

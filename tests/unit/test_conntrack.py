@@ -75,7 +75,7 @@ class Kernel:
 def forgotten(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, *ports: int) -> list[str]:
     """Forget the flows to the pod, and return what is logged."""
     monkeypatch.setattr(conntrack, "Netlink", kernel)
-    monkeypatch.setattr(conntrack, "kept", kernel)
+    monkeypatch.setattr(conntrack, "shared", kernel)
     lines: list[str] = []
     conntrack.forget_to([POD], [("udp", NODE, port) for port in ports or (5353,)], lines.append)
     return lines

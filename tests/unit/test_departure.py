@@ -36,7 +36,7 @@ class Lookup:
 def lookup(monkeypatch: pytest.MonkeyPatch) -> Lookup:
     made = Lookup()
     monkeypatch.setattr("cni_hostport.lookup.Lookup", lambda: made)
-    monkeypatch.setattr("cni_hostport.netlink.KEPT", [])
+    monkeypatch.setattr("cni_hostport.netlink.LEFT_OPEN", [])
     monkeypatch.setattr(departure, "LOOK_INTERVAL", 0.01)
     monkeypatch.setattr(departure, "ATTEMPT_INTERVAL", 0.01)
     return made

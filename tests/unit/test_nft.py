@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from cni_hostport.errors import BusyError, ExistsError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.kernel import refusals
 from cni_hostport.kernel.library import Context
 from cni_hostport.kernel.nft import Nft
 
@@ -169,7 +170,7 @@ def test_another_error_is_passed_on_in_nftables_words(library: Library, error: s
 def test_what_another_version_declared_is_told_from_other_refusals(
     refusal: tuple[str, str], is_of_another_version: bool
 ) -> None:
-    assert NFTError([refusal]).of_other_declarations == ([refusal] if is_of_another_version else [])
+    assert refusals.refused_declarations(NFTError([refusal])) == ([refusal] if is_of_another_version else [])
 
 
 def test_a_listing_is_read_as_json(library: Library) -> None:

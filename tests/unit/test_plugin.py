@@ -59,7 +59,7 @@ class Kernel:
     def existing(self, _: object) -> list[object]:
         return []
 
-    def keep(self) -> None:
+    def leave_open(self) -> None:
         pass
 
     def members(self, _name: str) -> None:

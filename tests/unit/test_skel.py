@@ -16,7 +16,7 @@ from cni_hostport.errors import CNIError, Code
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
 
 ENVIRONMENT = {
     "CNI_CONTAINERID": "c1",

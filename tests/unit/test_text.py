@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cni_hostport
-from cni_hostport import ownership, plugin, skel
+from cni_hostport import plugin, skel
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.log import announce
 from cni_hostport.operate import cli, firewalls, metrics, terminal
 from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import problem
 from cni_hostport.text import escaped, escaped_lines
 
 if TYPE_CHECKING:
-    from cni_hostport.ownership import Log
+    from cni_hostport.log import Log
     from cni_hostport.skel import Call
 
 HOSTILE = "a\x1b[2J\nok all is well\r\x9b31m\u202eb\u2028\udcff\x00"
@@ -34,11 +35,11 @@ OUTLETS = {
     "handover.py": {"os.write"},  # what others have made printable
     "kernel/ipvs.py": {"os.write"},
     "kernel/library_process.py": {"os.write"},  # for an error's text
+    "log.py": {"syslog.syslog"},
     "operate/arguments.py": {"sys.stdout"},
     "operate/cli.py": {"click.echo"},
     "operate/explain/probe.py": {"os.write"},  # packets
     "operate/terminal.py": {"sys.stderr", "sys.stdout"},
-    "ownership.py": {"syslog.syslog"},
     "resident/process.py": {"handover.write", "os.write"},
 }
 
@@ -95,7 +96,7 @@ def test_syslog_gets_a_line_that_is_printable(monkeypatch: pytest.MonkeyPatch) -
     written = list[str]()
     monkeypatch.setattr(syslog, "syslog", lambda _priority, line: written.append(line))
     logged = list[str]()
-    ownership.announce(logged.append, HOSTILE)
+    announce(logged.append, HOSTILE)
     assert (logged, written) == ([HOSTILE], [SHOWN])
 
 

@@ -166,4 +166,4 @@ def _lacking(
     if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
         lacking = ["its rules are not those of its ADD"]
     # one that was deleted stays in the cache until all plugins have deleted theirs
-    return list(dict.fromkeys(lacking)) if lacking and not Lookup(kept=True).is_deleted(attachment.key) else []
+    return list(dict.fromkeys(lacking)) if lacking and not Lookup(shared=True).is_deleted(attachment.key) else []

@@ -30,8 +30,7 @@ from cni_hostport.kernel.nf_conntrack import (
     TUPLE_REPLY,
     ZONE,
 )
-from cni_hostport.kernel.routes import FAMILIES
-from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
+from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
 from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _ask(netlink: Netlink, kind: int, flags: int, body: bytes, *harmless: int) -
 
 def _identity(packet: Packet, trace: Trace) -> bytes:
     """Return the part of the message that tells the connection from all others: addresses, ports and zone."""
-    header = bytes([FAMILIES[packet.source.version], 0, 0, 0])
+    header = bytes([ADDRESS_FAMILIES[packet.source.version], 0, 0, 0])
     zone = trace.mark_and_zone[1] if trace.mark_and_zone else 0
     zone_attribute = attribute(ZONE, struct.pack(">H", zone)) if zone else b""
     return header + _tuple(TUPLE_ORIG, packet.protocol, packet.client, packet.server) + zone_attribute

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cni_hostport.errors import NFTError
 from cni_hostport.kernel import interfaces
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.kernel.routes import FAMILIES
+from cni_hostport.netlink import ADDRESS_FAMILIES
 from cni_hostport.operate.explain.packet import Packet
 from cni_hostport.operate.explain.tap_device import tap_device
 from cni_hostport.operate.explain.trace import Trace, Tracer
@@ -127,7 +127,7 @@ def _send_from_outside(packet: Packet, interface: str, macs: tuple[bytes, bytes]
 
 
 def _send_from_node(packet: Packet, table: str) -> list[Hop]:
-    family = FAMILIES[packet.source.version]
+    family = ADDRESS_FAMILIES[packet.source.version]
     failure = None
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw, Tracer() as tracer:
         try:

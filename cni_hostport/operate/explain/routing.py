@@ -10,7 +10,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.kernel import interfaces
-from cni_hostport.kernel.routes import FAMILIES, UNROUTED, NoRouteError
+from cni_hostport.kernel.routes import UNROUTED, NoRouteError
+from cni_hostport.netlink import ADDRESS_FAMILIES
 from cni_hostport.operate import sysctls
 from cni_hostport.operate.statements import note, ok, problem
 
@@ -109,7 +110,7 @@ def route(destination: IPAddress, source: IPAddress | None = None) -> Any:
     none, another ``OSError`` if the kernel cannot be asked.
     """
     source_option = {"src": str(source)} if source else {}
-    family = FAMILIES[destination.version]
+    family = ADDRESS_FAMILIES[destination.version]
     with IPRoute() as netlink:
         try:
             return next(iter(netlink.route("get", dst=str(destination), family=family, **source_option)))

@@ -89,7 +89,7 @@ def _request(path: Path, port: int, protocol: str) -> tuple[str, set[int]]:
     """
     call = cache.read(path)
     plan = requests.plan(call)[0] if call else None
-    if call is None or plan is None or Lookup(kept=True).is_deleted(plugin.attachment_of(call).key):
+    if call is None or plan is None or Lookup(shared=True).is_deleted(plugin.attachment_of(call).key):
         return "", set()
     forwards = [forward for forward in plan.forwards if (forward.host_port, forward.protocol) == (port, protocol)]
     return requests.container(call), {forward.version for forward in forwards}
