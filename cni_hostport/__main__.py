@@ -7,12 +7,14 @@ import os
 import sys
 
 from cni_hostport import handover, skel
-from cni_hostport.text import escaped
+from cni_hostport.text import escaped, log_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
+
+    from cni_hostport.skel import Operation
 
     Input = bytes | Exception | None
     """Standard input where it has been read already, or the error with which that ended."""
@@ -45,7 +47,7 @@ class _Output:
 
 def run(environ: Mapping[str, str], stdin: Input = None) -> int:
     """Run one CNI command on this process's standard streams and return its exit status."""
-    return skel.run(environ, _Stdin(stdin), _Output(1), _Output(2))
+    return skel.run(environ, _Stdin(stdin), _Output(1), _Output(2), _load_operation)
 
 
 def main(stdin: Input = None) -> NoReturn:
@@ -62,7 +64,7 @@ def main(stdin: Input = None) -> NoReturn:
 
             afterwards.fork(skel.AFTERWARDS)
     except Exception as error:  # noqa: BLE001 - the caller has its answer, which stays true
-        skel.log_to(_Output(2))(f"what was left to be done after the answer is not done: {error}")
+        log_to(_Output(2))(f"what was left to be done after the answer is not done: {error}")
     finally:
         os._exit(status)  # everything is said: taking the modules down in order would only cost time
 
@@ -71,8 +73,14 @@ def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
     """End a call that was run elsewhere, with this status, and whose output cannot be written; undo an ADD."""
     _keep_small()
     gc.disable()
-    skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2))
+    skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2), _load_operation)
     os._exit(1)
+
+
+def _load_operation(command: str) -> Operation:
+    from cni_hostport import plugin  # VERSION, and a call that is refused, do without
+
+    return plugin.OPERATIONS[command]
 
 
 def _keep_closed() -> None:

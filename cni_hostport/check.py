@@ -41,7 +41,7 @@ class Comparison:
         return self._given or Nft()
 
     @cached_property
-    def _alone(self) -> tuple[Lookup, Nft]:
+    def _scratch(self) -> tuple[Lookup, Nft]:
         """The ways to look at what is in the empty network namespace."""
         try:
             with netns.scratch_namespace():
@@ -52,10 +52,10 @@ class Comparison:
     def differences(self, attachment: Attachment, plan: Plan) -> list[str]:
         """Return, one sentence each, in what the attachment and the base below it are not as they should be.
 
-        Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the
-        plan or cannot be asked.
+        Raises ``CNIError`` with ``Code.HOST_SETTING`` if there is nowhere to compare with, and ``NFTError`` if nftables
+        refuses the plan or cannot be asked.
         """
-        expected = snapshot(self._run_alone(_commands(attachment, plan))[0], attachment.key)
+        expected = snapshot(self._run_in_scratch(_commands(attachment, plan))[0], attachment.key)
         if expected is not None and expected == snapshot(self._here, attachment.key):
             return []
         return self._differences_of_listings(attachment, plan)
@@ -67,18 +67,20 @@ class Comparison:
         """
         return any(attachment.key in line for line in self.differences(attachment, plan))
 
-    def of_base(self, chains: Sequence[str] = tuple(base.BASE_CHAINS)) -> list[str]:
+    def damaged_base_chains(self, chains: Sequence[str] = tuple(base.BASE_CHAINS)) -> list[str]:
         """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
 
         Raises what ``differences`` does.
         """
         from cni_hostport.ruleset import differences as listings
 
-        _, alone = self._run_alone([])
-        whats = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
-        expected, actual = ({of: side.listing(of) for of in (listings.TABLES, *whats)} for side in (alone, self._nft))
+        _, scratch = self._run_in_scratch([])
+        objects = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
+        expected, actual = (
+            {listed: nft.listing(listed) for listed in (listings.TABLES, *objects)} for nft in (scratch, self._nft)
+        )
         found = listings.differences("", expected=expected, actual=actual)
-        return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
+        return [chain for chain in objects if any(line.startswith(f"{chain} ") for line in found)] or found
 
     def declared_by_type(self) -> list[str]:
         """Return the maps and sets that an older version of this plugin declared so that older nft crash.
@@ -86,10 +88,10 @@ class Comparison:
         None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises
         what ``differences`` does.
         """
-        _, alone = self._run_alone([])
-        expected, actual = (_declared(side) for side in (alone, self._nft))
-        by_type = {what for what, key in actual.items() if not isinstance(key, dict)}
-        return [what for what, key in expected.items() if isinstance(key, dict) and what in by_type]
+        _, scratch = self._run_in_scratch([])
+        expected, actual = (_declared(nft) for nft in (scratch, self._nft))
+        by_type = {name for name, key in actual.items() if not isinstance(key, dict)}
+        return [name for name, key in expected.items() if isinstance(key, dict) and name in by_type]
 
     def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
         from cni_hostport import precedence
@@ -97,19 +99,19 @@ class Comparison:
 
         key = attachment.key
         holders = precedence.shared_ports(self._nft.installed(), attachment, plan)
-        lookup, alone = self._run_alone(_commands(attachment, plan, holders))
-        found = listings.differences(key, expected=alone.state(key), actual=self._nft.state(key))
+        lookup, scratch = self._run_in_scratch(_commands(attachment, plan, holders))
+        found = listings.differences(key, expected=scratch.state(key), actual=self._nft.state(key))
         interface = lookup.guarded_interface(key)
         if interface and interface != self._here.guarded_interface(key):
             found.append(f"set {names.FAMILY} {names.TABLE} {names.LOCALNET} lacks interface {interface} for {key}")
         return found
 
-    def _run_alone(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
+    def _run_in_scratch(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
         """Have the base and what these commands make in the empty network namespace, and return the ways to look."""
         emptied = [] if self._is_empty else [base.table_command(), f"delete table {names.FAMILY} {names.TABLE}"]
         self._is_empty = False
-        self._alone[1].run([*emptied, *base.base_commands(), *commands])
-        return self._alone
+        self._scratch[1].run([*emptied, *base.base_commands(), *commands])
+        return self._scratch
 
 
 def _declared(nft: Nft) -> dict[str, object]:

@@ -251,7 +251,7 @@ class NetworkConfig(_Model):
     def parse(cls, config: Mapping[str, Any]) -> Self:
         """Validate the JSON object of stdin.
 
-        Raises ``CNIError`` with code 7 and a sentence that names every wrong key and its value.
+        Raises ``CNIError`` with ``Code.INVALID_CONFIG`` and a sentence that names every wrong key and its value.
         """
         try:
             # Go treats a null as absent

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
     """Remove what was found of an attachment, note that, and forget the flows to it.
 
-    Raises ``CNIError`` with code 11 if too many races were lost, and ``NFTError`` if nftables refuses.
+    Raises ``CNIError`` with ``Code.TRY_AGAIN`` if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     if not lookup.remove(key, held):
         from cni_hostport import ownership

@@ -17,36 +17,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_hostport.attachment import Attachment
     from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
     from cni_hostport.ruleset.plan import Plan
-    from cni_hostport.skel import Call
 
-BETWEEN_LOOKS = 0.2  # seconds; a look asks the kernel for one element, however many there are
-BETWEEN_ATTEMPTS = 0.5  # seconds, where only an attempt, which lists everything, tells whether the port is free
+LOOK_INTERVAL = 0.2  # seconds; a look asks the kernel for one element, however many there are
+ATTEMPT_INTERVAL = 0.5  # seconds, where only an attempt, which lists everything, tells whether the port is free
 
 # Descriptors by which another process counts this one among those at work: they are closed before it waits.
 PLACES: list[int] = []
 
 
-def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) -> Plan:
-    """Repeat an attempt that was refused until it is not, for as long as the configuration says; return its result.
+def claim(attempt: Callable[[], Plan], refusal: CNIError, attachment: Attachment, seconds: int, log: Log) -> Plan:
+    """Repeat an attempt that was refused until it is not, for at most so many seconds, and return its result.
 
     Raises the last refusal when the time is over, or when the container that waits has itself gone; and whatever else
     an attempt raises.
     """
-    from cni_hostport import plugin
-    from cni_hostport.config import NetworkConfig
     from cni_hostport.kernel import presence
     from cni_hostport.ruleset.comment import Owner
 
-    seconds = NetworkConfig.parse(call.config).wait_for_holder
     if not seconds:
         raise refusal
     while PLACES:
         os.close(PLACES.pop())
     reason, begun = refusal.msg, time.monotonic()
-    attachment = plugin.attachment_of(call)
     presence.note(attachment)
     while time.monotonic() < begun + seconds:
         _wait(refusal, begun + seconds)
@@ -67,14 +63,14 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
 def _wait(refusal: CNIError, until: float) -> None:
     """Wait until another attempt may succeed, at the longest until a time of the monotonic clock."""
     if not isinstance(refusal, PortTakenError):
-        return _sleep(BETWEEN_ATTEMPTS, until)
+        return _sleep(ATTEMPT_INTERVAL, until)
     from cni_hostport.lookup import Lookup
     from cni_hostport.netlink import leave_open
 
     lookup = Lookup()
     leave_open(lookup)
     while time.monotonic() < until:
-        _sleep(BETWEEN_LOOKS, until)
+        _sleep(LOOK_INTERVAL, until)
         if refusal.is_gone() or not _is_held(lookup, refusal):
             return None
     return None

@@ -1,4 +1,4 @@
-"""The one error type that crosses the plugin's edge, with its codes, and those of nftables that operations tell apart.
+"""The one error type that crosses the plugin's edge, its codes and JSON, and the errors of nftables.
 
 Codes 1 to 99 are the CNI specification's (SPEC.md, section 5 "Error"); 100 and above belong to this plugin.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from cni_hostport.text import escaped, escaped_lines
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cni_hostport.ruleset.installed import Element
 
@@ -53,6 +56,11 @@ class CNIError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+    def json(self, version: str) -> dict[str, Any]:
+        """Return the error JSON, whose texts runtimes print to terminals and logs, and kubelets write into events."""
+        body = {"cniVersion": version, "code": int(self.code), "msg": escaped(self.msg)}
+        return {**body, "details": escaped_lines(self.details)} if self.details else body
 
 
 class PortTakenError(CNIError):
@@ -111,7 +119,20 @@ class LibraryEndedError(UnavailableError):
         self.knew_sets = knew_sets
 
 
-def lack(error: BaseException) -> str:
+def as_cni_error(error: BaseException, command: str) -> CNIError:
+    """Return what a runtime is told of the error with which a command ended; only a bug is ``Code.UNEXPECTED``."""
+    if isinstance(error, CNIError):
+        return error
+    if isinstance(error, RecursionError):
+        return CNIError(Code.DECODING_FAILURE, "the network configuration is nested too deeply")
+    reason = _lack(error)
+    if reason:
+        code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
+        return CNIError(code, f"{command} cannot be carried out: {reason}")
+    return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+
+
+def _lack(error: BaseException) -> str:
     """Return what the node or the installation lacks if that is why an operation failed, else an empty string."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
         return "there is not enough memory"

@@ -18,7 +18,7 @@ import os
 from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SHUT_RDWR, SOCK_SEQPACKET, SOL_SOCKET, socket
 from sys import byteorder
 
-from cni_hostport import __version__
+from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +29,10 @@ VARIABLES = (
     "CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"
 )  # fmt: skip
 COMMANDS = ("ADD", "CHECK", "DEL")
-LONGEST_IFNAME = 15  # bytes; the kernel's IFNAMSIZ is 16, with the final NUL
 IDENTITY = f"{__version__} {__file__}"  # two installations never share a process
 TAKEN, AT_WORK = b"taken", b"at work"
 UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less than one millisecond
 CHUNK = 1 << 16  # bytes
-LARGEST_INPUT = 1 << 24  # bytes; a configuration of 10,000 host ports has less than one million
 UNTIL_DONE = 30  # seconds without a word; an operation that meets no difficulty needs a few milliseconds
 
 

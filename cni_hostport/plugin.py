@@ -51,8 +51,10 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
         if refusal.code != Code.PORT_TAKEN:
             raise
         from cni_hostport import departure
+        from cni_hostport.config import NetworkConfig
 
-        installed = departure.claim(attempt, refusal, call, log)
+        seconds = NetworkConfig.parse(call.config).wait_for_holder
+        installed = departure.claim(attempt, refusal, attachment, seconds, log)
     if nft.crash:
         log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
     try:
@@ -93,7 +95,7 @@ def _remove_former(call: Call, log: Log) -> None:
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
     """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
-    Raises ``CNIError`` with code 102 if ``route_localnet`` cannot be set.
+    Raises ``CNIError`` with ``Code.HOST_SETTING`` if ``route_localnet`` cannot be set.
     """
     from cni_hostport.kernel import conntrack, localnet
 
@@ -116,7 +118,7 @@ def delete(call: Call, log: Log) -> None:
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
-    if held is None and (_wants_ports(call) or lookup.is_deleted(RESTORING)):
+    if held is None and (_may_have_host_ports(call) or lookup.is_deleted(RESTORING)):
         deletion.note(lookup, key)
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
@@ -222,12 +224,12 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
     return result
 
 
-def _may_map(call: Call) -> bool:
+def _has_mappings(call: Call) -> bool:
     runtime = call.config.get("runtimeConfig")
     return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
 
 
-def _wants_ports(call: Call) -> bool:
+def _may_have_host_ports(call: Call) -> bool:
     """Tell whether a runtime's mappings have a host port, however they are written; if in doubt, they have."""
     try:
         mappings = (call.config.get("runtimeConfig") or {}).get("portMappings") or ()
@@ -238,7 +240,7 @@ def _wants_ports(call: Call) -> bool:
 
 def plan_of(call: Call) -> Plan | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
-    if not _may_map(call):
+    if not _has_mappings(call):
         return None  # most pods: nothing is imported, validated or asked for them
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
 

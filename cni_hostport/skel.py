@@ -1,8 +1,8 @@
 """The CNI protocol's edge: environment and stdin in, result or error JSON on stdout out.
 
-The order of the checks and their codes are those of the reference implementation
-(containernetworking/cni, pkg/skel), on which runtimes rely. Everything enters by arguments, so the whole protocol can
-be run in-process.
+The order of the checks and their codes are those of the reference implementation (containernetworking/cni, pkg/skel),
+on which runtimes rely. As there, the operations are handed in. So is everything else, and the whole protocol can be run
+in-process.
 """
 
 from __future__ import annotations
@@ -12,30 +12,26 @@ import os
 import re
 from math import isfinite
 
-from cni_hostport import __version__
-from cni_hostport.errors import CNIError, Code, lack
-from cni_hostport.handover import LARGEST_INPUT, LONGEST_IFNAME
-from cni_hostport.text import escaped, escaped_lines
+from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, __version__
+from cni_hostport.errors import CNIError, Code, as_cni_error
+from cni_hostport.text import log_to, print_traceback, write_message
 
 TYPE_CHECKING = False  # typing itself takes longer to import than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Protocol
 
-    Log = Callable[[str], None]
+    from cni_hostport.log import Log
+    from cni_hostport.text import Writable
+
+    Operation = Callable[["Call", Log], Mapping[str, Any] | None]
+    LoadOperation = Callable[[str], Operation]
 
     class Readable(Protocol):
         """Where the network configuration comes from."""
 
         def read(self) -> bytes:
             """Return everything, or more than ``LARGEST_INPUT`` bytes of it; or raise ``OSError``."""
-            ...
-
-    class Writable(Protocol):
-        """Where results or messages go to."""
-
-        def write(self, text: str, /) -> object:
-            """Write all of it, or raise ``OSError``."""
             ...
 
 
@@ -55,6 +51,7 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 AFTERWARDS: list[Callable[[], None]] = []
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+NOT_A_NAME = "is not a letter or digit followed by letters, digits, '_', '.' or '-'"
 
 
 class Call:
@@ -73,14 +70,22 @@ class Call:
         self.network: str = config["name"]
 
 
-def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: Writable) -> int:
+def run(
+    environ: Mapping[str, str],
+    stdin: Readable,
+    stdout: Writable,
+    stderr: Writable,
+    load_operation: LoadOperation,
+) -> int:
     """Execute the command in CNI_COMMAND and return the process's exit status: 0, or 1 with an error JSON on stdout.
 
-    Of what cannot be written, messages are lost, while a result makes it an error, and an ADD is undone.
+    ``load_operation`` is asked for the operation of one of the ``REQUIRED`` commands once the call has passed all
+    checks. A message that cannot be written is lost. A result that cannot be written is an error, and undoes an ADD.
     """
     log = log_to(stderr)
     if not environ.get("CNI_COMMAND"):
-        _say(stderr, f"CNI hostport plugin v{__version__}\nCNI protocol versions supported: {', '.join(VERSIONS)}\n")
+        supported = f"CNI protocol versions supported: {', '.join(VERSIONS)}"
+        write_message(stderr, f"CNI hostport plugin v{__version__}\n{supported}\n")
         return 0
 
     version = LATEST
@@ -93,83 +98,59 @@ def run(environ: Mapping[str, str], stdin: Readable, stdout: Writable, stderr: W
         requested = _requested_version(config)
         version = requested if requested in VERSIONS else LATEST
         _check_network_name(config)
-        result = _dispatch(environ, config, requested, log)
+        _check_call(environ, requested)
+        result = load_operation(environ["CNI_COMMAND"])(Call(environ, config), log)
         if result is not None:
             try:
                 _print(stdout, {**result, "cniVersion": version})
             except BaseException:
-                _undo(environ, config, log)
+                _undo(environ, config, log, load_operation)
                 raise
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the edge: whatever happens, a panic in pydantic included, is told
-        failure = _failure(error, environ["CNI_COMMAND"], stderr)
+        failure = as_cni_error(error, environ["CNI_COMMAND"])
+        if failure.code == Code.UNEXPECTED:
+            print_traceback(error, stderr)
     else:
         return 0
 
     try:
-        _print(stdout, _error(version, failure))
+        _print(stdout, failure.json(version))
     except CNIError:
         log(failure.msg)  # a runtime shows it where there is no error JSON
     return 1
 
 
-def _failure(error: BaseException, command: str, stderr: Writable) -> CNIError:
-    """Return what the runtime is told of an error."""
-    if isinstance(error, CNIError):
-        return error
-    if isinstance(error, RecursionError):
-        return CNIError(Code.DECODING_FAILURE, "the network configuration is nested too deeply")
-    reason = lack(error)
-    if reason:
-        code = Code.NOT_AVAILABLE if command == "STATUS" else Code.RULESET_REFUSED
-        return CNIError(code, f"{command} cannot be carried out: {reason}")
-    _print_traceback(error, stderr)
-    return CNIError(Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
-
-
-def _error(version: str, failure: CNIError) -> dict[str, Any]:
-    """Return the error JSON: runtimes print its texts to terminals and logs, and kubelets write them into events."""
-    body = {"cniVersion": version, "code": int(failure.code), "msg": escaped(failure.msg)}
-    return {**body, "details": escaped_lines(failure.details)} if failure.details else body
-
-
-def withdraw(environ: Mapping[str, str], installed: Readable | None, error: Exception, stderr: Writable) -> None:
-    """Say that the output of a call, which was run already, cannot be written, and undo it if it is an ADD.
+def withdraw(
+    environ: Mapping[str, str],
+    installed: Readable | None,
+    error: Exception,
+    stderr: Writable,
+    load_operation: LoadOperation,
+) -> None:
+    """Say that the output of a call that was run already cannot be written, and undo the call if it is an ADD.
 
     ``installed`` is the standard input of a call that succeeded.
     """
     log = log_to(stderr)
     log(_unwritten(error).msg)
     if installed and environ["CNI_COMMAND"] == "ADD":
-        _undo(environ, _read_config(installed), log)
+        _undo(environ, _read_config(installed), log, load_operation)
 
 
-def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log) -> None:
+def _undo(environ: Mapping[str, str], config: Mapping[str, Any], log: Log, load_operation: LoadOperation) -> None:
     """Remove what an ADD has installed, because the runtime does not get its result."""
-    from cni_hostport import plugin
-
+    delete = load_operation("DEL")
     AFTERWARDS.clear()
     try:
-        plugin.OPERATIONS["DEL"](Call(environ, config), log)
+        delete(Call(environ, config), log)
     except Exception as error:  # noqa: BLE001 - the call fails already
         log(f"what was installed cannot be removed: {error}")
 
 
-def log_to(stderr: Writable) -> Log:
-    """Return what writes a line to a stream, or loses it where that is not possible."""
-    return lambda line: _say(stderr, f"hostport: {escaped(line)}\n")
-
-
-def _say(stderr: Writable, text: str) -> None:
-    try:  # noqa: SIM105 - contextlib would be another import
-        stderr.write(text)
-    except OSError:
-        pass  # no operation fails because nobody listens
-
-
 def _print(stdout: Writable, document: Mapping[str, Any]) -> None:
-    """Write a document; raises ``CNIError`` with code 5 if that fails."""
+    """Write a document; raises ``CNIError`` with ``Code.IO_FAILURE`` if that fails."""
     text = json.dumps(document)
     try:
         stdout.write(f"{text}\n")
@@ -181,25 +162,11 @@ def _unwritten(error: Exception) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"cannot write the result to stdout: {error}")
 
 
-def _print_traceback(error: BaseException, stderr: Writable) -> None:
-    try:
-        import traceback
-    except (ImportError, OSError, MemoryError):
-        return  # the error itself is told all the same
-
-    for part in traceback.format_exception(error):
-        is_place = part.startswith("  ")  # else it holds the error's text, whatever that is
-        _say(stderr, part if is_place else f"{escaped(part.strip())}\n")
-
-
 def _check_environment(environ: Mapping[str, str]) -> None:
     required = REQUIRED.get(environ["CNI_COMMAND"], ())
     container_id = environ.get("CNI_CONTAINERID", "")
     if "CNI_CONTAINERID" in required and container_id and not NAME.fullmatch(container_id):
-        raise CNIError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_CONTAINERID {container_id!r} is not a letter or digit followed by letters, digits, '_', '.' or '-'",
-        )
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_CONTAINERID {container_id!r} {NOT_A_NAME}")
     ifname = environ.get("CNI_IFNAME", "")
     if "CNI_IFNAME" in required and ifname and not is_ifname(ifname):
         raise CNIError(
@@ -263,15 +230,10 @@ def _check_network_name(config: Mapping[str, Any]) -> None:
     if not name:
         raise CNIError(Code.INVALID_CONFIG, "the network configuration has no name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            f"network name {name!r} is not a letter or digit followed by letters, digits, '_', '.' or '-'",
-        )
+        raise CNIError(Code.INVALID_CONFIG, f"network name {name!r} {NOT_A_NAME}")
 
 
-def _dispatch(
-    environ: Mapping[str, str], config: Mapping[str, Any], version: str, log: Callable[[str], None]
-) -> Mapping[str, Any] | None:
+def _check_call(environ: Mapping[str, str], version: str) -> None:
     command = environ["CNI_COMMAND"]
     if command not in REQUIRED:
         raise CNIError(Code.INVALID_ENVIRONMENT, f"unknown CNI_COMMAND {command!r}")
@@ -285,15 +247,11 @@ def _dispatch(
             Code.INCOMPATIBLE_VERSION, f"cniVersion {version!r} does not have {command}, which came with {since}"
         )
     if command in {"ADD", "DEL"} and environ.get("CNI_NETNS_OVERRIDE", "").lower() not in {"1", "true"}:
-        check_netns(environ.get("CNI_NETNS", ""))
-
-    from cni_hostport import plugin
-
-    return plugin.OPERATIONS[command](Call(environ, config), log)
+        _check_netns(environ.get("CNI_NETNS", ""))
 
 
-def check_netns(netns: str) -> None:
-    """Raise ``CNIError`` with code 8 if a path is that of the network namespace in which this process runs."""
+def _check_netns(netns: str) -> None:
+    """Raise ``CNIError`` with ``Code.PLUGIN_NETNS`` if a path is that of this process's own network namespace."""
     try:
         same = os.path.samefile(netns, "/proc/self/ns/net")
     except (OSError, ValueError):

@@ -118,7 +118,7 @@ def restore(
 
 def _damaged(comparison: Comparison) -> list[str]:
     try:
-        return comparison.of_base()
+        return comparison.damaged_base_chains()
     except CNIError:
         return []  # it is put right all the same
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, departure, handover, netlink, skel
+from cni_hostport import afterwards, departure, handover, netlink, plugin, skel
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
@@ -185,7 +185,8 @@ def _rehearse(stage: int) -> None:
     netns.enter_namespace(stage)
     variables = {"CNI_CONTAINERID": "rehearsal", "CNI_IFNAME": "eth0", "CNI_PATH": "/", "CNI_NETNS": "/"}
     for command in ("ADD", "DEL"):
-        skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())
+        environ = variables | {"CNI_COMMAND": command}
+        skel.run(environ, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO(), plugin.OPERATIONS.__getitem__)
     netlink.close_all()
     skel.AFTERWARDS.clear()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from attack.answer import Answer
 
-from cni_hostport import skel
+from cni_hostport import plugin, skel
 from cni_hostport.resident.code import OPERATIONS_IMPORT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def call(node: Namespace, environ: Mapping[str, str], stdin: bytes) -> Answer:
     """Run one CNI command on a node, and what it leaves to be done after its answer."""
 
     def run() -> int:
-        status = skel.run(environ, io.BytesIO(stdin), sys.stdout, sys.stderr)
+        status = skel.run(environ, io.BytesIO(stdin), sys.stdout, sys.stderr, plugin.OPERATIONS.__getitem__)
         for work in skel.AFTERWARDS:
             work()
         return status

@@ -10,7 +10,7 @@ import pytest
 from lab import LAUNCHER, Node, config, mapping
 from resident import NEVER_COLD, Resident, launcher
 
-from cni_hostport.handover import LARGEST_INPUT
+from cni_hostport import LARGEST_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni_hostport import departure
+from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code, PortTakenError
 from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element
 from cni_hostport.ruleset.plan import Plan
-from cni_hostport.skel import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PLAN = Plan((), {})
 ELEMENT = Element("hostports", "ipv4 . tcp . 8080", "dnat-N-A", Owner("c1", "eth0"))
-ENVIRONMENT = {"CNI_COMMAND": "ADD", "CNI_NETNS": "/run/netns/absent"}
 
 
 class Lookup:
@@ -38,8 +37,8 @@ def lookup(monkeypatch: pytest.MonkeyPatch) -> Lookup:
     made = Lookup()
     monkeypatch.setattr("cni_hostport.lookup.Lookup", lambda: made)
     monkeypatch.setattr("cni_hostport.netlink.LEFT_OPEN", [])
-    monkeypatch.setattr(departure, "BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(departure, "BETWEEN_ATTEMPTS", 0.01)
+    monkeypatch.setattr(departure, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(departure, "ATTEMPT_INTERVAL", 0.01)
     return made
 
 
@@ -61,8 +60,8 @@ def claim(refusal: CNIError, *results: Plan | CNIError, seconds: int = 20) -> tu
             raise result
         return result
 
-    call = Call(ENVIRONMENT, {"name": "pods", "waitForHolder": seconds})
-    plan = departure.claim(attempt, refusal, call, lines.append)
+    attachment = Attachment("pods", "", "", "/run/netns/absent")
+    plan = departure.claim(attempt, refusal, attachment, seconds, lines.append)
     assert not left
     return plan, lines
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from cni_hostport import skel
+from cni_hostport import plugin, skel
 from cni_hostport.attachment import Attachment, pod_name
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
@@ -93,9 +93,9 @@ def test_a_condition_is_refused_or_stays_within_its_command_and_quotes(key: str,
 def test_the_names_of_an_attachment_are_refused_at_the_edge(name: str, code: int, text: str) -> None:
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/x", "CNI_IFNAME": "eth0", "CNI_PATH": "/x"}
     config = {"name": f"x{text}" if name == "network" else "pods"}
-    stdout = io.StringIO()
+    stdin, stdout = io.BytesIO(json.dumps(config).encode()), io.StringIO()
     changed = environ | ({} if name == "network" else {name: f"x{text}"})
-    assert skel.run(changed, io.BytesIO(json.dumps(config).encode()), stdout, io.StringIO()) == 1
+    assert skel.run(changed, stdin, stdout, io.StringIO(), plugin.OPERATIONS.__getitem__) == 1
     error = json.loads(stdout.getvalue())
     assert error["code"] == code
     assert repr(f"x{text}") in error["msg"]

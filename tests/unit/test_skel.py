@@ -49,7 +49,7 @@ def run(command: str, stdin: object = CONFIG, **variables: str | None) -> Outcom
     if not isinstance(stdin, io.BytesIO):
         stdin = io.BytesIO(stdin if isinstance(stdin, bytes) else json.dumps(stdin).encode())
     stdout, stderr = io.StringIO(), io.StringIO()
-    status = skel.run(environ, stdin, stdout, stderr)
+    status = skel.run(environ, stdin, stdout, stderr, plugin.OPERATIONS.__getitem__)
     return Outcome(status, stdout.getvalue(), stderr.getvalue())
 
 

@@ -67,7 +67,8 @@ def run(monkeypatch: pytest.MonkeyPatch, raised: Exception | None) -> tuple[str,
 
     monkeypatch.setitem(plugin.OPERATIONS, "STATUS", status)
     stdout, stderr = io.StringIO(), io.StringIO()
-    skel.run(ENVIRON, io.BytesIO(b'{"cniVersion": "1.1.0", "name": "pods"}'), stdout, stderr)
+    config = io.BytesIO(b'{"cniVersion": "1.1.0", "name": "pods"}')
+    skel.run(ENVIRON, config, stdout, stderr, plugin.OPERATIONS.__getitem__)
     return stdout.getvalue(), stderr.getvalue()
 
 

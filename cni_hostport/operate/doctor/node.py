@@ -85,7 +85,7 @@ def base_rules(comparison: Comparison, mappings: Sequence[PortMapping]) -> Itera
 
     Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
-    found = comparison.of_base(WAY) if mappings else []
+    found = comparison.damaged_base_chains(WAY) if mappings else []
     if found:
         yield problem(
             f"the base of table {FAMILY} {TABLE} is not as this version of the plugin makes it",
@@ -111,7 +111,7 @@ def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> It
     if not routed:
         return
     needed = _towards_pods(nft, installed)
-    guarded = set() if comparison.of_base([GUARD]) else _guarded(nft)
+    guarded = set() if comparison.damaged_base_chains([GUARD]) else _guarded(nft)
     is_open = (needed if "all" in routed else needed & routed) - guarded
     if is_open:
         yield problem(
