@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Protocol
 
-    from cni_hostport.text import Log, Writable
+    from cni_hostport.log import Log
+    from cni_hostport.text import Writable
 
     Operation = Callable[["Call", Log], Mapping[str, Any] | None]
     LoadOperation = Callable[[str], Operation]

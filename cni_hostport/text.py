@@ -4,10 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Protocol
 
-    Log = Callable[[str], None]
+    from cni_hostport.log import Log
 
     class Writable(Protocol):
         """A stream for results or messages."""

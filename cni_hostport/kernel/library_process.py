@@ -7,6 +7,7 @@ it crashes on some conditions and sets. In a process of its own, all this is an 
 from __future__ import annotations
 
 import fcntl
+import gc
 import marshal
 import os
 from _socket import socketpair
@@ -153,6 +154,7 @@ def _serve(caller: int, messages: int, parent: int, namespace: int | None, *, is
 
     ``is_main`` tells whether the caller's main thread started it. To the kernel, the thread is the parent.
     """
+    gc.freeze()  # the caller's objects are not to be finalized here
     try:
         caller = fcntl.fcntl(caller, fcntl.F_DUPFD, FIRST_OTHER) if caller < FIRST_OTHER else caller
         os.dup2(messages, STDERR)
