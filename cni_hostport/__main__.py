@@ -105,20 +105,25 @@ def _keep_small() -> None:
 
 def _operate(arguments: list[str]) -> NoReturn:
     if arguments[0] == "serve" and len(arguments) <= 2 and not arguments[-1].startswith("-"):  # noqa: PLR2004 - SOCKET
-        _keep_small()
-        from cni_hostport.resident.process import serve
-
-        try:
-            serve(run, *arguments[1:])
-        except KeyboardInterrupt:
-            sys.exit(130)  # as a shell says that SIGINT ended it
-        except OSError as error:
-            sys.exit(escaped(f"Error: cannot {' '.join(arguments)}: {error.strerror or error}"))
+        _serve(*arguments[1:])  # without what the command line needs, which the resident process would keep
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # there is none if it was closed
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     from cni_hostport.operate.cli import main as operate
 
-    sys.exit(operate(prog_name="hostport", obj=run))
+    sys.exit(operate(prog_name="hostport", obj=_serve))
+
+
+def _serve(*socket: str) -> NoReturn:
+    """Be the resident process, at a path or at the usual one."""
+    _keep_small()
+    from cni_hostport.resident.process import serve
+
+    try:
+        serve(run, *socket)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says that SIGINT ended it
+    except OSError as error:
+        sys.exit(escaped(f"Error: cannot {' '.join(('serve', *socket))}: {error.strerror or error}"))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Operation = Callable[[Call, Log], Mapping[str, Any] | None]
 
-VALID_ATTACHMENTS = "cni.dev/valid-attachments"
-
 
 def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
@@ -155,54 +153,16 @@ def check(call: Call, _log: Log) -> None:
 
 def gc(call: Call, log: Log) -> None:
     """Remove the attachments of this network that the runtime does not list as valid."""
-    if VALID_ATTACHMENTS not in call.config:
-        return
-    from cni_hostport import ownership
-    from cni_hostport.attachment import Attachment
-    from cni_hostport.kernel.nft import Nft
+    from cni_hostport import garbage_collection
 
-    valid = _valid_keys(call)
-    nft = Nft()
-    failures = []
-    seen = nft.installed()
-    for key in sorted(seen.holders - valid):
-        if key.startswith(f"{Attachment.network_key(call.network)}-"):
-            try:
-                ownership.release(nft, key, log, seen)
-            except (CNIError, NFTError) as error:
-                failures.append(f"{key}: {error}")
-    if failures:
-        raise CNIError(Code.RULESET_REFUSED, f"{len(failures)} attachments could not be removed", "\n".join(failures))
+    garbage_collection.collect(call, log)
 
 
 def status(call: Call, _log: Log) -> None:
     """Tell whether host ports are available to this network."""
-    probe(call.config)
+    from cni_hostport import availability
 
-
-def probe(config: Mapping[str, Any]) -> None:
-    """Ask the kernel whether it accepts every expression of a network's rules, leaving nothing behind.
-
-    Raises ``CNIError``: ``Code.NOT_AVAILABLE`` if it does not, ``Code.INVALID_CONFIG`` for what is no configuration.
-    """
-    from cni_hostport.config import NetworkConfig
-    from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.commands import probe_commands
-
-    commands = probe_commands(NetworkConfig.parse(config).conditions)
-    try:
-        Nft().run(commands)
-    except NFTError as error:
-        from cni_hostport.kernel import refusals
-
-        # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
-        # of other versions right
-        if not refusals.is_only_missing(error, commands[-1]):
-            from cni_hostport import failures
-
-            msg = "host ports are not available: nftables cannot be used on this node"
-            reason = failures.refused(error, config)
-            raise CNIError(Code.NOT_AVAILABLE, msg, reason.details or reason.msg) from error
+    availability.probe(call.config)
 
 
 def _translated(operation: Operation) -> Operation:
@@ -279,19 +239,3 @@ def plan_of(call: Call) -> Plan | None:
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot tell how the node reaches {addresses[0].ip}: {error}") from error
     return plan.make(config, addresses, pod_routes)
-
-
-def _valid_keys(call: Call) -> set[str]:
-    from cni_hostport.attachment import Attachment
-
-    listed = call.config[VALID_ATTACHMENTS]
-    if listed is None:
-        return set()
-    try:
-        if not isinstance(listed, list):
-            raise TypeError  # noqa: TRY301 - as wrong as an item that is not an object
-        return {Attachment(call.network, item["containerID"], item["ifname"]).key for item in listed}
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise CNIError(
-            Code.INVALID_CONFIG, f"{VALID_ATTACHMENTS} {listed!r} is not a list of containerID and ifname"
-        ) from error

@@ -23,11 +23,11 @@ from cni_hostport.operate.arguments import Commands
 from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
+    from typing import NoReturn
 
     from cni_hostport.operate.statements import Statement
-    from cni_hostport.resident.process import RunCall
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 PATH = click.Path(path_type=Path)
@@ -212,11 +212,9 @@ def metrics_command(textfile: Path | None, listen: tuple[str, int] | None) -> No
 @main.command()
 @click.argument("socket", default=SOCKET)
 @click.pass_obj
-def serve(run: RunCall, socket: str) -> None:
+def serve(serve_at: Callable[[str], NoReturn], socket: str) -> None:
     """Answer the calls of container runtimes.
 
     They are faster then. This is what hostport.service runs. SOCKET is where the executable looks for it.
     """
-    from cni_hostport.resident.process import serve
-
-    serve(run, socket)
+    serve_at(socket)

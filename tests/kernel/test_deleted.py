@@ -10,9 +10,10 @@ import scratch
 from lab import mapping
 from scratch import KEY, deleted, nft, ruleset, run
 
-from cni_hostport import names, plugin
+from cni_hostport import names
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code
+from cni_hostport.garbage_collection import VALID_ATTACHMENTS
 from cni_hostport.kernel import localnet
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
@@ -166,7 +167,7 @@ def test_gc_leaves_the_keys_of_what_it_removes_and_of_what_was_deleted_before() 
     for container, port in (("c1", 8080), ("c2", 8081)):
         run("ADD", mapping(port), container=container)
     run("DEL", container="c2")
-    none_valid: dict[str, Any] = {plugin.VALID_ATTACHMENTS: []}
+    none_valid: dict[str, Any] = {VALID_ATTACHMENTS: []}
     for _ in range(2):
         run("GC", **none_valid)
         assert deleted() == {KEY, OTHERS}

@@ -22,7 +22,7 @@ LAYERS = (
     ("operate.*",),
     ("resident.*",),
     ("plugin",),
-    ("check", "deletion", "departure", "migration.*"),
+    ("availability", "check", "deletion", "departure", "garbage_collection", "migration.*"),
     ("portmap",),
     ("ownership", "precedence", "failures", "upgrade"),
     ("libcni.*",),

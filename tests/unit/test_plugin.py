@@ -8,6 +8,7 @@ from lab import mapping, result
 from cni_hostport import names, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
+from cni_hostport.garbage_collection import VALID_ATTACHMENTS
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import probe_commands
 from cni_hostport.ruleset.installed import Installed
@@ -101,14 +102,14 @@ def failure(command: str, **keys: Any) -> CNIError:
 def test_gc_without_valid_attachments_removes_all_of_its_network(kernel: Kernel, valid: object) -> None:
     mine, other = Attachment("pods", "c1", "eth0"), Attachment("other", "c1", "eth0")
     kernel.holders = (mine, other)
-    run("GC", **{plugin.VALID_ATTACHMENTS: valid})
+    run("GC", **{VALID_ATTACHMENTS: valid})
     assert kernel.deleted == [f"dnat-{mine.key}"]
 
 
 def test_gc_keeps_what_is_valid_by_container_and_interface(kernel: Kernel) -> None:
     first, second, stale = (Attachment("pods", *name) for name in (("c1", "eth0"), ("c1", "net1"), ("c2", "eth0")))
     kernel.holders = (first, second, stale)
-    run("GC", **{plugin.VALID_ATTACHMENTS: [{"containerID": "c1", "ifname": name} for name in ("eth0", "net1")]})
+    run("GC", **{VALID_ATTACHMENTS: [{"containerID": "c1", "ifname": name} for name in ("eth0", "net1")]})
     assert kernel.deleted == [f"dnat-{stale.key}"]
 
 
@@ -125,7 +126,7 @@ def test_gc_without_the_list_touches_nothing(kernel: Kernel) -> None:
 )  # fmt: skip
 def test_gc_refuses_what_is_not_a_list_of_attachments_and_deletes_nothing(kernel: Kernel, listed: object) -> None:
     kernel.holders = (Attachment("pods", "c1", "eth0"),)
-    error = failure("GC", **{plugin.VALID_ATTACHMENTS: listed})
+    error = failure("GC", **{VALID_ATTACHMENTS: listed})
     assert error.code == 7
     assert error.msg.startswith(f"cni.dev/valid-attachments {listed!r} ")
     assert kernel.deleted == []
@@ -134,7 +135,7 @@ def test_gc_refuses_what_is_not_a_list_of_attachments_and_deletes_nothing(kernel
 def test_gc_goes_on_after_a_failure_and_reports_it_at_the_end(kernel: Kernel) -> None:
     first, second = (Attachment("pods", name, "eth0") for name in ("c1", "c2"))
     kernel.holders, kernel.refusal = (first, second), NFTError([("Out of memory", "")])
-    error = failure("GC", **{plugin.VALID_ATTACHMENTS: []})
+    error = failure("GC", **{VALID_ATTACHMENTS: []})
     assert (error.code, error.msg) == (101, "2 attachments could not be removed")
     assert {line.split(":")[0] for line in error.details.splitlines()} == {first.key, second.key}
 
@@ -202,7 +203,7 @@ def test_a_missing_library_is_an_error_with_its_reason(
 
     monkeypatch.setattr("cni_hostport.kernel.nft.Nft", missing)
     runtime = {"portMappings": [mapping(8080)]}
-    error = failure(command, runtimeConfig=runtime, **{plugin.VALID_ATTACHMENTS: []})
+    error = failure(command, runtimeConfig=runtime, **{VALID_ATTACHMENTS: []})
     assert error.code == code
     assert "libnftables cannot be used" in f"{error.msg} {error.details}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport import plugin
+from cni_hostport import availability
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import files
@@ -133,11 +133,11 @@ def _condition_statements(path: Path, config: dict[str, Any]) -> Iterator[Statem
     if not config.get("conditionsV4") and not config.get("conditionsV6"):
         return
     try:
-        plugin.probe({})
+        availability.probe({})
     except CNIError:
         return
     try:
-        plugin.probe(config)
+        availability.probe(config)
     except CNIError as error:
         yield problem(
             f"{path}: nftables refuses the conditions",

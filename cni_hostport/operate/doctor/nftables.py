@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from cni_hostport import plugin
+from cni_hostport import availability
 from cni_hostport.errors import CNIError, LibraryEndedError, NFTError
 from cni_hostport.kernel import crashes
 from cni_hostport.operate.doctor.runtimes import MAX_EXAMPLES
@@ -46,7 +46,7 @@ def statements(examination: Examination) -> Iterator[Statement]:
         )
         return
     try:
-        plugin.probe({})
+        availability.probe({})
     except CNIError as error:
         reason = error.details or error.msg
         remedy = next((remedy for words, remedy in REMEDIES.items() if words in reason), OTHER_REMEDY)
