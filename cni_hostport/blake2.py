@@ -52,5 +52,5 @@ def _compress(state: list[int], block: tuple[int, ...], count: int, *, is_last: 
     state[:] = [old ^ one ^ other for old, one, other in zip(state, words[:8], words[8:], strict=True)]
 
 
-def _rotated(word: int, by: int) -> int:
-    return word >> by | word << 64 - by & WORD
+def _rotated(word: int, bits: int) -> int:
+    return word >> bits | word << 64 - bits & WORD

@@ -33,7 +33,7 @@ class Comparison:
         self._given, self._is_empty = nft, True
 
     @cached_property
-    def _here(self) -> Lookup:
+    def _node(self) -> Lookup:
         return Lookup()
 
     @cached_property
@@ -56,7 +56,7 @@ class Comparison:
         refuses the plan or cannot be asked.
         """
         expected = snapshot(self._run_in_scratch(_commands(attachment, plan))[0], attachment.key)
-        if expected is not None and expected == snapshot(self._here, attachment.key):
+        if expected is not None and expected == snapshot(self._node, attachment.key):
             return []
         return self._differences_of_listings(attachment, plan)
 
@@ -102,7 +102,7 @@ class Comparison:
         lookup, scratch = self._run_in_scratch(_commands(attachment, plan, holders))
         found = listings.differences(key, expected=scratch.state(key), actual=self._nft.state(key))
         interface = lookup.guarded_interface(key)
-        if interface and interface != self._here.guarded_interface(key):
+        if interface and interface != self._node.guarded_interface(key):
             found.append(f"set {names.FAMILY} {names.TABLE} {names.LOCALNET} lacks interface {interface} for {key}")
         return found
 

@@ -117,8 +117,8 @@ class PortMapping(_Model):
 
     def __str__(self) -> str:
         """Name the mapping as a person would: ``8080/tcp``, ``8080/tcp on 192.0.2.1``."""
-        where = f" on {self.host_ip}" if self.host_ip else ""
-        return f"{self.host_port}/{self.protocol}{where}"
+        address = f" on {self.host_ip}" if self.host_ip else ""
+        return f"{self.host_port}/{self.protocol}{address}"
 
 
 def _in_our_case(mapping: dict[str, Any]) -> dict[str, Any]:

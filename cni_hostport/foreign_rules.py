@@ -70,12 +70,12 @@ def jump_target(rule: bytes) -> str:
 
 def comment(rule: bytes) -> str:
     """Return the comment that nft gave a rule, empty if it has none, from the answer for it."""
-    left = nested_value(rule[4:], RULE_USERDATA)
-    while left:
-        kind, length = left[:2]
+    rest = nested_value(rule[4:], RULE_USERDATA)
+    while rest:
+        kind, length = rest[:2]
         if kind == UDATA_RULE_COMMENT:
-            return left[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
-        left = left[2 + length :]
+            return rest[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
+        rest = rest[2 + length :]
     return ""
 
 

@@ -27,11 +27,11 @@ def collect(call: Call, log: Log) -> None:
     valid = _valid_keys(call)
     context = nft.Nft()
     failures = []
-    seen = context.installed()
-    for key in sorted(seen.holders - valid):
+    installed = context.installed()
+    for key in sorted(installed.holders - valid):
         if key.startswith(f"{Attachment.network_key(call.network)}-"):
             try:
-                ownership.release(context, key, log, seen)
+                ownership.release(context, key, log, installed)
             except (CNIError, NFTError) as error:
                 failures.append(f"{key}: {error}")
     if failures:

@@ -122,11 +122,11 @@ def get_elements(name: str) -> Message:
 
 def packed_port(key: str) -> bytes:
     """Return the key of a host port as the kernel has it, from how nft prints it: ``ipv4 . tcp . 8080``."""
-    where, protocol, port = key.split(" . ")
-    if where in {"ipv4", "ipv6"}:
-        address = bytes([FAMILIES[where.replace("v4", "").replace("v6", "6")]])
+    address_or_version, protocol, port = key.split(" . ")
+    if address_or_version in {"ipv4", "ipv6"}:
+        address = bytes([FAMILIES[address_or_version.replace("v4", "").replace("v6", "6")]])
     else:
-        address = inet_pton(AF_INET6 if ":" in where else AF_INET, where)
+        address = inet_pton(AF_INET6 if ":" in address_or_version else AF_INET, address_or_version)
     parts = address, bytes([PROTOCOL_NUMBERS[protocol]]), int(port).to_bytes(2)
     return b"".join(part.ljust(4, b"\0") for part in parts)
 

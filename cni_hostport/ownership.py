@@ -108,31 +108,31 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
     raise _lost_races(refusal)
 
 
-def reinstate(nft: Nft, attachment: Attachment, plan: Plan, seen: Installed, log: Log) -> Plan:
+def reinstate(nft: Nft, attachment: Attachment, plan: Plan, installed: Installed, log: Log) -> Plan:
     """Install again what an attachment had. It takes the place of what is left of it, and of holders that are gone.
 
     Returns the part of the plan that is in force, as ``claim`` does. But it takes nothing from containers that live,
-    their addresses included. And it is one attempt: raises ``NFTError`` if the ruleset is not as it was ``seen``, or if
-    the attachment was deleted.
+    their addresses included. And it is one attempt: raises ``NFTError`` if ``installed`` is no longer true, or if the
+    attachment was deleted.
     """
-    held, leaving, commands = reinstatement(nft, attachment, plan, seen)
+    held, leaving, commands = reinstatement(nft, attachment, plan, installed)
     nft.run(commands)
-    _take_over(attachment, held, leaving, seen, log)
+    _take_over(attachment, held, leaving, installed, log)
     return held
 
 
 def reinstatement(
-    nft: Nft, attachment: Attachment, plan: Plan, seen: Installed
+    nft: Nft, attachment: Attachment, plan: Plan, installed: Installed
 ) -> tuple[Plan, dict[str, str], list[str]]:
     """Return the part of a plan that would be in force again, the holders that leave with reasons, and the commands.
 
     Raises ``CNIError`` with ``PORT_TAKEN`` if a container that lives is in the way.
     """
     presence.note(attachment)
-    holders = shared_ports(seen, attachment, plan)
+    holders = shared_ports(installed, attachment, plan)
     held = plan.without(holders)
-    leaving = leaving_holders(nft, seen, attachment, held, is_newest=False)
-    return held, leaving, _replace_commands(seen, leaving, attachment, plan, holders, verb="create")
+    leaving = leaving_holders(nft, installed, attachment, held, is_newest=False)
+    return held, leaving, _replace_commands(installed, leaving, attachment, plan, holders, verb="create")
 
 
 def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
@@ -143,10 +143,10 @@ def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], inst
             from cni_hostport.log import announce
 
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
-        gone = [
+        lost = [
             element for element in installed.elements_to(holder) if reason or (element.map, element.key) not in wanted
         ]
-        _forget_flows(gone, log)
+        _forget_flows(lost, log)
     _close_localnet(installed, leaving, log)
 
 
@@ -164,14 +164,14 @@ def install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwar
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 
-def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None:
-    """Remove all that an attachment has; if it has nothing, that is success. ``seen`` saves the first listing.
+def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> None:
+    """Remove all that an attachment has; if it has nothing, that is success. ``known`` saves the first listing.
 
     Raises ``CNIError`` with ``TRY_AGAIN`` if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     for attempt in range(ATTEMPTS):
-        installed = seen or nft.installed()
-        seen = None
+        installed = known or nft.installed()
+        known = None
         commands = installed.detach_commands(key)
         if not commands:
             return

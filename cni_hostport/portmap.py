@@ -105,8 +105,8 @@ class Rules:
             rules = self._lookup.rules_of(chain)
             if rules is None:
                 return None
-            own = [rule for rule in rules if comment(rule) == container_id]
-            changes += [delete_rule(rule, chain) for rule in own]
+            container_rules = [rule for rule in rules if comment(rule) == container_id]
+            changes += [delete_rule(rule, chain) for rule in container_rules]
         name = chain_name(network, container_id) if self.in_iptables else ""
         for top in self.in_iptables:
             chain = (top[0], NAT, name)

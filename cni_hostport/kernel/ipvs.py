@@ -115,8 +115,8 @@ def _changes(held: dict[str, set[bytes]]) -> list[str]:
     for name, members in held.items():
         size = ADDRESS_SIZES[name]
         wanted = {address for address in present if len(address) == size}
-        gone = members - wanted if is_all else set()
-        for verb, changed in (("add", wanted - members), ("delete", gone)):
+        outdated = members - wanted if is_all else set()
+        for verb, changed in (("add", wanted - members), ("delete", outdated)):
             if changed:
                 elements = ", ".join(inet_ntop(FAMILIES_BY_SIZE[size], address) for address in changed)
                 commands.append(f"{verb} element {FAMILY} {TABLE} {name} {{ {elements} }}")

@@ -76,35 +76,35 @@ def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] =
     into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees them.
     Raises ``CNIError`` (``Code.HOST_SETTING``) if it cannot be told whether the pod is there.
     """
-    where = f"its network namespace {path}"
+    place = f"its network namespace {path}"
     if not path:
         raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
     try:
         identity = netns.identity(path)
         if not identity:
-            return _why_absent(where, path)
+            return _why_absent(place, path)
         if identity == netns.identity(OWN_NAMESPACE):
-            return f"{where} is that of the node now"
+            return f"{place} is that of the node now"
         with netns.inside(path):
             index = interfaces.index(ifname)
             present = [address for address in addresses() if address.interface == index]
     except (OSError, ValueError) as error:
-        raise CNIError(Code.HOST_SETTING, f"{where} cannot be looked at: {error}") from error
+        raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
     if not index:
-        return f"{ifname} is gone from {where}"
+        return f"{ifname} is gone from {place}"
     lost = [str(ip) for ip in pods if ip not in {address.ip.ip for address in present}]
     if not lost or not any(address.is_global for address in present):
         return ""
-    return f"{ifname} in {where} does not have {', '.join(lost)} any more"
+    return f"{ifname} in {place} does not have {', '.join(lost)} any more"
 
 
-def _why_absent(where: str, path: str) -> str:
+def _why_absent(place: str, path: str) -> str:
     """Return that there is no namespace, unless its runtime may have mounts that this process does not see."""
     if others_are_beside(path) or presence.sees_everything(path):
-        return f"{where} is gone"
+        return f"{place} is gone"
     raise CNIError(
         Code.HOST_SETTING,
-        f"{where} is not seen, nor any other in the same place: run this where its runtime runs, with"
+        f"{place} is not seen, nor any other in the same place: run this where its runtime runs, with"
         " nsenter --mount --target PID-OF-THE-RUNTIME",
     )
 

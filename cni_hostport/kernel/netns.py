@@ -45,7 +45,7 @@ def scratch_namespace() -> Iterator[None]:
 
     Raises ``OSError`` if the kernel refuses one.
     """
-    with _in(_unshare):
+    with _entered(_unshare):
         yield
 
 
@@ -57,29 +57,29 @@ def _unshare() -> None:
 @contextmanager
 def inside(path: str) -> Iterator[None]:
     """Run the block in the network namespace at ``path``; raises ``OSError`` if there is none, or no way in."""
-    with namespace(path) as descriptor, _in(lambda: enter_namespace(descriptor)):
+    with namespace(path) as descriptor, _entered(lambda: enter_namespace(descriptor)):
         yield
 
 
 @contextmanager
-def _in(enter: Callable[[], None]) -> Iterator[None]:
+def _entered(enter: Callable[[], None]) -> Iterator[None]:
     """Run the block in the network namespace that a function enters.
 
     Raises ``OSError`` if this thread's own cannot be noted or left, and ``CNIError`` if it cannot come back to that.
     """
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         enter()
         try:
             yield
         finally:
             try:
-                enter_namespace(own)
+                enter_namespace(home)
             except OSError as error:  # nothing may be done in the other one
                 reason = f"cannot come back to this network namespace: {error}"
                 raise CNIError(Code.HOST_SETTING, reason) from error
     finally:
-        os.close(own)
+        os.close(home)
 
 
 def enter_namespace(descriptor: int) -> None:
@@ -109,7 +109,7 @@ def cookie(namespace: int) -> str:
     ``OSError`` where there is another reason.
     """
     try:
-        with _in(lambda: enter_namespace(namespace)):
+        with _entered(lambda: enter_namespace(namespace)):
             asking = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
             try:
                 return str(int.from_bytes(asking.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder))

@@ -63,15 +63,15 @@ class Nft:
         if status:
             raise _failure(error, commands)
 
-    def listing(self, what: str) -> list[dict[str, Any]]:
+    def listing(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of ``list WHAT`` in libnftables' JSON, an empty list if there is no such thing."""
-        command = f"list {what}"
+        command = f"list {name}"
         status, output, error = self._list(command, JSON)
         if not status:
             try:
                 return _objects(output)
             except NFTError:
-                if not what.startswith("tables"):
+                if not name.startswith("tables"):
                     raise
                 return self._tables(command)
         failure = _failure(error, [command])
@@ -131,7 +131,7 @@ class Nft:
         from cni_hostport.ruleset.installed import LISTINGS, Installed
 
         # one call for each: nftables 1.0.6 fails on several lists in one
-        return Installed.read(item for what in LISTINGS for item in self.listing(what))
+        return Installed.read(item for name in LISTINGS for item in self.listing(name))
 
 
 def _objects(output: str) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ class Census:
         present = [interface for interface in self.interfaces if not _is_gone(interface)]
         for interface in present:
             if interface.container_id == container_id:
-                where = interface.netns or "?"
-                return Verdict(Fate.EXISTS, f"its runtime's cache has it, with network namespace {where}")
+                place = interface.netns or "?"
+                return Verdict(Fate.EXISTS, f"its runtime's cache has it, with network namespace {place}")
         for path in self.unreadable:
             if container_id in path.name:
                 return Verdict(Fate.UNKNOWN, f"{path} cannot be read")

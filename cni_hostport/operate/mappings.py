@@ -134,11 +134,12 @@ def read(nft: Nft) -> list[InstalledMapping]:
 def _translations(listing: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str, int], list[Translation]]:
     """Return what the rules of a listing translate, by chain, IP version, protocol and host port."""
     maps = (item["map"] for item in listing if "map" in item)
-    targets = {f"@{each['name']}": each.get("elem", ()) for each in maps if each["name"] not in MAPS}
+    targets = {f"@{item['name']}": item.get("elem", ()) for item in maps if item["name"] not in MAPS}
     found: dict[tuple[str, int, str, int], list[Translation]] = {}
     for rule in (item["rule"] for item in listing if "rule" in item):
-        for each in translation.read(rule["expr"], targets):
-            found.setdefault((rule["chain"], each.pod_ip.version, each.protocol, each.host_port), []).append(each)
+        for translated in translation.read(rule["expr"], targets):
+            port = rule["chain"], translated.pod_ip.version, translated.protocol, translated.host_port
+            found.setdefault(port, []).append(translated)
     return found
 
 

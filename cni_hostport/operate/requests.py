@@ -29,11 +29,11 @@ def plan(call: Call) -> tuple[Plan | None, str]:
 
     Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
     """
-    gone = namespaces.why_gone(call.netns, call.ifname)
-    if gone:
-        return None, gone
+    absence = namespaces.why_gone(call.netns, call.ifname)
+    if absence:
+        return None, absence
     wanted = plugin.plan_of(call)
     if wanted is None or not wanted.forwards:
         return None, ""
-    gone = namespaces.why_gone(call.netns, call.ifname, wanted.masquerade)
-    return (None, gone) if gone else (wanted, "")
+    absence = namespaces.why_gone(call.netns, call.ifname, wanted.masquerade)
+    return (None, absence) if absence else (wanted, "")

@@ -39,13 +39,13 @@ def services(nft: Nft, mappings: Sequence[InstalledMapping]) -> Iterator[Stateme
             continue
         lacking = sorted(address for address in present - _members(nft, name) if address.version == version)
         if lacking:
-            more = [f"and {len(lacking) - MAX_EXAMPLES} more"] if len(lacking) > MAX_EXAMPLES else []
+            rest = [f"and {len(lacking) - MAX_EXAMPLES} more"] if len(lacking) > MAX_EXAMPLES else []
             yield problem(
                 f"set {FAMILY} {TABLE} {name} lacks {_count(lacking)} of {ipvs.INTERFACE}",
                 "A host port without hostIP takes the connections to the same port of these Services.",
                 "systemctl enable --now hostport.service (or hostport serve), which keeps the set as the interface is;"
                 " elsewhere, the next ADD of a container that has host ports puts it right.",
-                (*map(str, lacking[:MAX_EXAMPLES]), *more),
+                (*map(str, lacking[:MAX_EXAMPLES]), *rest),
             )
 
 

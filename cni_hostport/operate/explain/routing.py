@@ -35,10 +35,10 @@ def forwarding(mapping: InstalledMapping, client: Client) -> Statement:
     if off is None:
         value = sysctls.value(node_setting)
         return ok(f"the node forwards IPv{mapping.version}: {sysctls.dotted(node_setting)} is {value}")
-    where = "to pods" if off == node_setting else "that comes in there"
+    scope = "to pods" if off == node_setting else "that comes in there"
     return problem(
         f"{sysctls.dotted(off)} is 0",
-        f"The node forwards nothing {where}.",
+        f"The node forwards nothing {scope}.",
         f"sysctl -w {shlex.quote(sysctls.dotted(off))}=1",
     )
 
