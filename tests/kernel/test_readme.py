@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import transcripts as operated
 from lab import require
+from transcripts import transcripts as run_transcripts
 
 from cni_hostport.config import NetworkConfig, PortMapping
 from cni_hostport.errors import Code
@@ -47,7 +47,7 @@ def test_the_demonstration_prints_what_the_readme_shows(installed_machine: Machi
 
 @pytest.fixture(scope="module")
 def transcripts(_kernel: None) -> dict[str, str]:
-    return operated.transcripts()
+    return run_transcripts()
 
 
 @pytest.mark.parametrize("name", re.findall(r"<!-- (hostport .*?) -->", README))
@@ -79,6 +79,19 @@ def test_the_cnitool_commands_work(
     assert "dnat-" not in node.ruleset()
 
 
+def test_the_object_for_a_conflist_is_the_one_in_conf_and_of_install_sh() -> None:
+    conflist = json.loads((ROOT / "conf" / "10-hostport.conflist").read_text())
+    assert json.loads(block("object")) == conflist["plugins"][1]
+    assert block("object").strip() in (ROOT / "install.sh").read_text()
+
+
+def test_the_commands_for_a_second_uplink_are_taken_by_nft_and_ip(node: Node) -> None:
+    script = re.sub(r"^\$ sudo ", "", block("second uplink"), flags=re.MULTILINE)
+    node.run("sh", "-eu", "-c", script)
+    assert 'iifname "uplink2" ct state new ct mark set 0x00000066' in node.nft("list table inet uplinks")
+    assert "fwmark 0x66 lookup 102" in node.run("ip", "rule").stdout
+
+
 def test_every_key_of_the_configuration_has_its_row() -> None:
     documented = {key for row in table("key")[1:] for key in re.findall(r"`(\w+)`", row[0])}
     fields = {field.alias or name for name, field in NetworkConfig.model_fields.items()}
@@ -100,19 +113,3 @@ def test_every_error_code_has_its_row() -> None:
 def test_ci_runs_the_test_command() -> None:
     assert "$ sudo ./install.sh --test\n" in README
     assert "./install.sh --test\n" in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([\w-]+)\)", README))))
-def test_every_link_within_the_readme_has_its_heading(anchor: str) -> None:
-    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("option", re.findall(r"install\.sh (--[a-z-]+)", README))
-def test_every_option_in_the_readme_is_one_of_install_sh(option: str) -> None:
-    assert f" {option} " in (ROOT / "install.sh").read_text()
-
-
-@pytest.mark.parametrize("path", re.findall(r"(?:\]\(|`(?=conf/|tests/))(\w[\w/.-]+)[)`]", README))
-def test_every_path_in_the_readme_exists(path: str) -> None:
-    assert (ROOT / path).exists()

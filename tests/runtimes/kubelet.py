@@ -66,13 +66,17 @@ class Kubelet:
         }
         metadata = {"name": name, "namespace": "test", "uid": f"{name}-uid"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        written = self._directory / f"{name}.json"
-        written.write_text(json.dumps(pod))
+        self.apply(name, json.dumps(pod))
+
+    def apply(self, name: str, manifest: str) -> None:
+        """Give it a pod by its manifest, in YAML or JSON."""
+        written = self._directory / f"{name}.yaml"
+        written.write_text(manifest)
         written.rename(self._manifests / written.name)  # it must not read half of it
 
     def remove(self, name: str) -> None:
         """Take a pod away."""
-        (self._manifests / f"{name}.json").unlink()
+        (self._manifests / f"{name}.yaml").unlink()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until a condition holds."""
