@@ -47,7 +47,9 @@ class Resident:
 
     def __init__(self, path: Path, *lines: str) -> None:
         self.path = path
-        altered = "\n".join(["from cni_hostport.resident import process as resident", *lines, f'resident.serve("{path}")'])
+        altered = "\n".join(
+            ["from cni_hostport.resident import process as resident", *lines, f'resident.serve("{path}")']
+        )
         self.command = [sys.executable, "-Ic", altered] if lines else [*LAUNCHER, "serve", str(path)]
         self.log = path.with_suffix(".log")
         self.start()

@@ -168,7 +168,9 @@ def test_a_kernel_that_does_not_tell_is_no_reason_to_fail(
     node: Node, programs: Programs, pod: Pod, tmp_path: Path, lacking: str
 ) -> None:
     programs.listen("tcp", 22, "0.0.0.0")
-    node.launcher = launcher(tmp_path, tmp_path / "absent", f"from cni_hostport.kernel import listeners; listeners.{lacking}")
+    node.launcher = launcher(
+        tmp_path, tmp_path / "absent", f"from cni_hostport.kernel import listeners; listeners.{lacking}"
+    )
     assert node.add(pod, mapping(22)).stderr == ""
     assert node.footprint(pod)
 

@@ -118,7 +118,11 @@ os.fork = refuse
 
 
 def test_without_any_child_the_resident_process_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    lines = ["from cni_hostport.resident import process as resident", REFUSES.format(lowest=1, highest=10**9), "import sys"]
+    lines = [
+        "from cni_hostport.resident import process as resident",
+        REFUSES.format(lowest=1, highest=10**9),
+        "import sys",
+    ]
     serves = f"sys.argv[1:] = ['serve', '{tmp_path}/socket']\nfrom cni_hostport.__main__ import main\nmain()"
     command = [sys.executable, "-Ic", "\n".join([*lines, serves])]
     served = subprocess.run(command, env={}, capture_output=True, text=True, check=False, timeout=60)
