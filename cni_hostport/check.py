@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from cni_hostport import names
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import netns
 from cni_hostport.kernel.nft import Nft
+from cni_hostport.kernel.snapshot import snapshot
 from cni_hostport.lookup import Lookup
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import base
+from cni_hostport.ruleset.commands import attach_commands, guard_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Comparison:
     def _alone(self) -> tuple[Lookup, Nft]:
         """The ways to look at what is in the empty network namespace."""
         try:
-            with host.scratch_namespace():
+            with netns.scratch_namespace():
                 return Lookup(), Nft()
         except OSError as error:
             raise CNIError(Code.HOST_SETTING, f"cannot compare the installed rules: {error}") from error
@@ -53,8 +55,8 @@ class Comparison:
         Raises ``CNIError`` with code 102 if there is nowhere to compare with, and ``NFTError`` if nftables refuses the
         plan or cannot be asked.
         """
-        expected = self._run_alone(_commands(attachment, plan))[0].snapshot(attachment.key)
-        if expected is not None and expected == self._here.snapshot(attachment.key):
+        expected = snapshot(self._run_alone(_commands(attachment, plan))[0], attachment.key)
+        if expected is not None and expected == snapshot(self._here, attachment.key):
             return []
         return self._differences_of_listings(attachment, plan)
 
@@ -65,7 +67,7 @@ class Comparison:
         """
         return any(attachment.key in line for line in self.differences(attachment, plan))
 
-    def of_base(self, chains: Sequence[str] = tuple(table.BASE_CHAINS)) -> list[str]:
+    def of_base(self, chains: Sequence[str] = tuple(base.BASE_CHAINS)) -> list[str]:
         """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
 
         Raises what ``differences`` does.
@@ -73,7 +75,7 @@ class Comparison:
         from cni_hostport.ruleset import differences as listings
 
         _, alone = self._run_alone([])
-        whats = [f"chain {table.FAMILY} {table.TABLE} {name}" for name in chains]
+        whats = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
         expected, actual = ({of: side.listing(of) for of in (listings.TABLES, *whats)} for side in (alone, self._nft))
         found = listings.differences("", expected=expected, actual=actual)
         return [what for what in whats if any(line.startswith(f"{what} ") for line in found)] or found
@@ -99,21 +101,21 @@ class Comparison:
         found = listings.differences(key, expected=alone.state(key), actual=self._nft.state(key))
         interface = lookup.guarded_interface(key)
         if interface and interface != self._here.guarded_interface(key):
-            found.append(f"set {table.FAMILY} {table.TABLE} {table.LOCALNET} lacks interface {interface} for {key}")
+            found.append(f"set {names.FAMILY} {names.TABLE} {names.LOCALNET} lacks interface {interface} for {key}")
         return found
 
     def _run_alone(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
         """Have the base and what these commands make in the empty network namespace, and return the ways to look."""
-        emptied = [] if self._is_empty else [table.add_table(), f"delete table {table.FAMILY} {table.TABLE}"]
+        emptied = [] if self._is_empty else [base.table_command(), f"delete table {names.FAMILY} {names.TABLE}"]
         self._is_empty = False
-        self._alone[1].run([*emptied, *table.base(), *commands])
+        self._alone[1].run([*emptied, *base.base_commands(), *commands])
         return self._alone
 
 
 def _declared(nft: Nft) -> dict[str, object]:
-    listed = nft.listing(f"table {table.FAMILY} {table.TABLE}")
+    listed = nft.listing(f"table {names.FAMILY} {names.TABLE}")
     return {
-        f"{kind} {table.FAMILY} {table.TABLE} {item[kind]['name']}": item[kind]["type"]
+        f"{kind} {names.FAMILY} {names.TABLE} {item[kind]['name']}": item[kind]["type"]
         for item in listed
         for kind in ("map", "set")
         if kind in item
@@ -122,8 +124,8 @@ def _declared(nft: Nft) -> dict[str, object]:
 
 def _commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
     """Return the commands that install an attachment where there is no other."""
-    chains = [table.dnat_chain(key) for key in dict.fromkeys((holders or {}).values())]
-    commands = [f"add chain {table.FAMILY} {table.TABLE} {chain}" for chain in chains]
+    chains = [names.dnat_chain(key) for key in dict.fromkeys((holders or {}).values())]
+    commands = [f"add chain {names.FAMILY} {names.TABLE} {chain}" for chain in chains]
     if plan.local_route_to and plan.interface:
-        commands += ruleset.guard(plan.interface, opens=True, needed_by=attachment.key)
-    return commands + ruleset.attach(attachment, plan, holders)
+        commands += guard_commands(plan.interface, opens=True, needed_by=attachment.key)
+    return commands + attach_commands(attachment, plan, holders)

@@ -38,7 +38,7 @@ def note(lookup: Lookup, key: str) -> None:
     from contextlib import suppress
 
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.base import add_table, note_deleted
+    from cni_hostport.ruleset.base import deletion_note_commands, table_command
 
     with suppress(NFTError):  # where there can be no table, nothing can be restored either
-        Nft().run([add_table(), *note_deleted(key)])
+        Nft().run([table_command(), *deletion_note_commands(key)])

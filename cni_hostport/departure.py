@@ -38,6 +38,7 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     from cni_hostport import plugin
     from cni_hostport.config import NetworkConfig
     from cni_hostport.kernel import presence
+    from cni_hostport.ruleset.comment import Owner
 
     seconds = NetworkConfig.parse(call.config).wait_for_holder
     if not seconds:
@@ -49,7 +50,7 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, call: Call, log: Log) 
     presence.note(attachment)
     while time.monotonic() < begun + seconds:
         _wait(refusal, begun + seconds)
-        if attachment.identity and presence.View().is_gone(attachment.owner):
+        if attachment.identity and presence.View().is_gone(Owner.from_attachment(attachment)):
             break
         try:
             plan = attempt()

@@ -14,21 +14,19 @@ import os
 
 from cni_hostport import netlink, nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
-from cni_hostport.ruleset.base import (
-    ADDRESS_SETS,
-    BASE_CHAINS,
+from cni_hostport.names import (
+    ANY_ADDRESS,
     FAMILY,
-    MAPS,
     POD_MAPS,
     PORT_MAPS,
     PROTOCOLS,
-    SETS,
     TABLE,
     dnat_chain,
+    interface_in,
     localnet_chain,
     masq_chain,
 )
+from cni_hostport.netlink import KEPT, NETLINK_NETFILTER, Netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ class Held:
     def ports(self) -> list[tuple[str, bytes | None, int]]:
         """The (protocol, packed host address or ``None`` for any, host port) of its mappings."""
         return [
-            (PROTOCOLS[key[-8]], None if name == "hostports" else key[:-8], int.from_bytes(key[-4:-2]))
+            (PROTOCOLS[key[-8]], None if name == ANY_ADDRESS else key[:-8], int.from_bytes(key[-4:-2]))
             for name, key in self.elements
             if name in PORT_MAPS
         ]
@@ -84,7 +82,7 @@ class Lookup:
 
     def existing(self, chains: Sequence[Chain]) -> list[Chain]:
         """Return those chains that there are."""
-        answers = self._ask(*(nf_tables.get_chain(name, table, family) for family, table, name in chains))
+        answers = self.ask(*(nf_tables.get_chain(name, table, family) for family, table, name in chains))
         return [chain for chain, answer in zip(chains, answers, strict=True) if answer]
 
     def rules_of(self, chain: Chain) -> list[bytes] | None:
@@ -94,17 +92,17 @@ class Lookup:
 
     def owner(self, table: str, family: str) -> int | None:
         """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
-        [answer] = self._ask(nf_tables.get_table(table, family))
+        [answer] = self.ask(nf_tables.get_table(table, family))
         return nf_tables.owner(answer) if answer else None
 
     def is_dormant(self, table: str, family: str) -> bool:
         """Tell whether the rules of a table are switched off."""
-        [answer] = self._ask(nf_tables.get_table(table, family))
+        [answer] = self.ask(nf_tables.get_table(table, family))
         return answer is not None and nf_tables.is_dormant(answer)
 
     def chain_of(self, name: str, key: str) -> str:
         """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
-        [element] = self._ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
+        [element] = self.ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
         return nf_tables.target(element) if element else ""
 
     def find(self, key: str) -> Held | None:
@@ -114,14 +112,14 @@ class Lookup:
         """
         masq, dnat = names = masq_chain(key), dnat_chain(key)
         needs = nf_tables.localnet_needs(key)
-        *chains, needing = self._ask(*map(nf_tables.get_chain, names), nf_tables.get_element(needs))
+        *chains, needing = self.ask(*map(nf_tables.get_chain, names), nf_tables.get_element(needs))
         found = dict(zip(names, chains, strict=True))
         token = found[dnat]
         if token is None:
             return None if found[masq] is None else Held([], [masq], b"", 0)
-        rules = self._rules(dnat)
-        elements = [*self._elements(key, rules), *([needs] if needing else [])]
-        interface = interface_of(nf_tables.target(needing)) if needing else 0
+        rules = self.rules(dnat)
+        elements = [*self.elements(key, rules), *([needs] if needing else [])]
+        interface = interface_in(nf_tables.target(needing)) if needing else 0
         # without a word of a rule's elements, it cannot be told either whether it waits for a port
         handle = nf_tables.handle(token) if all(map(nf_tables.expected_elements, rules)) else b""
         return Held(elements, [name for name in names if found[name]], handle, interface)
@@ -154,7 +152,7 @@ class Lookup:
 
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
-        return self._ask(nf_tables.get_deleted(key)) != [None]
+        return self.ask(nf_tables.get_deleted(key)) != [None]
 
     def note_deleted(self, key: str) -> bool:
         """Put an attachment of which nothing was found among the deleted ones; tell whether there is a set of them."""
@@ -166,7 +164,7 @@ class Lookup:
         ``None`` where one does, or it is not guarded.
         """
         question = nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
-        chain, guarded = self._ask(*question)
+        chain, guarded = self.ask(*question)
         if chain is None or guarded is None or nf_tables.uses(chain):
             return None
         return nf_tables.has_comment(guarded)
@@ -192,31 +190,13 @@ class Lookup:
             raise _failure(min(errors))
         return not errors
 
-    def snapshot(self, key: str) -> object:
-        """Return all that an attachment's connections pass through, to be compared with ``==``.
-
-        ``None`` where something in it cannot be compared.
-        """
-        chains = (*BASE_CHAINS, masq_chain(key), dnat_chain(key))
-        asked = [
-            nf_tables.get_table(),
-            *map(nf_tables.get_set, MAPS | ADDRESS_SETS | SETS),
-            *map(nf_tables.get_chain, chains),
-        ]
-        answers = zip(asked, self._ask(*asked), strict=True)
-        objects = [answer and nf_tables.effect(kind, answer) for (kind, _, _), answer in answers]
-        rules = [[nf_tables.effect_of_rule(rule) for rule in self._rules(chain)] for chain in chains]
-        if any(None in of_chain for of_chain in rules):
-            return None
-        return objects, rules, self._elements(key, self._rules(dnat_chain(key))), self.guarded_interface(key)
-
     def guarded_interface(self, key: str) -> int:
         """Return the index of the interface that is guarded since an attachment needs it, 0 where there is none."""
-        [needing] = self._ask(nf_tables.get_element(nf_tables.localnet_needs(key)))
-        interface = interface_of(nf_tables.target(needing)) if needing else 0
-        return interface if self._ask(nf_tables.get_element(nf_tables.localnet(interface))) != [None] else 0
+        [needing] = self.ask(nf_tables.get_element(nf_tables.localnet_needs(key)))
+        interface = interface_in(nf_tables.target(needing)) if needing else 0
+        return interface if self.ask(nf_tables.get_element(nf_tables.localnet(interface))) != [None] else 0
 
-    def _elements(self, key: str, rules: Sequence[bytes]) -> dict[Element, bytes]:
+    def elements(self, key: str, rules: Sequence[bytes]) -> dict[Element, bytes]:
         """Return the elements that the rules of an attachment let expect and that are its own, with their verdicts.
 
         They lead into its chains, or say that it waits for a port that leads elsewhere.
@@ -225,15 +205,16 @@ class Lookup:
         own = {masq_chain(key), dnat_chain(key)}
         found: dict[Element, bytes] = {}
         elsewhere: list[Element] = []
-        for element, answer in zip(expected, self._ask(*map(nf_tables.get_element, expected)), strict=True):
+        for element, answer in zip(expected, self.ask(*map(nf_tables.get_element, expected)), strict=True):
             if answer and nf_tables.target(answer) in own:
                 found[element] = nf_tables.verdict(answer)
             elif answer and element[0] in PORT_MAPS:
                 elsewhere.append(nf_tables.waiting(key, element))
-        answers = zip(elsewhere, self._ask(*map(nf_tables.get_element, elsewhere)), strict=True)
+        answers = zip(elsewhere, self.ask(*map(nf_tables.get_element, elsewhere)), strict=True)
         return found | {element: nf_tables.verdict(answer) for element, answer in answers if answer}
 
-    def _rules(self, chain: str) -> Sequence[bytes]:
+    def rules(self, chain: str) -> Sequence[bytes]:
+        """Return the rules of a chain of the table, none if it is gone; perhaps not those changed now."""
         return self._dump((FAMILY, TABLE, chain))[1]
 
     def _dump(self, chain: Chain) -> tuple[int, list[bytes]]:
@@ -243,7 +224,7 @@ class Lookup:
             raise _failure(error)
         return error, rules
 
-    def _ask(self, *messages: Message) -> list[bytes | None]:
+    def ask(self, *messages: Message) -> list[bytes | None]:
         """Return the object that each message asks for, ``None`` for one that does not exist."""
         outcomes = self._exchange(messages)
         for error, _ in outcomes:
@@ -256,11 +237,6 @@ class Lookup:
             return self._netlink.ask(messages)
         except OSError as error:
             raise _failure(error.errno or 0) from error
-
-
-def interface_of(chain: str) -> int:
-    """Return the index of the interface to which a chain of ``localnet_chain`` belongs."""
-    return int(chain.rpartition("-")[2])
 
 
 def _failure(number: int) -> NFTError:

@@ -9,19 +9,20 @@ import struct
 from _socket import AF_INET, AF_INET6, inet_pton
 from sys import byteorder
 
-from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.ruleset.base import (
-    ADDRESS_SETS,
+from cni_hostport.names import (
+    ANY_ADDRESS,
     DELETED,
     FAMILY,
     LOCALNET,
     LOCALNET_NEEDS,
-    MAPS,
-    SETS,
+    ONE_ADDRESS,
+    PODS,
     TABLE,
     localnet_chain,
+    packed,
     waiting_map,
 )
+from cni_hostport.netlink import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,21 +64,6 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)
 DADDR = {FAMILIES["ip"]: (1, 16, 4), FAMILIES["ip6"]: (1, 24, 16)}
-
-_BASE_SETS = {name.encode() + b"\0" for name in (*MAPS, *SETS, *ADDRESS_SETS)}
-
-# what of an object its effect depends on
-COMPARED = {
-    GETTABLE: (TABLE_FLAGS,),
-    GETSET: (SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT),
-    GETCHAIN: (
-        CHAIN_HOOK,
-        CHAIN_POLICY,
-        CHAIN_USE,
-        CHAIN_TYPE,
-        CHAIN_FLAGS,
-    ),  # in use: by rules, and by what leads there
-}
 
 Element = tuple[str, bytes]  # the map, and the key as the kernel has it: every part padded to four bytes
 
@@ -170,12 +156,12 @@ def delete(elements: Sequence[Element], chains: Iterable[str], handle: bytes) ->
 
 def waiting(key: str, element: Element) -> Element:
     """Return the element by which an attachment waits for the port of another element."""
-    return waiting_map(element[0]), _packed(key) + element[1]
+    return waiting_map(element[0]), packed(key) + element[1]
 
 
 def localnet_needs(key: str) -> Element:
     """Return the element of an attachment that needs ``route_localnet``."""
-    return LOCALNET_NEEDS, _packed(key)
+    return LOCALNET_NEEDS, packed(key)
 
 
 def localnet(interface: int) -> Element:
@@ -191,12 +177,12 @@ def unguard(interface: int) -> list[Message]:
 
 def get_deleted(key: str) -> Message:
     """Ask for an attachment among the deleted ones."""
-    return get_element((DELETED, _packed(key)))
+    return get_element((DELETED, packed(key)))
 
 
 def note_deleted(key: str) -> list[Message]:
     """Put an attachment among the deleted ones, for as long as if it had not been there."""
-    element = _elements([(DELETED, _packed(key))])
+    element = _elements([(DELETED, packed(key))])
     add = NEWSETELEM, NLM_F_CREATE, element
     return [add, (DELSETELEM, 0, element), add]
 
@@ -260,25 +246,10 @@ def expected_elements(rule: bytes) -> list[Element]:
         return []
     port = b"".join(part.ljust(4, b"\0") for part in (compared[L4PROTO], compared[DPORT]))
     number = 4 if version[0] == FAMILIES["ip"] else 6
-    expected = [("hostports", version.ljust(4, b"\0") + port), (f"pods_ip{number}", pod)]
+    expected = [(ANY_ADDRESS, version.ljust(4, b"\0") + port), (PODS[number], pod)]
     if daddr in compared:
-        expected.append((f"hostports_ip{number}", compared[daddr] + port))
+        expected.append((ONE_ADDRESS[number], compared[daddr] + port))
     return expected
-
-
-def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
-    """Return what of a table, set or chain its effect depends on, from the answer for it."""
-    return [(number, value) for number, value in attributes(answer[4:]) if number in COMPARED[kind]]
-
-
-def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
-    """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a set besides the base's.
-
-    What is in such a set is part of the rule's effect, and one without a name has another name in every table.
-    """
-    effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
-    used = {inside(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
-    return effects if used <= _BASE_SETS else None
 
 
 def body(*parts: bytes, family: str = FAMILY) -> bytes:
@@ -289,10 +260,6 @@ def body(*parts: bytes, family: str = FAMILY) -> bytes:
 def in_table(table: str = TABLE) -> bytes:
     """Name the table."""
     return attribute(IN_TABLE, c_string(table))
-
-
-def _packed(key: str) -> bytes:
-    return bytes.fromhex(key.replace("-", ""))
 
 
 def c_string(text: str) -> bytes:

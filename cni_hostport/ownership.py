@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from cni_hostport.attachment import SHORT_ID, Attachment, Owner
+from cni_hostport.attachment import SHORT_ID, Attachment
 from cni_hostport.errors import LONGEST_QUOTE, CNIError, Code, NFTError, NotFoundError, PortTakenError, UnavailableError
 from cni_hostport.kernel import conntrack, ipvs, localnet, presence
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.lookup import Lookup, interface_of
-from cni_hostport.ruleset import commands as ruleset
-from cni_hostport.ruleset.base import POD_MAPS, PORT_MAPS, base, deleted, note_deleted
+from cni_hostport.lookup import Lookup
+from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in, network_in
+from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
+from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
+from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 from cni_hostport.text import escaped
@@ -72,7 +74,7 @@ def _replace(
     verb: str,
 ) -> list[str]:
     """Return the commands that install an attachment in the place of those that leave."""
-    wanted = {ruleset.port_key(forward) for forward in plan.forwards if forward not in holders}
+    wanted = {map_and_key(forward) for forward in plan.forwards if forward not in holders}
     return [
         *installed.detach(*leaving, wanted=wanted),
         *install(attachment, plan, holders, verb),
@@ -87,7 +89,7 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
     """
     for _ in range(ATTEMPTS):
         try:
-            return nft.run([*base(), *commands])
+            return nft.run([*base_commands(), *commands])
         except NFTError as error:
             if not error.of_other_declarations:
                 raise
@@ -127,7 +129,7 @@ def reinstatement(
 
 def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
     """Say whose place was taken, and forget the flows to those."""
-    wanted = {ruleset.port_key(forward) for forward in own.forwards}
+    wanted = {map_and_key(forward) for forward in own.forwards}
     for holder, reason in leaving.items():
         if reason:
             announce(log, f"{reason}; container {attachment.container_id} ({attachment.ifname}) takes over")
@@ -139,15 +141,15 @@ def _take_over(attachment: Attachment, own: Plan, leaving: dict[str, str], insta
 def install(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], verb: str) -> list[str]:
     """Return the commands that install an attachment, which is then no longer among the deleted ones.
 
-    With the verb ``create`` they fail if it is among them. ``holders`` are as for ``ruleset.attach``.
+    With the verb ``create`` they fail if it is among them. ``holders`` are as for ``attach_commands``.
     """
     key = attachment.key
-    commands = [*base(), deleted(verb, key), deleted("delete", key), *ipvs.fill()]
+    commands = [*base_commands(), deleted_command(verb, key), deleted_command("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
         # what is restored was open before, by this plugin unless somebody else needs it for the same containers
         opens = verb == "create" or not localnet.is_open(plan.interface)
-        commands += ruleset.guard(plan.interface, opens=opens, needed_by=key)
-    return [*commands, *ruleset.attach(attachment, plan, holders)]
+        commands += guard_commands(plan.interface, opens=opens, needed_by=key)
+    return [*commands, *attach_commands(attachment, plan, holders)]
 
 
 def shared(installed: Installed, attachment: Attachment, plan: Plan) -> dict[Forward, str]:
@@ -156,14 +158,14 @@ def shared(installed: Installed, attachment: Attachment, plan: Plan) -> dict[For
     A runtime publishes a container's ports on each of its networks; the first one has them, unless it is the former
     holder of the same address.
     """
-    places = {(f"pods_ip{pod_ip.version}", str(pod_ip)) for pod_ip in plan.masquerade}
+    places = {(PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade}
     former = {element.holder for element in installed.elements if (element.map, element.key) in places}
     holders = {
         (element.map, element.key): element.holder
         for element in installed.elements
         if element.holder not in {"", attachment.key, *former} and element.owner.is_beside(attachment)
     }
-    keys = {forward: ruleset.port_key(forward) for forward in plan.forwards}
+    keys = {forward: map_and_key(forward) for forward in plan.forwards}
     return {forward: holders[key] for forward, key in keys.items() if key in holders}
 
 
@@ -185,20 +187,20 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
 
     by_place = {(element.map, element.key): element for element in installed.elements}
     for pod_ip in plan.masquerade:
-        element = by_place.get((f"pods_ip{pod_ip.version}", str(pod_ip)))
+        element = by_place.get((PODS[pod_ip.version], str(pod_ip)))
         if element and element.holder not in {"", key}:
             owner = installed.owner_of(element.holder)
-            has_moved = newest and (_network(element.holder) == _network(key) or owner.is_beside(attachment))
+            has_moved = newest and (network_in(element.holder) == network_in(key) or owner.is_beside(attachment))
             if not has_moved and not is_gone(owner, view):
                 raise CNIError(
                     Code.PORT_TAKEN,
                     f"pod address {pod_ip} is that of {_whose(nft, element.holder, owner)}"
-                    f" on network {element.network or _network(element.holder)}; container"
+                    f" on network {element.network or network_in(element.holder)}; container"
                     f" {attachment.container_id} ({attachment.ifname}) on network {attachment.network} cannot have it",
                 )
             leaving[element.holder] = f"pod address {pod_ip} was that of {_who(owner)}"
     for forward in plan.forwards:
-        element = by_place.get(ruleset.port_key(forward))
+        element = by_place.get(map_and_key(forward))
         if element is None:
             continue
         # who waits for it would get it from a holder that leaves
@@ -211,11 +213,6 @@ def _leaving(nft: Nft, installed: Installed, attachment: Attachment, plan: Plan,
                 raise PortTakenError(msg, element, partial(is_gone, owner))
             leaving[holder] = f"host port {forward} was held by {_who(owner)}, whose namespace {owner.netns} is gone"
     return leaving
-
-
-def _network(key: str) -> str:
-    """Return what of an attachment's key is its network's: ``Attachment.network_key``."""
-    return key.partition("-")[0]
 
 
 def _whose(nft: Nft, holder: str, owner: Owner) -> str:
@@ -239,7 +236,7 @@ def release(nft: Nft, key: str, log: Log, seen: Installed | None = None) -> None
         if not commands:
             return
         try:
-            nft.run([*commands, *note_deleted(key)])
+            nft.run([*commands, *deletion_note_commands(key)])
         except NFTError as error:
             if not error.may_be_a_race:
                 raise
@@ -256,7 +253,7 @@ def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> N
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.interfaces[key] for key in leaving if key in installed.interfaces}
     for chain in chains:
-        localnet.close(Lookup(kept=True), interface_of(chain), log)
+        localnet.close(Lookup(kept=True), interface_in(chain), log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

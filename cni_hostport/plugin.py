@@ -112,7 +112,7 @@ def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
     from cni_hostport import deletion, portmap
     from cni_hostport.lookup import Lookup
-    from cni_hostport.ruleset.base import RESTORING
+    from cni_hostport.names import RESTORING
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
@@ -167,9 +167,9 @@ def status(call: Call, _log: Log) -> None:
     """Ask the kernel whether it accepts every expression of this network's rules, leaving nothing behind."""
     from cni_hostport.config import NetworkConfig
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset import commands as ruleset
+    from cni_hostport.ruleset.commands import probe_commands
 
-    probe = ruleset.probe(NetworkConfig.parse(call.config).conditions)
+    probe = probe_commands(NetworkConfig.parse(call.config).conditions)
     try:
         Nft().run(probe)
     except NFTError as error:
@@ -240,23 +240,24 @@ def plan_of(call: Call) -> Plan | None:
     if not _may_map(call):
         return None  # most pods: nothing is imported, validated or asked for them
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
-    from cni_hostport.kernel import netns as host
-    from cni_hostport.ruleset import plan
 
     config = NetworkConfig.parse(call.config)
     if not config.mappings:
         return None
-    addresses = config.prev_result.addresses(call.ifname) or host.pod_addresses(call.netns, call.ifname)
+    from cni_hostport.kernel import routes
+    from cni_hostport.ruleset import plan
+
+    addresses = config.prev_result.addresses(call.ifname) or routes.pod_addresses(call.netns, call.ifname)
     if not addresses:
         raise CNIError(
             Code.INVALID_CONFIG,
             f"host port {config.mappings[0]} cannot be mapped: {call.ifname} of {call.container_id} has no address",
         )
     try:
-        ways = host.ways_to(addresses)
+        pod_routes = routes.pod_routes(addresses)
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot tell how the node reaches {addresses[0].ip}: {error}") from error
-    return plan.make(config, addresses, ways)
+    return plan.make(config, addresses, pod_routes)
 
 
 def _valid_keys(call: Call) -> set[str]:

@@ -4,11 +4,11 @@ from _socket import if_nameindex
 from contextlib import suppress
 
 from cni_hostport.errors import CNIError, Code, ExistsError, NotFoundError
-from cni_hostport.kernel import interfaces, localnet
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import interfaces, localnet, routes
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.ruleset import commands as ruleset
-from cni_hostport.ruleset.base import BASE_CHAINS, FAMILY, LOCALNET, POD_MAPS, TABLE, base
+from cni_hostport.names import FAMILY, LOCALNET, POD_MAPS, PODS, TABLE
+from cni_hostport.ruleset.base import BASE_CHAINS, base_commands
+from cni_hostport.ruleset.commands import guard_commands
 from cni_hostport.ruleset.installed import Installed
 
 
@@ -39,21 +39,16 @@ def _guards(nft: Nft, installed: Installed) -> list[str]:
     if installed.chains and not nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}"):
         for interface, _ in if_nameindex():
             if localnet.is_open(interface) and interfaces.kind(interface) == "bridge":
-                commands += ruleset.guard(interface, opens=True)
+                commands += guard_commands(interface, opens=True)
     for element in installed.elements:
-        if (
-            element.map == "pods_ip4"
-            and element.address
-            and element.holder
-            and element.holder not in installed.interfaces
-        ):
-            with suppress(host.NoRouteError):
-                route = host.route_to(element.address)
+        if element.map == PODS[4] and element.address and element.holder and element.holder not in installed.interfaces:
+            with suppress(routes.NoRouteError):
+                route = routes.route_to(element.address)
                 if route.prefix_length and localnet.is_open(route.interface):
                     # refused if the attachment has gone meanwhile
                     there = f"{element.key} : goto {element.chain}"
                     commands.append(f"add element {FAMILY} {TABLE} {element.map} {{ {there} }}")
-                    commands += ruleset.guard(route.interface, opens=True, needed_by=element.holder)
+                    commands += guard_commands(route.interface, opens=True, needed_by=element.holder)
     return commands
 
 
@@ -70,7 +65,7 @@ def _declarations(installed: Installed) -> list[str]:
     hooked = [name for name in there if BASE_CHAINS[name][0]]
     commands += [f"delete chain {FAMILY} {TABLE} handle {installed.chains[name]}" for name in hooked]
     commands += [f"delete set {FAMILY} {TABLE} handle {handle}" for handle in installed.outdated.values()]
-    commands += base()
+    commands += base_commands()
     led = dict[str, list[str]]()
     for element in installed.elements:
         if element.holder and element.map in installed.outdated:

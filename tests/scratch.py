@@ -12,7 +12,7 @@ from unittest import mock
 
 from cni_hostport import netlink, plugin
 from cni_hostport.attachment import Attachment
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import netns
 from cni_hostport.skel import Call
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Traffic:
 def namespace() -> Iterator[Traffic]:
     """Run the block in an empty network namespace, and close what stays open until a process ends."""
     traffic = Traffic()
-    with host.scratch_namespace(), mock.patch.object(netlink, "socket", traffic.open):
+    with netns.scratch_namespace(), mock.patch.object(netlink, "socket", traffic.open):
         try:
             yield traffic
         finally:

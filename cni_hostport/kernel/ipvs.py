@@ -17,8 +17,8 @@ from struct import Struct
 
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import interfaces
+from cni_hostport.names import FAMILY, SERVICES, TABLE
 from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, SOCK_CLOEXEC, Netlink, attributes
-from cni_hostport.ruleset.base import FAMILY, TABLE
 from cni_hostport.text import escaped
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
 NLMSGHDR = Struct("=LHHLL")  # linux/netlink.h; the second is the type
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
 LARGEST_NEWS = 0x4000  # bytes of a message that is read
-FAMILIES = {"ipvs_ip4": (AF_INET, 4), "ipvs_ip6": (AF_INET6, 16)}  # and the bytes of an address
+FAMILIES = {SERVICES[4]: (AF_INET, 4), SERVICES[6]: (AF_INET6, 16)}  # and the bytes of an address
 ATTEMPTS = 5  # while somebody else changes the same
 POLLIN = 1  # select.POLLIN
 NONE = -1  # instead of a descriptor

@@ -172,10 +172,10 @@ def _serve(caller: int, words: int, parent: int, namespace: int | None, *, is_ma
 
 
 def _enter(namespace: str) -> None:
-    from cni_hostport.kernel import netns as host
+    from cni_hostport.kernel import netns
 
     descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    host.enter_namespace(descriptor)
+    netns.enter_namespace(descriptor)
     os.close(descriptor)
 
 

@@ -63,11 +63,11 @@ def open_for(plan: Plan, log: Callable[[str], None]) -> None:
 
 
 def _lack_of_route(address: IPv4Address) -> str:
-    from cni_hostport.kernel import netns as host
+    from cni_hostport.kernel import routes
 
     try:
-        host.route_to(address)
-    except host.NoRouteError as error:
+        routes.route_to(address)
+    except routes.NoRouteError as error:
         return error.strerror or str(error)
     except OSError as error:
         reason = f"cannot tell how the node reaches {address}: {error.strerror}"

@@ -11,10 +11,8 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_hostport import skel
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import files, interfaces, presence
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import files, interfaces, netns, presence, routes
 from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, Netlink, attributes
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
 ATTEMPTS = 5  # to list addresses while none of them changes
+NODE = "/proc/self/ns/net"  # the network namespace in which this process runs
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
 
@@ -55,7 +54,7 @@ def visible() -> Iterator[Namespace]:
         try:
             inode = os.stat(path).st_ino
             if inode not in seen:
-                with host.inside(path):
+                with netns.inside(path):
                     netlink = Netlink(NETLINK_ROUTE)
                 seen.add(inode)
                 yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
@@ -68,24 +67,23 @@ def visible() -> Iterator[Namespace]:
                 raise
 
 
-def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
+def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
     """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
 
     An interface without any global address counts as there: gVisor moves the addresses of its pods from the interface
     into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees them.
     Raises ``CNIError`` with code 102 if it cannot be told whether the pod is there.
     """
-    where = f"its network namespace {netns}"
-    if not netns:
+    where = f"its network namespace {path}"
+    if not path:
         raise CNIError(Code.HOST_SETTING, "its runtime does not tell its network namespace")
     try:
-        skel.check_netns(netns)
-    except CNIError:
-        return f"{where} is that of the node now"
-    try:
-        if not host.identity(netns):
-            return _why_absent(where, netns)
-        with host.inside(netns):
+        identity = netns.identity(path)
+        if not identity:
+            return _why_absent(where, path)
+        if identity == netns.identity(NODE):
+            return f"{where} is that of the node now"
+        with netns.inside(path):
             index = interfaces.index(ifname)
             present = [of for of in addresses() if of.interface == index]
     except (OSError, ValueError) as error:
@@ -98,9 +96,9 @@ def why_gone(netns: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] 
     return f"{ifname} in {where} does not have {', '.join(lost)} any more"
 
 
-def _why_absent(where: str, netns: str) -> str:
+def _why_absent(where: str, path: str) -> str:
     """Return that there is no namespace, unless its runtime may have mounts that this process does not see."""
-    if others_are_beside(netns) or presence.sees_everything(netns):
+    if others_are_beside(path) or presence.sees_everything(path):
         return f"{where} is gone"
     raise CNIError(
         Code.HOST_SETTING,
@@ -109,16 +107,16 @@ def _why_absent(where: str, netns: str) -> str:
     )
 
 
-def others_are_beside(netns: str) -> bool:
+def others_are_beside(path: str) -> bool:
     """Tell whether there are network namespaces in the directory in which one is, or was; raises ``OSError``."""
-    directory = os.path.dirname(netns)
+    directory = os.path.dirname(path)
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return False
     for name in names:
         try:
-            if host.identity(os.path.join(directory, name)):
+            if netns.identity(os.path.join(directory, name)):
                 return True
         except OSError as error:
             if error.errno in presence.EXHAUSTED:
@@ -175,4 +173,4 @@ def _address(answer: bytes) -> Iterator[Address]:
     # of a point-to-point link, IFA_ADDRESS is the peer's
     packed = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
     if family in {AF_INET, AF_INET6} and packed:
-        yield Address(ip_interface((packed, length)), interface, scope == host.RT_SCOPE_UNIVERSE)
+        yield Address(ip_interface((packed, length)), interface, scope == routes.RT_SCOPE_UNIVERSE)

@@ -1,46 +1,25 @@
-"""The node outside of nftables: namespaces, addresses, routes, sysctls."""
+"""Network namespaces: opened, entered and told apart."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
-from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
-from contextlib import contextmanager, suppress
-from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOENT, ENOPROTOOPT, ENOTDIR, ENOTTY, EPERM
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from struct import Struct
+from _socket import AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
+from contextlib import contextmanager
+from errno import ENOENT, ENOPROTOOPT, ENOTDIR, ENOTTY, EPERM
 from sys import byteorder
-from typing import NamedTuple
 
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import interfaces
-from cni_hostport.netlink import NETLINK_ROUTE, SOCK_CLOEXEC, Netlink, attribute, attributes
-from cni_hostport.ruleset.plan import Way
+from cni_hostport.netlink import SOCK_CLOEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from ipaddress import IPv4Address, IPv6Address
+    from collections.abc import Callable, Iterator
 
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-RTM_GETROUTE, RTA_DST, RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
-RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
-RTN_LOCAL = 2  # linux/rtnetlink.h
-KINDS_OF_ONE_POD = (
-    "veth",
-    "netkit",
-    "tun",
-)  # with a host route; others, such as a macvlan, have neighbours on the link
-# struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
-# flags
-RTMSG = Struct("=BBBBBBBBL")
-FAMILIES = {4: AF_INET, 6: AF_INET6}
-RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
-# no route, and what routes of the types unreachable, prohibit and blackhole say (net/ipv4/fib_semantics.c, fib_props)
-UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
 GONE = {ENOENT, ENOTDIR, ENOTTY}  # what says that there is no namespace at a path
 
 
@@ -146,77 +125,3 @@ def file_identity(descriptor: int) -> str:
     """Return device and inode of an open file."""
     status = os.fstat(descriptor)
     return f"{status.st_dev}:{status.st_ino}"
-
-
-def pod_addresses(netns: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:
-    """Return the global addresses of a pod's interface, in the kernel's order; none if it has none.
-
-    Raises ``CNIError`` with code 102 if the namespace cannot be entered.
-    """
-    from pyroute2 import IPRoute  # takes longer to import than an operation takes to run
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        # given the namespace, IPRoute would fork, and the child would answer the call as well where it fails
-        with inside(netns), IPRoute() as route:
-            index = route.link_lookup(ifname=ifname)
-            found = [
-                message
-                for message in (route.get_addr(index=index[0]) if index else ())
-                if message["scope"] == RT_SCOPE_UNIVERSE
-            ]
-    except (OSError, ValueError, NetlinkError) as error:
-        raise CNIError(
-            Code.HOST_SETTING, f"cannot read the addresses of {ifname} in CNI_NETNS {netns!r}: {error}"
-        ) from error
-    # of a point-to-point link, "address" is the peer's
-    return [
-        ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}") for message in found
-    ]
-
-
-class Route(NamedTuple):
-    """How the kernel routes an address: the index of the interface, the prefix length of the route, and its type."""
-
-    interface: int
-    prefix_length: int
-    type: int
-
-
-class NoRouteError(OSError):
-    """The kernel has no route to an address."""
-
-
-def route_to(address: IPv4Address | IPv6Address) -> Route:
-    """Return the route to an address from this thread's network namespace.
-
-    Raises ``NoRouteError`` where there is none, another ``OSError`` where the kernel cannot be asked. This is asked on
-    every ADD, in less time than pyroute2 takes to import.
-    """
-    question = RTMSG.pack(FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
-    with Netlink(NETLINK_ROUTE) as netlink:
-        [(error, answers)] = netlink.ask([(RTM_GETROUTE, 0, question + attribute(RTA_DST, address.packed))])
-    if error in UNROUTED:
-        raise NoRouteError(error, os.strerror(error))
-    if error:
-        raise OSError(error, os.strerror(error))
-    _, prefix_length, _, _, _, _, _, kind, _ = RTMSG.unpack_from(answers[0])
-    index = dict(attributes(answers[0][RTMSG.size :])).get(RTA_OIF, b"")
-    return Route(int.from_bytes(index, byteorder), prefix_length, kind)
-
-
-def ways_to(addresses: Sequence[IPv4Interface | IPv6Interface]) -> dict[IPv4Address | IPv6Address, Way]:
-    """Return how the node reaches the first address of each family, if by another route than the default one.
-
-    Raises ``OSError`` if the kernel cannot be asked.
-    """
-    ways = {}
-    for address in {address.version: address.ip for address in reversed(addresses)}.values():
-        with suppress(NoRouteError):
-            route = route_to(address)
-            if route.prefix_length and route.type != RTN_LOCAL:
-                is_host_route = route.prefix_length == address.max_prefixlen
-                ways[address] = Way(
-                    route.interface, is_host_route and interfaces.kind(route.interface) in KINDS_OF_ONE_POD
-                )
-    return ways

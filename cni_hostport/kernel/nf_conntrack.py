@@ -10,8 +10,8 @@ import re
 import struct
 from _socket import AF_INET, AF_INET6
 
+from cni_hostport.names import PROTOCOLS
 from cni_hostport.netlink import NLM_F_DUMP, attribute, attributes, nested
-from cni_hostport.ruleset.base import PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,13 +29,14 @@ from os.path import normpath, split
 from stat import S_ISLNK
 
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_hostport.attachment import Attachment, Owner
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.ruleset.comment import Owner
 
 PROC = "/proc"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
@@ -49,9 +50,9 @@ def note(attachment: Attachment) -> None:
     Raises ``CNIError`` with code 102 if it lacks the descriptors or the memory for a look.
     """
     try:
-        with _directory(attachment.netns) as (directory, name), host.namespace(name, directory) as namespace:
-            place = host.file_identity(directory), host.cookie(namespace)
-            attachment.identity, attachment.place = host.file_identity(namespace), ":".join(filter(None, place))
+        with _directory(attachment.netns) as (directory, name), netns.namespace(name, directory) as namespace:
+            place = netns.file_identity(directory), netns.cookie(namespace)
+            attachment.identity, attachment.place = netns.file_identity(namespace), ":".join(filter(None, place))
     except (OSError, ValueError) as error:  # in a place that the runtime alone sees, or nowhere
         if getattr(error, "errno", None) in EXHAUSTED:
             reason = f"cannot look at CNI_NETNS {attachment.netns!r}: {error}"
@@ -85,8 +86,8 @@ class View:
         if path is None:
             return True
         try:
-            with host.namespace(path) as namespace:
-                return host.file_identity(namespace) == owner.identity and not _is_that(owner, namespace)
+            with netns.namespace(path) as namespace:
+                return netns.file_identity(namespace) == owner.identity and not _is_that(owner, namespace)
         except (OSError, ValueError):
             return False  # it may be ending
 
@@ -107,16 +108,16 @@ def _is_at_path(owner: Owner) -> bool | None:
     as_noted = False  # the path leads where it does for the process that noted it
     try:
         with _directory(owner.netns) as (directory, name):
-            as_noted = owner.place.split(":")[:2] == host.file_identity(directory).split(":")
+            as_noted = owner.place.split(":")[:2] == netns.file_identity(directory).split(":")
             if _is_in_proc(owner.netns):
                 as_noted &= bool(OF_A_PROCESS.fullmatch(name))
             else:
                 as_noted &= not S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-            with host.namespace(name, directory) as namespace:
+            with netns.namespace(name, directory) as namespace:
                 if not owner.identity or _is_that(owner, namespace):
                     return True
     except OSError as error:
-        if error.errno not in host.GONE:
+        if error.errno not in netns.GONE:
             raise
         as_noted &= error.errno != ENOTTY  # a file, on which another process may see something mounted
     if not owner.identity and sees_everything(owner.netns):
@@ -126,11 +127,11 @@ def _is_at_path(owner: Owner) -> bool | None:
 
 def _is_that(owner: Owner, namespace: int) -> bool:
     """Tell whether an open network namespace is that of a holder, as far as can be told."""
-    if host.file_identity(namespace) != owner.identity:
+    if netns.file_identity(namespace) != owner.identity:
         return False
     cookie = owner.place.split(":")[2:]
     try:
-        return not cookie or host.cookie(namespace) in {"", *cookie}
+        return not cookie or netns.cookie(namespace) in {"", *cookie}
     except OSError:
         return True
 
@@ -169,7 +170,7 @@ def sees_everything(path: str = "") -> bool:
         return False
     with _opened("/") as own, _opened(f"{PROC}/1/root") as first:
         # the mount namespace itself would not do: in the resident process, the root is that of a caller
-        if (_mount(own), host.file_identity(own)) == (_mount(first), host.file_identity(first)):
+        if (_mount(own), netns.file_identity(own)) == (_mount(first), netns.file_identity(first)):
             return True
     return bool(path) and _receives_mounts(path)
 

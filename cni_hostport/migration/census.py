@@ -12,8 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import namespaces, presence
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import namespaces, netns, presence
 from cni_hostport.libcni import cache
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def _known(caches: Sequence[Path]) -> tuple[tuple[cache.Interface, ...], tuple[P
 def _is_gone(interface: cache.Interface) -> bool:
     """Tell whether there certainly is no network namespace at a path."""
     try:
-        return bool(interface.netns) and not host.identity(interface.netns)
+        return bool(interface.netns) and not netns.identity(interface.netns)
     except (OSError, ValueError):
         return False
 

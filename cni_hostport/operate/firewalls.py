@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport.kernel import files
 from cni_hostport.lookup import Lookup
+from cni_hostport.names import FAMILY, TABLE
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable
 from cni_hostport.kernel.presence import View
+from cni_hostport.names import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
 from cni_hostport.operate import translation
 from cni_hostport.operate.translation import ANY
-from cni_hostport.ruleset.base import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain
 from cni_hostport.ruleset.installed import Installed
 
 if TYPE_CHECKING:

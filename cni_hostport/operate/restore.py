@@ -24,7 +24,8 @@ from cni_hostport.kernel import localnet
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
-from cni_hostport.ruleset.base import RESTORING, base, deleted, dnat_chain, note_deleted
+from cni_hostport.names import RESTORING, dnat_chain
+from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,9 +103,9 @@ def restore(
     comparison = Comparison(nft)
     damaged = _damaged(comparison) if before.chains else []
     if not dry_run:
-        ownership.run_on_base(nft, note_deleted(RESTORING))
+        ownership.run_on_base(nft, deletion_note_commands(RESTORING))
     if damaged:
-        commands = tuple(base()) if dry_run else ()
+        commands = tuple(base_commands()) if dry_run else ()
         status = Status.MISSING if dry_run else Status.RESTORED
         yield Path(), Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
     restoration = _Restoration(nft, before, comparison, log, dry_run=dry_run)
@@ -234,7 +235,7 @@ class _Restoration:
         try:
             own = ownership.reinstate(self._nft, attachment, plan, seen, self._log)
         except NFTError as error:
-            if any(command == deleted("create", attachment.key) for _, command in error.refusals):
+            if any(command == deleted_command("create", attachment.key) for _, command in error.refusals):
                 return False
             raise
         held = self._lookup.find(attachment.key)

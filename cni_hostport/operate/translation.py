@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.ruleset.base import PROTOCOLS
+from cni_hostport.names import PROTOCOLS
 from cni_hostport.ruleset.plan import EVERYWHERE
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from array import array
 from errno import ENOPROTOOPT
 from typing import NamedTuple, Self
 
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import netns
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h
 UCRED = struct.Struct("=iII")  # struct ucred (linux/socket.h): process, user, group
@@ -76,8 +76,8 @@ class Process:
     def follow(self) -> None:
         """Enter its network namespace, root and working directory; raises ``OSError``, among others if it has ended."""
         places = [os.open(name, flags | os.O_CLOEXEC, dir_fd=self._directory) for name, flags in PLACES.items()]
-        netns, root, directory = places
-        host.enter_namespace(netns)
+        namespace, root, directory = places
+        netns.enter_namespace(namespace)
         os.fchdir(root)
         os.chroot(".")
         os.fchdir(directory)

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cni_hostport import afterwards, departure, handover, netlink, skel
 from cni_hostport.__main__ import run
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
-from cni_hostport.kernel import ipvs, library
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.resident import code, credentials
 from cni_hostport.text import escaped
@@ -56,7 +55,7 @@ def serve(path: str = SOCKET) -> NoReturn:
     Raises ``OSError`` if there cannot be such a socket, or no child.
     """
     code.load()
-    with host.scratch_namespace():
+    with netns.scratch_namespace():
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     listener, remove = _listener(path)
 
@@ -180,7 +179,7 @@ def _rehearse(stage: int) -> None:
 
     Memory that a call touches first has to be copied from the parent's; afterwards most of it is this process's.
     """
-    host.enter_namespace(stage)
+    netns.enter_namespace(stage)
     variables = {"CNI_CONTAINERID": "rehearsal", "CNI_IFNAME": "eth0", "CNI_PATH": "/", "CNI_NETNS": "/"}
     for command in ("ADD", "DEL"):
         skel.run(variables | {"CNI_COMMAND": command}, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO())

@@ -17,28 +17,30 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment
-from cni_hostport.ruleset.base import (
+from cni_hostport.names import (
+    ANY_ADDRESS,
     FAMILY,
     LOCALNET,
     LOCALNET_NEEDS,
+    ONE_ADDRESS,
     OPENED,
-    PORT,
+    PODS,
     TABLE,
-    as_address,
-    base,
+    address_form,
     dnat_chain,
     localnet_chain,
     masq_chain,
     target_map,
-    target_maps,
     waiting_map,
 )
+from cni_hostport.ruleset.base import PORT, base_commands, target_maps
+from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.plan import EVERYWHERE, Forward, Plan
 
 MANY = 16  # mappings of one family, above which a chain looks its port up in a map instead of rule by rule
 
 
-def attach(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
+def attach_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | None = None) -> list[str]:
     """Return the commands that install an attachment's plan, its rules labelled with the pod's name if that is known.
 
     ``holders`` are the forwards for which the attachment waits, with the key of the one that has the port now. The
@@ -52,19 +54,19 @@ def attach(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str] | 
     for pod_ip, sources in plan.masquerade.items():
         commands += [f"add rule {FAMILY} {TABLE} {masq} {_masquerade_rule(source)}" for source in sources]
         network = f'comment "{attachment.network[:COMMENT_BYTES]}"'
-        commands.append(create(f"pods_ip{pod_ip.version}", f"{pod_ip} {network} : goto {masq}"))
-    comment = attachment.owner.comment()
+        commands.append(create_command(PODS[pod_ip.version], f"{pod_ip} {network} : goto {masq}"))
+    comment = Owner.from_attachment(attachment).comment()
     by_map: dict[str, list[str]] = {}
     for forward in plan.forwards:
-        name, port = port_key(forward)
+        name, port = map_and_key(forward)
         if forward in holders:
-            by_map.setdefault(waiting_map(name), []).append(waiter(key, port, comment, holders[forward]))
+            by_map.setdefault(waiting_map(name), []).append(waiter_element(key, port, comment, holders[forward]))
         else:
-            by_map.setdefault(name, []).append(holder(port, comment, key))
-    return commands + [create(name, ", ".join(elements)) for name, elements in by_map.items()]
+            by_map.setdefault(name, []).append(holder_element(port, comment, key))
+    return commands + [create_command(name, ", ".join(elements)) for name, elements in by_map.items()]
 
 
-def guard(interface: int, *, opens: bool, needed_by: str = "") -> list[str]:
+def guard_commands(interface: int, *, opens: bool, needed_by: str = "") -> list[str]:
     """Return the commands that guard an interface, by its index, on which an attachment needs ``route_localnet``.
 
     ``opens`` tells whether this plugin is the one that sets it, ``needed_by`` is the attachment's key.
@@ -75,29 +77,31 @@ def guard(interface: int, *, opens: bool, needed_by: str = "") -> list[str]:
         f"add chain {FAMILY} {TABLE} {chain}",
         f"add element {FAMILY} {TABLE} {LOCALNET} {{ {interface}{opened} }}",
     ]
-    return commands + ([create(LOCALNET_NEEDS, f"{as_address(needed_by)} : goto {chain}")] if needed_by else [])
+    return commands + (
+        [create_command(LOCALNET_NEEDS, f"{address_form(needed_by)} : goto {chain}")] if needed_by else []
+    )
 
 
-def holder(port: str, comment: str, key: str) -> str:
+def holder_element(port: str, comment: str, key: str) -> str:
     """Return the element that leads a port to an attachment; ``comment`` is the owner's."""
     return f'{port} comment "{comment}" : goto {dnat_chain(key)}'
 
 
-def waiter(key: str, port: str, comment: str, holder: str) -> str:
+def waiter_element(key: str, port: str, comment: str, holder: str) -> str:
     """Return the element of an attachment that waits for a port; ``holder`` is the key of the one that has it."""
-    return f'{as_address(key)} . {port} comment "{comment}" : goto {dnat_chain(holder)}'
+    return f'{address_form(key)} . {port} comment "{comment}" : goto {dnat_chain(holder)}'
 
 
-def create(name: str, elements: str) -> str:
+def create_command(name: str, elements: str) -> str:
     """Return the command that creates elements, which must not be there, of a map."""
     return f"create element {FAMILY} {TABLE} {name} {{ {elements} }}"
 
 
-def port_key(forward: Forward) -> tuple[str, str]:
+def map_and_key(forward: Forward) -> tuple[str, str]:
     """Return the map in which a forward's port stands, and its key there as nft prints it."""
     if forward.host_ip is None:
-        return "hostports", f"ipv{forward.version} . {forward.protocol} . {forward.host_port}"
-    return f"hostports_ip{forward.version}", f"{forward.host_ip} . {forward.protocol} . {forward.host_port}"
+        return ANY_ADDRESS, f"ipv{forward.version} . {forward.protocol} . {forward.host_port}"
+    return ONE_ADDRESS[forward.version], f"{forward.host_ip} . {forward.protocol} . {forward.host_port}"
 
 
 def _translations(plan: Plan, attachment: Attachment) -> tuple[list[str], list[str]]:
@@ -146,10 +150,10 @@ def _fill(name: str, declaration: str, forwards: list[Forward]) -> list[str]:
         for forward in forwards
     )
     add, *_ = removal = _remove(name, declaration)
-    return [*removal, add, create(name, elements)]
+    return [*removal, add, create_command(name, elements)]
 
 
-def forget_targets(key: str) -> list[str]:
+def target_removal_commands(key: str) -> list[str]:
     """Return the commands that delete an attachment's own maps, if there are any; they fail while a rule uses one."""
     return [command for name, declaration in target_maps(key).items() for command in _remove(name, declaration)]
 
@@ -165,7 +169,7 @@ def _masquerade_rule(source: IPv4Network | IPv6Network) -> str:
     return f"{'ip' if source.version == 4 else 'ip6'} saddr {source} masquerade"  # noqa: PLR2004 - IP version
 
 
-def probe(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
+def probe_commands(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
     """Return commands that use every expression of this ruleset and end in one that must fail with ``NotFound``.
 
     The names and keys are ones that no attachment has (an impossible interface name, port 0, the unspecified address),
@@ -179,8 +183,8 @@ def probe(conditions: dict[int, tuple[str, ...]] | None = None) -> list[str]:
         host_addresses={4: (IPv4Network("192.0.2.0/24"),), 6: ()},
     )
     return [
-        *base(),
-        *attach(Attachment("probe", "probe", ".."), plan),
-        *guard(0, opens=True, needed_by=Attachment("probe", "probe", "..").key),
+        *base_commands(),
+        *attach_commands(Attachment("probe", "probe", ".."), plan),
+        *guard_commands(0, opens=True, needed_by=Attachment("probe", "probe", "..").key),
         f"delete chain {FAMILY} {TABLE} {dnat_chain('cannot-exist')}",
     ]

@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from cni_hostport.ruleset.base import BASE_CHAINS, FAMILY, TABLE, masq_chain, target_maps
+from cni_hostport.names import FAMILY, TABLE, masq_chain
+from cni_hostport.ruleset.base import BASE_CHAINS, target_maps
 from cni_hostport.ruleset.installed import MAP_LISTINGS, elements, token_of
 
 if TYPE_CHECKING:

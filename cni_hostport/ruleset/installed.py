@@ -5,22 +5,27 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from cni_hostport.attachment import Owner
-from cni_hostport.ruleset import commands as ruleset
-from cni_hostport.ruleset.base import (
+from cni_hostport.names import (
+    ANY_ADDRESS,
     FAMILY,
     LOCALNET_NEEDS,
     MAPS,
+    ONE_ADDRESS,
     POD_MAPS,
+    PODS,
     PORT_MAPS,
     PROTOCOLS,
     TABLE,
     WAITING_MAPS,
-    as_address,
+    address_form,
     dnat_chain,
+    key_in,
     masq_chain,
+    unpacked,
     waiting_map,
 )
+from cni_hostport.ruleset.commands import create_command, holder_element, target_removal_commands, waiter_element
+from cni_hostport.ruleset.comment import Owner
 
 MAP_LISTINGS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
 EVERYBODYS = (f"chains {FAMILY}", *MAP_LISTINGS)  # what to list, and in which order, for ``Installed.read``
@@ -45,7 +50,7 @@ class Element:
     @property
     def holder(self) -> str:
         """The key of the attachment it leads to, empty if it leads elsewhere."""
-        return _holder(self.chain)
+        return key_in(self.chain)
 
     @property
     def port(self) -> tuple[str, int]:
@@ -62,7 +67,7 @@ class Element:
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
         """The host address of an element of ``PORT_MAPS``, the pod address of one of ``POD_MAPS``."""
-        return None if self.map == "hostports" else ip_address(self.key.partition(" . ")[0])
+        return None if self.map == ANY_ADDRESS else ip_address(self.key.partition(" . ")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Installed:
     @property
     def holders(self) -> set[str]:
         """The keys of all attachments."""
-        holders = {_holder(chain) for chain in self.chains} | {element.holder for element in self.elements}
+        holders = {key_in(chain) for chain in self.chains} | {element.holder for element in self.elements}
         return holders - {""}
 
     @property
@@ -122,14 +127,14 @@ class Installed:
         """
         left, handed_on = self._left(leaving), self._handed_on(leaving, wanted)
         commands = [f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(keys)} }}" for name, keys in left.items()]
-        commands += [ruleset.create(name, ", ".join(elements)) for name, elements in handed_on.items()]
+        commands += [create_command(name, ", ".join(elements)) for name, elements in handed_on.items()]
         for key in leaving:
             # the handle tells this chain from one of the same name, the name from one with its handle in another table
             if masq_chain(key) in self.chains:
                 commands.append(f"delete chain {FAMILY} {TABLE} {masq_chain(key)}")
             if dnat_chain(key) in self.chains:
                 commands.append(f"delete chain {FAMILY} {TABLE} handle {self.chains[dnat_chain(key)]}")
-                commands += ruleset.forget_targets(key)
+                commands += target_removal_commands(key)
         return commands
 
     def _left(self, leaving: Collection[str]) -> dict[str, list[str]]:
@@ -140,8 +145,8 @@ class Installed:
                 left.setdefault(element.map, []).append(element.key)
         for waiter in self.waiting:
             if waiter.waiter in leaving or (waiter.holder in leaving and waiter.chain in self.chains):
-                left.setdefault(waiter.map, []).append(f"{as_address(waiter.waiter)} . {waiter.key}")
-        needing = [as_address(key) for key in leaving if key in self.interfaces]
+                left.setdefault(waiter.map, []).append(f"{address_form(waiter.waiter)} . {waiter.key}")
+        needing = [address_form(key) for key in leaving if key in self.interfaces]
         return left | ({LOCALNET_NEEDS: needing} if needing else {})
 
     def _handed_on(self, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> dict[str, list[str]]:
@@ -153,10 +158,10 @@ class Installed:
                 continue
             heirs = self.heirs(element, leaving)
             for heir in heirs[:1]:
-                port = ruleset.holder(heir.key, heir.owner.comment(), heir.waiter)
+                port = holder_element(heir.key, heir.owner.comment(), heir.waiter)
                 handed_on.setdefault(element.map, []).append(port)
             for heir in heirs[1:]:
-                waiter = ruleset.waiter(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
+                waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
                 handed_on.setdefault(heir.map, []).append(waiter)
         return handed_on
 
@@ -166,9 +171,9 @@ class Installed:
         for element in self.elements:
             if element.holder in leaving and (element.map, element.key) in wanted:
                 for heir in self.heirs(element, leaving):
-                    waiter = ruleset.waiter(heir.waiter, heir.key, heir.owner.comment(), key)
+                    waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), key)
                     elements.setdefault(heir.map, []).append(waiter)
-        return [ruleset.create(name, ", ".join(waiters)) for name, waiters in elements.items()]
+        return [create_command(name, ", ".join(waiters)) for name, waiters in elements.items()]
 
     @classmethod
     def read(cls, listing: Iterable[dict[str, Any]]) -> "Installed":
@@ -190,12 +195,6 @@ class Installed:
         return cls(installed, chains, outdated, tuple(waiting), interfaces)
 
 
-def _holder(chain: str) -> str:
-    """Return the attachment that a chain belongs to, empty for a chain of another kind."""
-    prefix, _, key = chain.partition("-")
-    return key if prefix in {"dnat", "masq"} else ""
-
-
 def elements(declaration: dict[str, Any]) -> Iterable[Element]:
     """Return the elements of a map from its object in a listing."""
     name = declaration["name"]
@@ -205,9 +204,9 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
             value, told = key["elem"]["val"], key["elem"]
         comment = told.get("comment", "")
         parts = value["concat"] if isinstance(value, dict) else [value]
-        waiter = _key(parts.pop(0)) if name in WAITING_MAPS or name == LOCALNET_NEEDS else ""
+        waiter = unpacked(ip_address(parts.pop(0)).packed) if name in WAITING_MAPS or name == LOCALNET_NEEDS else ""
         parts[1:2] = [PROTOCOLS.get(part, part) for part in parts[1:2]]
-        if name.endswith("_ip6"):
+        if name in {PODS[6], ONE_ADDRESS[6], waiting_map(ONE_ADDRESS[6])}:
             parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
         yield Element(
             name,
@@ -218,12 +217,6 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
             comment if name in POD_MAPS else "",
             waiter,
         )
-
-
-def _key(address: str) -> str:
-    """Return the attachment's key that an element has in the form of an IPv6 address."""
-    digits = ip_address(address).packed.hex()
-    return f"{digits[:16]}-{digits[16:]}"
 
 
 def token_of(key: str) -> str:

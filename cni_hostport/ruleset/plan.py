@@ -56,7 +56,7 @@ EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"),
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class PodRoute:
     """How the node reaches a pod's address: the interface, by its index, and whether that leads to this pod alone."""
 
     interface: int
@@ -98,14 +98,14 @@ class Plan:
 def make(
     config: NetworkConfig,
     addresses: Iterable[IPv4Interface | IPv6Interface],
-    ways: Mapping[IPv4Address | IPv6Address, Way] | None = None,
+    routes: Mapping[IPv4Address | IPv6Address, PodRoute] | None = None,
 ) -> Plan:
     """Combine a configuration's mappings with the pod's addresses, of which the first of each family is forwarded to.
 
-    ``ways`` tell how the node reaches these, where it does. Raises ``CNIError`` with code 7 if a host port would lead
+    ``routes`` tell how the node reaches these, where it does. Raises ``CNIError`` with code 7 if a host port would lead
     to two container ports.
     """
-    ways = ways or {}
+    routes = routes or {}
     pods: dict[int, list[IPv4Interface | IPv6Interface]] = {}
     for address in addresses:
         pods.setdefault(address.version, []).append(address)
@@ -131,8 +131,8 @@ def make(
                     f" {other.container_port} and {forward.container_port}",
                 )
     versions = {forward.version for forward in forwards.values()}
-    masquerade = {of[0].ip: _masquerade(config, of, ways.get(of[0].ip)) for of in pods.values()}
-    towards = next((ways[of.ip].interface for of in (pods.get(4) or ())[:1] if of.ip in ways), 0)
+    masquerade = {of[0].ip: _masquerade(config, of, routes.get(of[0].ip)) for of in pods.values()}
+    towards = next((routes[of.ip].interface for of in (pods.get(4) or ())[:1] if of.ip in routes), 0)
     return Plan(
         forwards=tuple(forwards.values()),
         masquerade={pod_ip: sources for pod_ip, sources in masquerade.items() if pod_ip.version in versions},
@@ -177,7 +177,7 @@ def _forward(mapping: PortMapping, pod: IPv4Interface | IPv6Interface) -> Forwar
 
 
 def _masquerade(
-    config: NetworkConfig, pod: list[IPv4Interface | IPv6Interface], way: Way | None
+    config: NetworkConfig, pod: list[IPv4Interface | IPv6Interface], route: PodRoute | None
 ) -> tuple[IPv4Network | IPv6Network, ...]:
     """Return the sources that would not get an answer, or not from the host's address, were they left as they are.
 
@@ -189,5 +189,5 @@ def _masquerade(
         return ()
     if config.masq_all:
         return (EVERYWHERE[version],)
-    sources = [ip_network(pod[0].ip)] if way and way.is_own else [address.network for address in pod]
+    sources = [ip_network(pod[0].ip)] if route and route.is_own else [address.network for address in pod]
     return tuple(dict.fromkeys((LOCALHOST, *sources) if version == 4 else sources))  # noqa: PLR2004 - IP versions

@@ -21,8 +21,8 @@ from lab import Node, config, mapping
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import base
+from cni_hostport.ruleset.commands import attach_commands
 from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def _paper(number: int, *ports: int) -> dict[str, Any]:
 
 def _attach_all(calls: list[tuple[str, dict[str, Any]]]) -> None:
     nft, at_once = Nft(), 100
-    nft.run(table.base())
+    nft.run(base.base_commands())
     for start in range(0, len(calls), at_once):
         commands = []
         for container, call in calls[start : start + at_once]:
             parsed = NetworkConfig.parse(call)
             attachment = Attachment("pods", container, "eth0", PAPER_NETNS)
-            commands += ruleset.attach(attachment, make(parsed, parsed.prev_result.addresses("eth0")))
+            commands += attach_commands(attachment, make(parsed, parsed.prev_result.addresses("eth0")))
         nft.run(commands)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PORT = 8080
 WAITS = """
 import os, time
-from cni_hostport import conntrack
+from cni_hostport.kernel import conntrack
 look = conntrack.forget_the_rest
 def wait(*arguments):
     with open("{notes}", "w") as out:

@@ -10,13 +10,13 @@ import scratch
 from lab import mapping
 from scratch import KEY, deleted, nft, ruleset, run
 
-from cni_hostport import plugin
+from cni_hostport import names, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import localnet
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
-from cni_hostport.ruleset import base as table
+from cni_hostport.ruleset import base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ ONE = [mapping(8080)]
 MANY = [mapping(port) for port in range(8000, 8017)]
 FEW_OR_MANY = pytest.mark.parametrize("mappings", [ONE, MANY], ids=["one mapping", "more mappings than rules"])
 OTHERS = Attachment("pods", "c2", "eth0").key
-RESTORE = table.deleted("add", table.RESTORING)
+RESTORE = base.deleted_command("add", names.RESTORING)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_del_of_a_pod_without_mappings_leaves_its_key_while_attachments_are_rest
     run("ADD", mapping(9090), container="c2")
     nft(RESTORE)
     run("DEL")
-    assert deleted() == {table.RESTORING, KEY}
+    assert deleted() == {names.RESTORING, KEY}
 
 
 def test_del_on_a_node_without_the_table_and_without_mappings_makes_nothing() -> None:
@@ -127,7 +127,7 @@ def test_add_takes_its_own_key_out(mappings: Sequence[dict[str, Any]]) -> None:
 
 def test_an_add_that_takes_over_its_own_rules_takes_its_key_out() -> None:
     run("ADD", *ONE)
-    nft(table.deleted("add", KEY))
+    nft(base.deleted_command("add", KEY))
     run("ADD", mapping(8081))
     assert deleted() == set()
 
@@ -157,7 +157,7 @@ def test_keys_of_deleted_attachments_do_not_matter_to_others(command: str) -> No
     run("ADD", *ONE)
     run("ADD", mapping(9090), container="c2")
     run("DEL", container="c2")
-    for change in (RESTORE, table.deleted("add", KEY), "delete set inet hostport deleted"):
+    for change in (RESTORE, base.deleted_command("add", KEY), "delete set inet hostport deleted"):
         nft(change)
         run(command, *ONE)
 
@@ -189,7 +189,7 @@ def test_del_removes_what_is_restored_while_it_looks(
     monkeypatch.setattr(Lookup, "find", find_before_it_is_restored)
     run("DEL", *known)
     assert KEY not in ruleset()
-    assert deleted() == {table.RESTORING, KEY}
+    assert deleted() == {names.RESTORING, KEY}
 
 
 def test_the_lookup_tells_what_was_deleted() -> None:
@@ -203,7 +203,7 @@ def test_the_lookup_tells_what_was_deleted() -> None:
 
 
 def test_a_second_del_renews_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_DELETED_SET", table._DELETED_SET.replace("10m", "3s"))  # noqa: SLF001 - to be quick
+    monkeypatch.setattr(base, "_DELETED_SET", base._DELETED_SET.replace("10m", "3s"))  # noqa: SLF001 - to be quick
     run("ADD", *ONE)
     for _ in range(3):
         run("DEL", *ONE)

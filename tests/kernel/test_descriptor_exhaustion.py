@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 BEFORE = """
 import os, resource, socket
 from ipaddress import ip_address, ip_interface
-from cni_hostport import host, interfaces, ipvs, localnet, presence, upgrade
+from cni_hostport import upgrade
+from cni_hostport.kernel import interfaces, ipvs, localnet, namespaces, netns, presence, routes
 from cni_hostport.attachment import Attachment
+from cni_hostport.ruleset.comment import Owner
 from cni_hostport.errors import CNIError
-from cni_hostport.operate import namespaces
-from cni_hostport.plan import Plan
+from cni_hostport.ruleset.plan import Plan
 
 index = socket.if_nametoindex("cni0")
 attachment = Attachment("pods", "c1", "eth0", NETNS)
@@ -60,8 +61,8 @@ def outcome(node: Node, what: str, pod: Pod | None = None) -> str:
         "interfaces.name(index)",
         "interfaces.kind(index)",
         "ipvs.addresses()",
-        'host.route_to(ip_address("10.88.0.2"))',
-        'host.ways_to([ip_interface("10.88.0.2/24")])',
+        'routes.route_to(ip_address("10.88.0.2"))',
+        'routes.pod_routes([ip_interface("10.88.0.2/24")])',
         "upgrade.if_nameindex() and interfaces.index('lo')",
     ],
 )
@@ -96,7 +97,7 @@ def test_a_pod_is_not_gone_because_it_cannot_be_looked_at(node: Node) -> None:
 
 def test_a_holder_that_cannot_be_looked_at_lives(node: Node) -> None:
     pod = node.pod(4)
-    assert outcome(node, "presence.View().lives(attachment.owner)", pod) == "returned None"
+    assert outcome(node, "presence.View().lives(Owner.from_attachment(attachment))", pod) == "returned None"
     assert outcome(node, "presence.note(attachment)", pod).startswith(f"102 cannot look at CNI_NETNS '{pod.path}'")
 
 

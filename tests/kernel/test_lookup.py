@@ -11,7 +11,7 @@ from scratch import KEY, nft, ruleset, run
 
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
-from cni_hostport.ruleset.base import PORT_MAPS
+from cni_hostport.names import PORT_MAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
-from cni_hostport.ruleset import commands as rules
+from cni_hostport.ruleset.commands import attach_commands
 from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def crowd(size: int) -> None:
             }
         )
         plan = make(config, config.prev_result.addresses("eth0"))
-        commands += rules.attach(Attachment("pods", f"other{number}", "eth0"), plan)
+        commands += attach_commands(Attachment("pods", f"other{number}", "eth0"), plan)
     Nft().run(commands)
 
 

@@ -10,9 +10,10 @@ from scratch import ADDRESSES, KEY, nft, run
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.kernel.nft import Nft
+from cni_hostport.kernel.snapshot import snapshot
 from cni_hostport.lookup import Lookup
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import base
+from cni_hostport.ruleset.commands import attach_commands
 from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def commands(*mappings: dict[str, Any], container: str = "c1", **keys: Any) -> l
         }
     )
     attachment = Attachment("pods", container, "eth0", f"/run/netns/{container}", keys.get("pod", ""))
-    return [*table.base(), *ruleset.attach(attachment, make(config, config.prev_result.addresses("eth0")))]
+    return [
+        *base.base_commands(),
+        *attach_commands(attachment, make(config, config.prev_result.addresses("eth0"))),
+    ]
 
 
 def snapshot_of(installed: list[str], then: Callable[[], object] = nothing) -> object:
@@ -46,7 +50,7 @@ def snapshot_of(installed: list[str], then: Callable[[], object] = nothing) -> o
     with scratch.namespace():
         Nft().run(installed)
         then()
-        return Lookup().snapshot(KEY)
+        return snapshot(Lookup(), KEY)
 
 
 def others() -> None:
@@ -63,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("_kernel")
     [
         nothing,
         others,
-        lambda: Nft().run(table.base()),
+        lambda: Nft().run(base.base_commands()),
         lambda: (run("DEL"), run("ADD", *BOTH, **KEYS)),
         lambda: nft("add element inet hostport local_ip4 { 192.0.2.1 }"),
         lambda: nft("add element inet hostport deleted { ::1 }"),

@@ -8,8 +8,7 @@ import node_process as inprocess
 import pytest
 from lab import NODE4, NODE6, Namespace, Node
 
-from cni_hostport.kernel import namespaces
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import namespaces, netns, routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +41,7 @@ def test_a_pods_addresses_are_read_by_this_process_itself(node: Node, monkeypatc
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("it has forked"))
     pod = node.pod()
     with inprocess.on(node):
-        assert [str(address) for address in host.pod_addresses(pod.path, "eth0")] == pod.addresses
+        assert [str(address) for address in routes.pod_addresses(pod.path, "eth0")] == pod.addresses
 
 
 def test_a_namespace_with_a_name_is_seen(node: Node) -> None:
@@ -70,14 +69,14 @@ def test_the_addresses_of_a_process_whose_namespace_must_not_be_entered_are_seen
     process: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered = addresses_at(process)
-    inside = host.inside
+    inside = netns.inside
 
     def refuse(path: str) -> object:
         if path == process:
             raise PermissionError(13, "Permission denied", path)
         return inside(path)
 
-    monkeypatch.setattr(host, "inside", refuse)
+    monkeypatch.setattr(netns, "inside", refuse)
     seen = [of for of in namespaces.visible() if of.path == process]
     assert [of.inode for of in seen] == [0]
     assert {str(address) for address in seen[0].addresses} == entered

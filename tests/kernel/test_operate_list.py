@@ -10,9 +10,8 @@ from hostport_list import add, hosts, listed, shown, targets
 from lab import LAUNCHER, NODE4, NODE6, Node, key_of, mapping
 
 from cni_hostport.attachment import Attachment
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
-from cni_hostport.ruleset import plan
+from cni_hostport.ruleset import base, plan
+from cni_hostport.ruleset.commands import attach_commands
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,11 +203,11 @@ def test_what_others_added_to_the_table_is_listed_only_if_it_leads_to_an_attachm
 
 
 def attach(numbers: Sequence[int]) -> str:
-    commands = table.base()
+    commands = base.base_commands()
     for number in numbers:
         pod_ip = ip_address(f"10.1.{number // 256}.{number % 256}")
         owner = Attachment("pods", f"{number:064x}", "eth0", f"/run/netns/{number:032x}", f"shop/web-{number}")
-        commands += ruleset.attach(owner, plan.Plan((plan.Forward("tcp", None, number, pod_ip, 80),), {pod_ip: ()}))
+        commands += attach_commands(owner, plan.Plan((plan.Forward("tcp", None, number, pod_ip, 80),), {pod_ip: ()}))
     return "\n".join(commands)
 
 

@@ -32,7 +32,7 @@ INTERFACES = pytest.mark.parametrize("interface", ["uplink", ""], ids=["from out
 DROP = "table inet firewall {{ chain forward {{ type filter hook forward priority 0; {}; }}; }}"
 HANGING = """
 from ipaddress import ip_address
-from cni_hostport.operate import probe, trace
+from cni_hostport.operate.explain import probe, trace
 trace.QUIET = 60
 probe.send(probe.make("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080), "uplink")
 """

@@ -30,10 +30,10 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 DROP = "table inet firewall {{ chain forward {{ type filter hook forward priority 0; {}; }}; }}"
 HANGING = """
 from ipaddress import ip_address
-from cni_hostport.operate import probe, tracked
+from cni_hostport.operate.explain import probe, tracked_connection
 import time
 packet = probe.make("tcp", ip_address("192.0.2.2"), ip_address("192.0.2.1"), 8080)
-with tracked.connection(packet, probe.send(packet, "uplink")):
+with tracked_connection.connection(packet, probe.send(packet, "uplink")):
     print("known", flush=True)
     time.sleep(600)
 """

@@ -6,20 +6,19 @@ import node_process as inprocess
 import pytest
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
-from cni_hostport import ownership
+from cni_hostport import names, ownership
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import routes
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.ruleset import base as table
 from cni_hostport.ruleset.plan import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 TRANSACTION = "transaction"
-LISTINGS = ["chains inet", *(f"map inet hostport {name}" for name in table.MAPS)]
+LISTINGS = ["chains inet", *(f"map inet hostport {name}" for name in names.MAPS)]
 AT_EVERY_MOMENT = pytest.mark.parametrize("moment", [*LISTINGS, TRANSACTION], ids=lambda moment: moment.split()[-1])
 
 
@@ -72,7 +71,7 @@ def release(nft: Nft, pod: Pod) -> None:
 def claim(nft: Nft, pod: Pod, *mappings: dict[str, Any]) -> None:
     parsed = NetworkConfig.parse(config(pod, *mappings))
     addresses = parsed.prev_result.addresses("eth0")
-    ownership.claim(nft, attachment(pod), make(parsed, addresses, host.ways_to(addresses)), print)
+    ownership.claim(nft, attachment(pod), make(parsed, addresses, routes.pod_routes(addresses)), print)
 
 
 def is_whole(node: Node, pod: Pod, *mappings: dict[str, Any]) -> bool:

@@ -210,7 +210,7 @@ def test_all_that_calls_need_is_imported_before_there_is_one(tmp_path: Path) -> 
     late = tmp_path / "late"
     watch = f"""
 import os, sys
-from cni_hostport import resident
+from cni_hostport.resident import process as resident
 answer = resident._answer
 def watched(*arguments):
     before = set(sys.modules)

@@ -32,7 +32,8 @@ MOMENTS = {
 }
 DIES = """
 import os, signal
-from cni_hostport import lookup, nft, skel
+from cni_hostport import lookup, skel
+from cni_hostport.kernel import nft
 resident._rehearse = lambda stage: None
 def die():
     with open("{deaths}", "a") as out:
@@ -104,7 +105,8 @@ def test_a_call_that_takes_too_long_is_ended_there_and_done_here(node: Node, tmp
 @pytest.mark.parametrize("module", ["nft.Nft", "netlink.Netlink"])
 def test_a_call_that_gets_on_is_not_ended_however_long_it_takes(node: Node, tmp_path: Path, module: str) -> None:
     slow = f"""
-from cni_hostport import netlink, nft
+from cni_hostport import netlink
+from cni_hostport.kernel import nft
 import time
 resident._rehearse = lambda stage: None
 resident.BETWEEN_REPORTS = 0.1

@@ -155,7 +155,7 @@ def slow(node: Node, tmp_path: Path) -> Iterator[tuple[Node, Path]]:
     gate, path = tmp_path / "gate", tmp_path / "socket"
     late = f"""
 import os, time
-from cni_hostport import resident
+from cni_hostport.resident import process as resident
 run = resident.run
 def slowly(environ):
     open("{tmp_path / "taken"}", "w").write(str(os.getpid()))

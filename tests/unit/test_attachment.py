@@ -6,8 +6,9 @@ from itertools import product
 
 import pytest
 
-from cni_hostport.attachment import Attachment, Owner, pod_name, printable
+from cni_hostport.attachment import Attachment, pod_name, printable
 from cni_hostport.blake2 import blake2b
+from cni_hostport.ruleset.comment import Owner
 
 LONG = "c0ffee" * 34
 NAMESPACE = "/var/run/netns/cni-5f8a1b2c-0001-0002-0003-000000000004"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni_hostport import departure
-from cni_hostport.attachment import Owner
 from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element
 from cni_hostport.ruleset.plan import Plan
 from cni_hostport.skel import Call

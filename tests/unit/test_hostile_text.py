@@ -11,8 +11,8 @@ from cni_hostport import skel
 from cni_hostport.attachment import Attachment, pod_name
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
-from cni_hostport.ruleset import commands as ruleset
 from cni_hostport.ruleset import plan
+from cni_hostport.ruleset.commands import attach_commands
 
 POD = ip_address("10.1.0.2")
 PLAN = plan.Plan((plan.Forward("tcp", None, 8080, POD, 80),), {POD: (ip_network("10.1.0.0/24"),)})
@@ -38,10 +38,10 @@ def test_text_in_a_comment_stays_within_its_quotes(field: str, text: str) -> Non
     cni_args = f"K8S_POD_NAMESPACE={values['pod namespace']};K8S_POD_NAME={values['pod name']}"
     hostile = Attachment("pods", "c1", values["ifname"], values["netns"], pod_name(cni_args))
     tame = Attachment("pods", "c1", "tame", "tame", "tame/tame")
-    commands = ruleset.attach(hostile, PLAN)
+    commands = attach_commands(hostile, PLAN)
     quotes = re.compile('"([^"]*)"')
     assert [quotes.sub('""', command).replace(hostile.key, "") for command in commands] == [
-        quotes.sub('""', command).replace(tame.key, "") for command in ruleset.attach(tame, PLAN)
+        quotes.sub('""', command).replace(tame.key, "") for command in attach_commands(tame, PLAN)
     ]
     for comment in quotes.findall("\n".join(commands)):
         assert re.fullmatch(r"[ -~]{1,128}", comment)
@@ -50,7 +50,7 @@ def test_text_in_a_comment_stays_within_its_quotes(field: str, text: str) -> Non
 
 def test_a_network_of_200_characters_is_named_on_a_pods_address_by_the_first_128() -> None:
     attachment = Attachment("n" * 200, "c1", "eth0")
-    assert [command for command in ruleset.attach(attachment, PLAN) if " pods_ip4 " in command] == [
+    assert [command for command in attach_commands(attachment, PLAN) if " pods_ip4 " in command] == [
         f'create element inet hostport pods_ip4 {{ 10.1.0.2 comment "{"n" * 128}" : goto masq-{attachment.key} }}'
     ]
 

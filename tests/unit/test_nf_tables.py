@@ -6,6 +6,7 @@ from struct import pack
 import pytest
 
 from cni_hostport import nf_tables
+from cni_hostport.kernel import snapshot
 from cni_hostport.netlink import attribute, nested
 
 INET = b"\1\0\0\0"
@@ -168,7 +169,7 @@ def test_the_handle_of_a_chain_is_kept_as_it_is() -> None:
 
 def test_a_rules_effect_is_without_what_was_counted() -> None:
     counted = expression("counter", attribute(1, number(7)))
-    assert nf_tables.effect_of_rule(rule(load(15), counted, immediate(b"\0\x50"))) == [
+    assert snapshot.effect_of_rule(rule(load(15), counted, immediate(b"\0\x50"))) == [
         ("meta", attribute(1, number(1)) + attribute(2, number(15))),
         ("counter", b""),
         ("immediate", attribute(1, number(1)) + nested(2, attribute(1, b"\0\x50"))),
@@ -178,14 +179,14 @@ def test_a_rules_effect_is_without_what_was_counted() -> None:
 @pytest.mark.parametrize(("name", "comparable"), [("__map3", False), ("__set0", False), ("hostports", True)])
 def test_a_rule_with_a_map_of_its_own_cannot_be_compared(name: str, *, comparable: bool) -> None:
     looked_up = expression("lookup", attribute(1, name.encode() + b"\0"), attribute(2, number(1)))
-    assert (nf_tables.effect_of_rule(rule(looked_up)) is not None) == comparable
+    assert (snapshot.effect_of_rule(rule(looked_up)) is not None) == comparable
 
 
 @pytest.mark.parametrize(("kind", "compared"), [(0xA01, {2}), (0xA04, {4, 5, 6, 7, 10}), (0xA0A, {3, 4, 5, 6, 7, 11})])
 def test_an_objects_effect_is_without_handles_names_and_counters(kind: int, compared: set[int]) -> None:
     parts = [(part, bytes([part])) for part in range(1, 14)]
     answer = INET + b"".join(attribute(*part) for part in parts)
-    assert nf_tables.effect(kind, answer) == [part for part in parts if part[0] in compared]
+    assert snapshot.effect(kind, answer) == [part for part in parts if part[0] in compared]
 
 
 def test_single_objects_are_asked_for_by_name() -> None:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import mapping, result
 
-from cni_hostport import plugin
+from cni_hostport import names, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset import base
+from cni_hostport.ruleset.commands import probe_commands
 from cni_hostport.ruleset.installed import Installed
 from cni_hostport.skel import Call
 
@@ -150,15 +150,15 @@ def test_del_remembers_what_could_be_restored(kernel: Kernel) -> None:
 
 
 def test_del_remembers_everything_while_attachments_are_restored(kernel: Kernel) -> None:
-    kernel.remembered = {table.RESTORING}
+    kernel.remembered = {names.RESTORING}
     assert run("DEL") == (None, [])
-    assert (kernel.commands, kernel.remembered) == ([], {table.RESTORING, KEY})
+    assert (kernel.commands, kernel.remembered) == ([], {names.RESTORING, KEY})
 
 
 def test_del_makes_the_table_to_remember_in(kernel: Kernel) -> None:
     kernel.remembers = False
     assert run("DEL", runtimeConfig={"portMappings": [mapping(8080)]}) == (None, [])
-    assert kernel.commands == [table.add_table(), *table.note_deleted(KEY)]
+    assert kernel.commands == [base.table_command(), *base.deletion_note_commands(KEY)]
 
 
 def test_del_of_what_is_not_installed_succeeds_where_nothing_can_be_remembered(kernel: Kernel) -> None:
@@ -174,7 +174,7 @@ def test_del_does_not_validate_the_configuration(kernel: Kernel, keys: dict[str,
 
 
 def test_status_is_good_when_only_the_last_command_fails(kernel: Kernel) -> None:
-    kernel.refusal = NotFoundError([("No such file or directory", ruleset.probe()[-1])])
+    kernel.refusal = NotFoundError([("No such file or directory", probe_commands()[-1])])
     assert run("STATUS") == (None, [])
 
 
@@ -183,8 +183,8 @@ def test_status_is_good_when_only_the_last_command_fails(kernel: Kernel) -> None
     [
         NotFoundError([("No such file or directory", "add chain inet hostport output")]),
         NotFoundError([("No such file or directory", "")]),
-        NFTError([("Operation not permitted", ruleset.probe()[-1])]),
-        NotFoundError([("No such file or directory", command) for command in ruleset.probe()[-2:]]),
+        NFTError([("Operation not permitted", probe_commands()[-1])]),
+        NotFoundError([("No such file or directory", command) for command in probe_commands()[-2:]]),
     ],
 )
 def test_status_says_why_the_kernel_cannot(kernel: Kernel, refusal: NFTError) -> None:
@@ -222,7 +222,10 @@ def test_check_of_a_pod_without_host_ports_asks_nobody() -> None:
 def test_add_installs_base_and_mappings_with_the_names_of_pod_and_container(kernel: Kernel) -> None:
     outcome, lines = run("ADD", snat=False, runtimeConfig={"portMappings": [mapping(8080)]})
     assert (outcome, lines) == (CONFIG["prevResult"], [])
-    assert kernel.commands[: len(table.base())] == table.base()
-    assert kernel.commands[len(table.base()) :][:2] == [table.deleted("add", KEY), table.deleted("delete", KEY)]
+    assert kernel.commands[: len(base.base_commands())] == base.base_commands()
+    assert kernel.commands[len(base.base_commands()) :][:2] == [
+        base.deleted_command("add", KEY),
+        base.deleted_command("delete", KEY),
+    ]
     assert kernel.commands[-3].endswith(' dport 8080 dnat ip to 10.1.0.2:80 comment "default/web"')
     assert kernel.commands[-1].endswith(f' comment "c1 eth0 /run/netns/c1" : goto dnat-{KEY} }}')

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from cni_hostport.ruleset import base as table
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport import names
+from cni_hostport.ruleset import base
+from cni_hostport.ruleset.commands import probe_commands
 
 
 def test_the_base_is_declared_whole_and_put_right() -> None:
@@ -50,32 +51,32 @@ add rule inet hostport postrouting ct status dnat ct original ip6 daddr @local_i
 add rule inet hostport loopback iif @localnet ip daddr 127.0.0.0/8 drop
 add rule inet hostport loopback iif @localnet ip saddr 127.0.0.0/8 drop
 """
-    assert "\n".join(table.base()) == expected.strip()
+    assert "\n".join(base.base_commands()) == expected.strip()
 
 
 def test_a_deleted_attachments_key_is_written_as_an_ipv6_address() -> None:
     key = "664b16ffde93ac1d-02419fd924bed545"
     address = "664b:16ff:de93:ac1d:0241:9fd9:24be:d545"
     for verb in ("add", "create", "delete"):
-        assert table.deleted(verb, key) == f"{verb} element inet hostport deleted {{ {address} }}"
+        assert base.deleted_command(verb, key) == f"{verb} element inet hostport deleted {{ {address} }}"
 
 
 def test_what_tells_of_a_restore_is_the_unspecified_address() -> None:
-    assert table.deleted("add", table.RESTORING) == (
+    assert base.deleted_command("add", names.RESTORING) == (
         "add element inet hostport deleted { 0000:0000:0000:0000:0000:0000:0000:0000 }"
     )
 
 
 def test_an_attachment_is_noted_as_deleted_anew_in_a_set_that_need_not_be_there() -> None:
     declaration = "add set inet hostport deleted { typeof ip6 daddr; flags timeout; timeout 10m; }"
-    verbs = [table.deleted(verb, table.RESTORING) for verb in ("add", "delete", "add")]
-    assert table.note_deleted(table.RESTORING) == [declaration, *verbs]
-    assert declaration in table.base()
+    verbs = [base.deleted_command(verb, names.RESTORING) for verb in ("add", "delete", "add")]
+    assert base.deletion_note_commands(names.RESTORING) == [declaration, *verbs]
+    assert declaration in base.base_commands()
 
 
 def test_the_probe_uses_the_whole_base_and_ends_in_a_command_that_must_fail() -> None:
-    commands = ruleset.probe()
-    assert commands[: len(table.base())] == table.base()
+    commands = probe_commands()
+    assert commands[: len(base.base_commands())] == base.base_commands()
     assert commands[-1] == "delete chain inet hostport dnat-cannot-exist"
 
 
@@ -85,12 +86,12 @@ def test_sets_are_declared_before_the_first_command_about_their_elements_and_onl
         drop,
         "create chain inet hostport dnat-1",
         drop,
-        table.base()[1],
+        base.base_commands()[1],
         f"create element inet hostport hostports {{ {port} : goto dnat-1 }}",
         "add element inet other pods_ip6 { ::1 }",
         "delete table inet other",
     ]
-    assert table.with_declarations(commands) == [
+    assert base.with_declarations(commands) == [
         "add map inet hostport pods_ip4 { typeof ip daddr : verdict; }",
         *commands,
     ]

@@ -9,8 +9,8 @@ from lab import mapping
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
-from cni_hostport.ruleset import commands as ruleset
 from cni_hostport.ruleset import plan
+from cni_hostport.ruleset.commands import attach_commands
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ def attach(*mappings: Mapping[str, Any], pod: tuple[str, ...] = BOTH[:1], name: 
     attachment = Attachment("pods", "c1", "eth0", "/run/netns/c1", name)
     config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": list(mappings)}, **keys})
     planned = plan.make(config, [ip_interface(address) for address in pod])
-    return "\n".join(ruleset.attach(attachment, planned)).replace(attachment.key, "N-A")
+    return "\n".join(attach_commands(attachment, planned)).replace(attachment.key, "N-A")
 
 
 def test_one_mapping_of_an_ipv4_pod() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cni_hostport.attachment import Owner
-from cni_hostport.ruleset import commands as ruleset
 from cni_hostport.ruleset import differences as listings
 from cni_hostport.ruleset import installed
+from cni_hostport.ruleset.commands import target_removal_commands
+from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element, Installed
 
 Listing = list[dict[str, Any]]
@@ -108,10 +108,10 @@ def test_an_element_tells_its_port_and_address() -> None:
                 "delete element inet hostport pods_ip4 { 10.1.0.2 }",
                 "delete chain inet hostport masq-N-A",
                 "delete chain inet hostport handle 7",
-                *ruleset.forget_targets("N-A"),
+                *target_removal_commands("N-A"),
             ],
         ),
-        ("M-C", ["delete chain inet hostport handle 9", *ruleset.forget_targets("M-C")]),
+        ("M-C", ["delete chain inet hostport handle 9", *target_removal_commands("M-C")]),
         ("N-Z", []),
     ],
 )
@@ -124,7 +124,7 @@ def test_elements_of_one_map_are_deleted_together() -> None:
     assert Installed.read([chain("dnat-N-A"), table_map("hostports", *elements)]).detach("N-A") == [
         "delete element inet hostport hostports { ipv4 . tcp . 1, ipv4 . tcp . 2 }",
         "delete chain inet hostport handle 1",
-        *ruleset.forget_targets("N-A"),
+        *target_removal_commands("N-A"),
     ]
 
 

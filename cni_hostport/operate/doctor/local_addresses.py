@@ -5,11 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import ipvs
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import ipvs, routes
 from cni_hostport.kernel.namespaces import addresses
+from cni_hostport.names import FAMILY, SERVICES, TABLE
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.ruleset.base import FAMILY, IPVS_SETS, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -36,7 +35,7 @@ def services(nft: Nft, mappings: Sequence[PortMapping]) -> Iterator[Statement]:
         'If host ports are to answer on some of the other addresses only: name these as "hostAddresses" in hostport\'s'
         " object of the network configuration.",
     )
-    for name, version in zip(IPVS_SETS, (4, 6), strict=True):
+    for version, name in SERVICES.items():
         if not any(of.version == version and of.host_ip.is_unspecified for of in mappings):
             continue
         lacking = sorted(of for of in present - _members(nft, name) if of.version == version)
@@ -81,6 +80,6 @@ def host_ips(mappings: Sequence[PortMapping]) -> Iterator[Statement]:
 def _is_local(address: IPv4Address | IPv6Address) -> bool:
     """Tell whether the node takes an address for its own, as it does all of 127.0.0.0/8 and what has a local route."""
     try:
-        return host.route_to(address).type == host.RTN_LOCAL
-    except host.NoRouteError:
+        return routes.route_to(address).type == routes.RTN_LOCAL
+    except routes.NoRouteError:
         return False

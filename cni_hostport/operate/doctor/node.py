@@ -7,11 +7,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cni_hostport.kernel import interfaces
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import interfaces, routes
 from cni_hostport.kernel.namespaces import addresses
+from cni_hostport.names import FAMILY, LOCALNET, PODS, TABLE
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.ruleset.base import BASE_CHAINS, FAMILY, LOCALNET, TABLE
+from cni_hostport.ruleset.base import BASE_CHAINS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -138,9 +138,9 @@ def _towards_pods(nft: Nft, installed: Installed) -> set[str]:
     masquerading = {item["rule"]["chain"] for item in nft.listing(f"table {FAMILY} {TABLE}") if "rule" in item}
     found = set()
     for element in installed.elements:
-        if element.map == "pods_ip4" and element.chain in masquerading:
-            with suppress(host.NoRouteError):
-                route = host.route_to(ip_address(element.key))
+        if element.map == PODS[4] and element.chain in masquerading:
+            with suppress(routes.NoRouteError):
+                route = routes.route_to(ip_address(element.key))
                 found |= {interfaces.name(route.interface)} - {""} if route.prefix_length else set()
     return found
 

@@ -11,9 +11,10 @@ from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
+from cni_hostport.names import PODS
 from cni_hostport.operate.mappings import Holder
 from cni_hostport.operate.statements import note, problem
-from cni_hostport.ruleset import commands as ruleset
+from cni_hostport.ruleset.commands import map_and_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -144,8 +145,8 @@ def _lacking(installed: Installed, mappings: Sequence[PortMapping], call: Call, 
         return []
     plan = plan.without(ownership.shared(installed, attachment, plan))
     present = {(element.map, element.key) for element in installed.of(attachment.key)}
-    lacking = [str(of) for of in plan.forwards if ruleset.port_key(of) not in present]
-    lacking += [f"the entry of {ip}" for ip in plan.masquerade if (f"pods_ip{ip.version}", str(ip)) not in present]
+    lacking = [str(of) for of in plan.forwards if map_and_key(of) not in present]
+    lacking += [f"the entry of {ip}" for ip in plan.masquerade if (PODS[ip.version], str(ip)) not in present]
     lacking += [f"the rule of {of.host}" for of in mappings if of.pod_ip is None]
     if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
         lacking = ["its rules are not those of its ADD"]

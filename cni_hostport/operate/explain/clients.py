@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.kernel import interfaces, namespaces
-from cni_hostport.kernel.netns import NoRouteError
+from cni_hostport.kernel.routes import NoRouteError
 from cni_hostport.operate.explain import routing
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cni_hostport.names import FAMILY, TABLE
 from cni_hostport.operate.explain import probe
 from cni_hostport.operate.statements import note, ok
-from cni_hostport.ruleset.base import FAMILY, NAT_PRIORITY, TABLE
+from cni_hostport.ruleset.base import NAT_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport.kernel import namespaces
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import namespaces, netns
 from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
 from cni_hostport.operate.explain import routing
 
@@ -63,7 +62,7 @@ def home(of: PortMapping, to: Address, by: str) -> Arrival | Passing:
     """
     node = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with host.inside(of.netns):
+        with netns.inside(of.netns):
             route = routing.to(to, of.pod_ip)
             with IPRoute() as own:
                 [link] = own.get_links(route.get_attr("RTA_OIF"))

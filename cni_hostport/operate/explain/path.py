@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_hostport.names import FAMILY, TABLE, dnat_chain
 from cni_hostport.operate.explain import redirection, routing
 from cni_hostport.operate.firewalls import TRANSLATED, untranslated
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
-from cni_hostport.ruleset.base import FAMILY, TABLE, dnat_chain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from cni_hostport.kernel import files, interfaces, namespaces
-from cni_hostport.kernel import netns as host
+from cni_hostport.kernel import files, interfaces, namespaces, netns
 from cni_hostport.operate.explain.packet import PROTOCOLS
 from cni_hostport.operate.sockets import listeners
 from cni_hostport.operate.statements import note, ok, problem
@@ -44,7 +43,7 @@ class Seen:
 
 def look(of: PortMapping) -> Seen:
     """Look into a pod's network namespace; raises ``OSError`` if that is not possible."""
-    with host.inside(of.netns):
+    with netns.inside(of.netns):
         index, is_up = _interface(of.ifname)
         addresses = [address for address in namespaces.addresses() if address.interface == index]
         listening = listeners(of.protocol, of.pod_port or 0, of.version) if of.protocol in PROTOCOLS else None

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cni_hostport import foreign_rules, nf_tables
+from cni_hostport.names import FAMILY, TABLE
 from cni_hostport.netlink import NETLINK_NETFILTER, Netlink
-from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,7 +13,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.kernel import interfaces
-from cni_hostport.kernel.netns import UNROUTED, NoRouteError
+from cni_hostport.kernel.routes import UNROUTED, NoRouteError
 from cni_hostport.operate.statements import note, ok, problem
 
 if TYPE_CHECKING:

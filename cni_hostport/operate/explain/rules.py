@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from cni_hostport.names import FAMILY, TABLE
 from cni_hostport.operate import firewalls
 from cni_hostport.operate.statements import problem
-from cni_hostport.ruleset.base import FAMILY, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
