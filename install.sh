@@ -313,7 +313,7 @@ uninstall_plugin() {
 # --- the tests ---------------------------------------------------------------------------------------------------------
 
 run_tests() {
-    local venv=$source_dir/.venv
+    local venv=$source_dir/.venv status=0
     "$(system_python)" -I -m venv "$venv"
     "$venv/bin/python" -I -m pip install -q --no-deps --require-hashes -r "$source_dir/tests/requirements.txt"
     "$venv/bin/python" -I -m pip install -q --no-deps --no-build-isolation -e "$source_dir"
@@ -322,21 +322,10 @@ run_tests() {
     "$venv/bin/ruff" format --check
     "$venv/bin/mypy"
     shellcheck install.sh .ci/run tests/*.sh
-    if command -v go >/dev/null; then tests/build-tools.sh; else say "Without Go, what needs its programs is left out."; fi
-    run_pytest "$venv/bin/pytest"
-}
-
-# runs the tests in two halves, which take about as long and share nothing; what the second says follows on the first
-run_pytest() { # PYTEST
-    local output status=0
-    output=$(mktemp)
-    "$1" --ignore tests/kernel >"$output" 2>&1 &
-    trap 'kill $!' EXIT
-    "$1" tests/kernel || status=$?
-    wait $! || status=$?
-    trap - EXIT
-    cat -- "$output"
-    rm -f -- "$output"
+    if command -v go >/dev/null; then tests/build-tools.sh; fi
+    # two processes, each of which runs whole files: every network namespace, socket and file of a test is its own
+    "$venv/bin/pytest" --numprocesses 2 --dist loadfile || status=$?
+    command -v go >/dev/null || say "Without Go, tests of what is built with it were skipped: see the lines SKIPPED above."
     return "$status"
 }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compare.plugins import Bench
 
 MODULES = (
-    *("parsing", "mappings", "packets", "sources", "addresses", "networks", "company"),
+    *("parsing", "mappings", "packets", "sources", "addresses", "networks", "foreign_dnat"),
     *("ownership", "delete", "parallel", "check", "conntrack", "security"),
 )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from compare.cases import case
 from compare.cases_packets import set_bridge_nf
 from compare.expect import fall_short, reached, silent, succeeded
-from kernel.test_guard import other_loopback
+from kernel.test_localnet_guard import other_loopback
 from kernel.test_masquerade import own_veth
 from lab import BRIDGE4, CLIENT4, NODE4, NODE6, config, mapping
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compare.cases import case
 from compare.expect import reached
-from kernel.test_company import DOCKER, NETAVARK_NFTABLES, PUBLISHED, in_order
+from kernel.test_foreign_dnat import DOCKER, NETAVARK_NFTABLES, PUBLISHED, in_order
 from lab import NODE4, NODE6, mapping
 
 if TYPE_CHECKING:
