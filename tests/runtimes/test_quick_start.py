@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +16,8 @@ from runtimes.host import Host
 from runtimes.kubelet import Kubelet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 README = (ROOT / "README.md").read_text()
 POD = "hostport-test"
@@ -47,7 +47,7 @@ def _configuration(containerd: Containerd) -> Path:
     return containerd.directory / DUAL / "10-hostport.conflist"
 
 
-def _chain(kubelet: Kubelet, last: dict[str, object]) -> None:
+def _chain(kubelet: Kubelet, last: Mapping[str, object]) -> None:
     """Put an object in the place of the last of the conflist, and wait until containerd has seen that."""
     path = _configuration(kubelet.containerd)
     conflist = json.loads(path.read_text())
@@ -70,36 +70,45 @@ def _hostport(kubelet: Kubelet, *arguments: str) -> str:
     return ran.stdout + ran.stderr
 
 
+def _manifest() -> str:
+    """Return the README's manifest, with the one image that is there, as an API server would hand it to a kubelet."""
+    manifest = block("pod.yaml")
+    for shown, used in {
+        "image: nginx:alpine": f"image: {image.NAME}\n      command: {json.dumps(SERVER)}",
+        "nodeName: NODE": "automountServiceAccountToken: false\n  terminationGracePeriodSeconds: 1",
+    }.items():
+        assert shown in manifest
+        manifest = manifest.replace(shown, used)
+    return manifest
+
+
+def _start(kubelet: Kubelet) -> None:
+    kubelet.apply(POD, _manifest())
+    kubelet.wait_for(lambda: _is_answered(kubelet.containerd.host.node))
+
+
+def _stop(kubelet: Kubelet) -> None:
+    kubelet.remove(POD)
+    kubelet.wait_for(lambda: not kubelet.containerd.sandboxes())
+
+
 def test_a_pod_is_reached_with_portmap_then_with_hostport_and_after_the_way_back(kubelet: Kubelet) -> None:
     node = kubelet.containerd.host.node
-    container = {"image": image.NAME, "command": SERVER}
-    manifest = block("pod.yaml").replace("image: nginx:alpine", f"image: {image.NAME}\n      command: {json.dumps(SERVER)}")
-    manifest = manifest.replace("nodeName: NODE", "automountServiceAccountToken: false\n  terminationGracePeriodSeconds: 1")
-    assert container["image"] in manifest
     _chain(kubelet, PORTMAP)
-    kubelet.apply(POD, manifest)
-    kubelet.wait_for(lambda: _is_answered(node))
+    _start(kubelet)
     assert mapped(node) == []
-    kubelet.remove(POD)
-    kubelet.wait_for(lambda: not kubelet.containerd.sandboxes())
-    print(node.nft("list ruleset"))
+    _stop(kubelet)
 
     _chain(kubelet, json.loads(block("object")))
-    print(_hostport(kubelet, "doctor", f"--conf-dir={_configuration(kubelet.containerd).parent}"))
-    kubelet.apply(POD, manifest)
-    kubelet.wait_for(lambda: _is_answered(node))
-    print(_hostport(kubelet, "list"))
+    found = _hostport(kubelet, "doctor", f"--conf-dir={_configuration(kubelet.containerd).parent}")
+    assert "ok       the network configurations call hostport as they should" in found
+    _start(kubelet)
     assert mapped(node) == ["ipv4 . tcp . 8080", "ipv6 . tcp . 8080"]
+    assert f"default/{POD}" in _hostport(kubelet, "list")
 
     _chain(kubelet, PORTMAP)
-    kubelet.remove(POD)
-    kubelet.wait_for(lambda: not kubelet.containerd.sandboxes())
-    print(_hostport(kubelet, "list"))
-    kubelet.apply(POD, manifest)
-    kubelet.wait_for(lambda: _is_answered(node))
-    print(_hostport(kubelet, "list"))
-    print(node.nft("list ruleset"))
+    _stop(kubelet)
+    _start(kubelet)
     first, _ = block("back again").splitlines()
     node.run(*first.removeprefix("$ sudo ").split())
     assert _is_answered(node)
-    assert 0
