@@ -209,7 +209,7 @@ def _pack(descriptors: list[int]) -> bytes:
 
 
 def _cannot_start(error: BaseException) -> "NoReturn":
-    """End with an error JSON where nothing can be imported that would make one; code 5 is an I/O failure."""
+    """End with an error JSON where nothing can be imported that would make one; code 5 is ``Code.IO_FAILURE``."""
     reason = "".join(letter for letter in str(error) if " " <= letter <= "~" and letter not in '"\\')
     text = f'{{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: {reason}"}}\n'
     try:

@@ -75,7 +75,8 @@ def _present() -> tuple[set[bytes], bool]:
 def fill() -> list[str]:
     """Return the commands that make the sets hold these addresses as they are now, none if they do.
 
-    Raises ``CNIError`` with code 102 if the kernel does not tell the addresses, ``NFTError`` if it does not the sets.
+    Raises ``CNIError`` with ``HOST_SETTING`` if the kernel does not tell the addresses, and ``NFTError`` if it does
+    not tell the sets.
     """
     return _changes({name: members or set() for name, members in _held().items()})
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def is_open(interface: int) -> bool:
     """Tell whether 127.0.0.0/8 is routed on an interface, by its index; not on one that is not there.
 
-    Raises ``CNIError`` with code 102 if that cannot be read.
+    Raises ``CNIError`` with ``HOST_SETTING`` if that cannot be read.
     """
     setting = f"route_localnet of interface {interface}"
     try:
@@ -40,8 +40,8 @@ def open_for(plan: Plan, log: Callable[[str], None]) -> None:
     """Set ``route_localnet`` on the interface towards the pod, if the plan needs connections from 127.0.0.0/8.
 
     Where the node has no route to the pod but the default one, there is no such interface. That is only logged, since
-    a later plugin may add the route. Raises ``CNIError`` with code 102 if the sysctl is not set and cannot be written,
-    or the kernel cannot be asked.
+    a later plugin may add the route. Raises ``CNIError`` with ``HOST_SETTING`` if the sysctl is not set and cannot be
+    written, or the kernel cannot be asked.
     """
     if plan.local_route_to and not plan.interface:
         log(

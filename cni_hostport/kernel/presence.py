@@ -47,7 +47,7 @@ EXHAUSTED = {EMFILE, ENFILE, ENOMEM}
 def note(attachment: Attachment) -> None:
     """Note what tells the attachment's network namespace from others, if this process can see that namespace.
 
-    Raises ``CNIError`` with code 102 if it lacks the descriptors or the memory for a look.
+    Raises ``CNIError`` with ``HOST_SETTING`` if it lacks the descriptors or the memory for a look.
     """
     try:
         with _directory(attachment.netns) as (directory, name), netns.namespace(name, directory) as namespace:

@@ -36,7 +36,7 @@ UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
 def pod_addresses(path: str, ifname: str) -> list[IPv4Interface | IPv6Interface]:
     """Return the global addresses of a pod's interface, in the kernel's order; none if it has none.
 
-    Raises ``CNIError`` with code 102 if the namespace cannot be entered.
+    Raises ``CNIError`` with ``HOST_SETTING`` if the namespace cannot be entered.
     """
     from pyroute2 import IPRoute  # takes longer to import than an operation takes to run
     from pyroute2.netlink.exceptions import NetlinkError
