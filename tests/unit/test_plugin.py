@@ -100,10 +100,10 @@ def failure(command: str, **keys: Any) -> CNIError:
 
 @pytest.mark.parametrize("valid", [None, []])
 def test_gc_without_valid_attachments_removes_all_of_its_network(kernel: Kernel, valid: object) -> None:
-    mine, other = Attachment("pods", "c1", "eth0"), Attachment("other", "c1", "eth0")
-    kernel.holders = (mine, other)
+    own_listing, other = Attachment("pods", "c1", "eth0"), Attachment("other", "c1", "eth0")
+    kernel.holders = (own_listing, other)
     run("GC", **{VALID_ATTACHMENTS: valid})
-    assert kernel.deleted == [f"dnat-{mine.key}"]
+    assert kernel.deleted == [f"dnat-{own_listing.key}"]
 
 
 def test_gc_keeps_what_is_valid_by_container_and_interface(kernel: Kernel) -> None:

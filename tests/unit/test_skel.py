@@ -132,9 +132,9 @@ def test_of_several_faults_the_first_in_the_order_of_checks_is_reported(command:
     }
     bad = {"CONTAINERID": "-", "IFNAME": "..", "NETNS": "", "name": "-", "cniVersion": "9.9.9"}
     for number, fault in enumerate(faults):
-        left = {name: bad[name] for name in faults[number:] if name in bad}
-        variables = {name: value for name, value in left.items() if name.isupper()}
-        config = CONFIG | {name: value for name, value in left.items() if not name.isupper()}
+        rest = {name: bad[name] for name in faults[number:] if name in bad}
+        variables = {name: value for name, value in rest.items() if name.isupper()}
+        config = CONFIG | {name: value for name, value in rest.items() if not name.isupper()}
         current = "ADD" if fault == "cniVersion" else command
         outcome = run(current, b"{" if "stdin" in faults[number:] else config, **variables)
         assert reports[fault] in outcome.msg
