@@ -15,7 +15,7 @@ import cni_hostport
 from cni_hostport import plugin, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.log import announce
-from cni_hostport.operate import cli, firewalls, metrics, terminal
+from cni_hostport.operate import arguments, cli, firewalls, metrics, terminal
 from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import problem
 from cni_hostport.text import escaped, escaped_lines
@@ -139,6 +139,7 @@ def test_what_goes_wrong_on_a_node_is_printable(
     def fail(*_: object) -> None:
         raise OSError(5, HOSTILE, HOSTILE)
 
+    monkeypatch.setattr(arguments, "_may_use_nftables", lambda: True)
     monkeypatch.setattr(cli, "Nft", fail)
     with pytest.raises(SystemExit):
         cli.main(["list"], prog_name="hostport")
