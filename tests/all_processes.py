@@ -14,7 +14,9 @@ main()
 SEES_ALL = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-Ic", ALL]
 # one that sees the mounts of the first process, and has some of its own, as in a unit of systemd's
 IN_A_UNIT = [
-    *("unshare", "--pid", "--fork", "--mount-proc", "--propagation", "shared"),
-    *("sh", "-c", 'mount -t tmpfs none /run/netns; unshare --mount --propagation slave "$@"; exit $?', "sh"),
+    # shared among themselves, and not with the machine, whose /run/netns would be hidden for good
+    *("unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private", "sh", "-c"),
+    'mount --make-rshared /; mount -t tmpfs none /run/netns; unshare --mount --propagation slave "$@"; exit $?',
+    "sh",
 ]
 ALONE = [sys.executable, "-Ic", ALL]
