@@ -84,6 +84,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr("cni_hostport.kernel.nft.Nft", made)
     monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
     monkeypatch.setattr("cni_hostport.kernel.listeners.tell", lambda *_: None)
+    monkeypatch.setattr("cni_hostport.portmap.LEGACY_TABLE_NAMES", "/nonexistent/{}")
     return made
 
 
@@ -208,6 +209,7 @@ def test_a_missing_library_is_an_error_with_its_reason(
     assert "libnftables cannot be used" in f"{error.msg} {error.details}"
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_mapping_of_a_family_the_pod_lacks_is_logged_and_passed_over() -> None:
     outcome, lines = run("ADD", runtimeConfig={"portMappings": [mapping(8080, hostIP="2001:db8::1")]})
     assert outcome == CONFIG["prevResult"]

@@ -190,7 +190,10 @@ def test_no_version_means_the_first(config: dict[str, Any]) -> None:
     [{}, {"runtimeConfig": None}, {"runtimeConfig": {"portMappings": None, "bandwidth": None}},
      {"runtimeConfig": {"portMappings": []}}, {"runtimeConfig": {"portMappings": [mapping(0), {"HostPort": 0}]}}],
 )  # fmt: skip
-def test_add_without_mappings_echoes_every_key_of_prevresult(version: str, keys: dict[str, Any]) -> None:
+def test_add_without_mappings_echoes_every_key_of_prevresult(
+    version: str, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cni_hostport.lookup.Lookup.find", lambda *_: None)
     previous = result("10.1.0.2/24", version="0.3.1") | {"ip4": None, "x": {"y": [1, 2.5, "\u00e9", True]}}
     outcome = run("ADD", {"cniVersion": version, "name": "pods", "prevResult": previous, **keys})
     assert (outcome.status, outcome.stderr) == (0, "")

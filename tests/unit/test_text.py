@@ -140,6 +140,7 @@ def test_what_goes_wrong_on_a_node_is_printable(
         raise OSError(5, HOSTILE, HOSTILE)
 
     monkeypatch.setattr(cli, "Nft", fail)
+    monkeypatch.setattr("cni_hostport.operate.arguments._may_use_nftables", lambda: True)
     with pytest.raises(SystemExit):
         cli.main(["list"], prog_name="hostport")
     assert capsys.readouterr().err == f"Error: {SHOWN}: {SHOWN}\n"
