@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import node_process as inprocess
+import node_process
 from libcni_cache import CAPABLE, Cache
 
 from cni_hostport.operate.doctor import checks
@@ -43,16 +43,16 @@ class Practice:
         return pod
 
     def says(self, conf_dirs: Sequence[Path] = (), caches: Sequence[Path] = ()) -> list[Statement]:
-        with inprocess.on(self.node):
+        with node_process.on(self.node):
             return list(checks.examine(conf_dirs or [self.conf], caches or [self.cache.directory]))
 
     def finds(self, **places: Sequence[Path]) -> list[Statement]:
-        return [one for one in self.says(**places) if one.status != "ok"]
+        return [say for say in self.says(**places) if say.status != "ok"]
 
     def finding(self, **places: Sequence[Path]) -> Statement:
         """The only finding; without the container that made it, the same node has none."""
         found = self.finds(**places)
         assert len(found) == 1, found
-        (one,) = found
-        assert one.meaning
-        return one
+        (item,) = found
+        assert item.meaning
+        return item

@@ -88,8 +88,8 @@ class Namespace:
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Make what the block opens, in this thread, belong to the namespace."""
-        with Path("/proc/thread-self/ns/net").open() as own, Path(self.path).open() as there:
-            if LIBC.setns(there.fileno(), CLONE_NEWNET):
+        with Path("/proc/thread-self/ns/net").open() as own, Path(self.path).open() as present:
+            if LIBC.setns(present.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
             try:
                 yield

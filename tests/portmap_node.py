@@ -98,8 +98,8 @@ def everything(node: Bench, *, but: str = "") -> list[str]:
     listed = node.nft("-s list ruleset")
     lines = re.sub(rf"^table {but} {{.*?^}}$", "", listed, flags=re.DOTALL | re.MULTILINE).splitlines()
     for program in ("iptables", "ip6tables"):
-        for one in ("nft", "legacy"):
-            lines += node.run(f"{program}-{one}-save", "-t", "nat").stdout.splitlines()
+        for item in ("nft", "legacy"):
+            lines += node.run(f"{program}-{item}-save", "-t", "nat").stdout.splitlines()
     uncounted = [re.sub(r"\[\d+:\d+\]|counter packets \d+ bytes \d+", "", line) for line in lines if line[:1] != "#"]
     return [line for line in uncounted if line.strip() not in {"", "}"}]
 

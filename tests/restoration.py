@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def restore(node: Node, *caches: Cache, options: tuple[str, ...] = (), status: int = 0) -> str:
     """Restore on a node, see it end with this status, and return what it says."""
-    places = ["--watch=0", *(f"--cache-dir={of.directory}" for of in caches)]
+    places = ["--watch=0", *(f"--cache-dir={item.directory}" for item in caches)]
     ran = node.run(*LAUNCHER, "restore", *places, *options, check=False)
     assert ran.returncode == status, ran
     return ran.stdout if options else ran.stderr

@@ -60,8 +60,8 @@ class Systemd:
         # those of systemd's own; in others it makes what units ask for
         own = [path for path in self._cgroups if path.parent.name in {"cgroup", "systemd", "unified"}]
         spaces = ["unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--ipc", "--uts", "--kill-child"]
-        there = ["nsenter", f"--net={self.node.path}"]
-        command: list[str | Path] = [*there, *spaces, "sh", "-c", START, "sh", self._top, *own]
+        present = ["nsenter", f"--net={self.node.path}"]
+        command: list[str | Path] = [*present, *spaces, "sh", "-c", START, "sh", self._top, *own]
         with self.log.open("wb") as log:
             self._started = subprocess.Popen(command, stdout=log, stderr=log)
         children = Path(f"/proc/{self._started.pid}/task/{self._started.pid}/children")

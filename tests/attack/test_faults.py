@@ -73,9 +73,9 @@ class Stage:
         node.add(self.pod, *MAPPINGS)
         self.starts["own"] = self._dump()
         node.delete(self.pod)
-        gone = node.pod()
-        node.add(gone, mapping(8080), name="others")
-        gone.remove()
+        absent = node.pod()
+        node.add(absent, mapping(8080), name="others")
+        absent.remove()
         self.starts["gone holder"] = self._dump()
 
     def _dump(self) -> str:

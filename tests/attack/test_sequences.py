@@ -134,8 +134,8 @@ class Sequences(RuleBasedStateMachine):
     @invariant()
     def is_as_in_the_model(self) -> None:
         type(self).steps += 1
-        there, should = observed(self.world), expected(self.model)
-        assert there == (should if self.model.is_whole else should._replace(lacks=there.lacks))
+        present, should = observed(self.world), expected(self.model)
+        assert present == (should if self.model.is_whole else should._replace(lacks=present.lacks))
 
 
 @pytest.fixture

@@ -123,9 +123,9 @@ class World:
     def restore(self) -> dict[Attachment, str]:
         """Return what became of each attachment of which the restoration says something."""
         answer = self.command("restore", "--json", "--watch=0", f"--cache-dir={self.directory.parent}")
-        said = {outcome["attachment"]: outcome["status"] for outcome in json.loads(answer.stdout)}
-        assert answer.status == ("failed" in said.values()), answer
-        named = {re.fullmatch(r"container (\w+) \((\w+), network (\w+)\)", name): said[name] for name in said}
+        output = {outcome["attachment"]: outcome["status"] for outcome in json.loads(answer.stdout)}
+        assert answer.status == ("failed" in output.values()), answer
+        named = {re.fullmatch(r"container (\w+) \((\w+), network (\w+)\)", name): output[name] for name in output}
         return {Attachment(match[3], match[1], match[2]): status for match, status in named.items() if match}
 
     def remember(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> None:
@@ -233,6 +233,6 @@ def _rows(model: Model) -> set[tuple[str, ...]]:
         pod, target = model.held[holder].targets[port]
         host = port.host_ip or {4: "0.0.0.0", 6: "::"}[port.version]
         alive = "alive" if model.is_alive(holder) else "gone"
-        whose = (holder.container, holder.ifname, holder.network)
-        rows.add((port.protocol, host, str(port.number), pod, str(target), *whose, alive))
+        owner = (holder.container, holder.ifname, holder.network)
+        rows.add((port.protocol, host, str(port.number), pod, str(target), *owner, alive))
     return rows

@@ -37,8 +37,8 @@ def measure(contenders: Sequence[Contender], interpreter: str, sizes: Sequence[i
                     for call in CALLS:
                         mappings = [] if "without" in call else [mapping(PORT)]
                         time.sleep(PAUSE)
-                        command, what = call.partition(" ")[0], call_for(contender, pod, *mappings)
-                        found[size, call, contender.name] = run(contender, node, command, (pod.id, pod.path), what)
+                        command, subject = call.partition(" ")[0], call_for(contender, pod, *mappings)
+                        found[size, call, contender.name] = run(contender, node, command, (pod.id, pod.path), subject)
                 for name, code in FLOORS.items():
                     time.sleep(PAUSE)
                     found[size, name, ""] = timed([interpreter, "-IS", "-c", code], b"", {})

@@ -87,10 +87,10 @@ def _attach_all(calls: list[tuple[str, dict[str, Any]]]) -> None:
 
 def fill_with_few_pods(contender: Contender, node: Node, mappings: int) -> None:
     """Give a node this many mappings of few other pods, by the contender's own ADD."""
-    each = 500
-    for number in range(0, mappings, each):
-        ports = range(FIRST_PORT + number, FIRST_PORT + min(number + each, mappings))
-        call = {**_paper(number // each, *ports), **contender.keys}
+    item = 500
+    for number in range(0, mappings, item):
+        ports = range(FIRST_PORT + number, FIRST_PORT + min(number + item, mappings))
+        call = {**_paper(number // item, *ports), **contender.keys}
         run(contender, node, "ADD", (f"paper{number}", PAPER_NETNS), call)
 
 

@@ -99,12 +99,12 @@ def two_pods_on_loopback(node: Bench) -> None:
 def two_pods_on_two_addresses(node: Bench) -> None:
     """Two pods have one port on two addresses of the node, and the DEL of one leaves the other."""
     another_interface(node)
-    one, two = node.web(name="one"), node.web(name="two")
-    for pod, address in ((one, NODE4), (two, OTHER4)):
+    item, two = node.web(name="one"), node.web(name="two")
+    for pod, address in ((item, NODE4), (two, OTHER4)):
         node.add(pod, mapping(8080, hostIP=address))
     reached(node.client, NODE4, by="one")
     reached(node.client, OTHER4, by="two")
-    node.delete(one)
+    node.delete(item)
     silent(node.client, NODE4)
     reached(node.client, OTHER4, by="two")
 

@@ -109,8 +109,8 @@ def flow_of_another_address(node: Bench) -> None:
     """The UDP flow of a pod on one address survives the ADD of another pod on another address."""
     prepare(node)
     node.ip("addr add 192.0.2.9/24 dev uplink")
-    one, two = node.web(name="one"), node.web(name="two")
-    node.add(one, {**UDP, "hostIP": NODE4})
+    item, two = node.web(name="one"), node.web(name="two")
+    node.add(item, {**UDP, "hostIP": NODE4})
     with Talker(node.client, NODE4) as talker:
         hears(talker, "one")
         before = flows(node)

@@ -33,7 +33,7 @@ def adds_for_one_port(node: Bench) -> None:
     """Of 8 ADDs for one port at once exactly one succeeds, and gets the connections."""
     pods = [node.web(4, name=f"pod{number}") for number in range(8)]
     started = [node.start("ADD", pod, config(pod, mapping(8080))) for pod in pods]
-    winners = [f"pod{number}" for number, one in enumerate(started) if not wait(one).status]
+    winners = [f"pod{number}" for number, item in enumerate(started) if not wait(item).status]
     if len(winners) != 1:
         fall_short(f"{len(winners)} succeed")
     reached(node.client, NODE4, by=winners[0])

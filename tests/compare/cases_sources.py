@@ -107,9 +107,9 @@ def snat_off(node: Bench) -> None:
             with asking.socket("udp", NODE4) as sending:
                 sending.connect((NODE4, 8080))
                 sending.send(b"?")
-                seen, own = receiving.recvfrom(1)[1], sending.getsockname()
-                if seen != own:
-                    fall_short(f"{own[0]} is seen as {seen[0]}")
+                found, own = receiving.recvfrom(1)[1], sending.getsockname()
+                if found != own:
+                    fall_short(f"{own[0]} is seen as {found[0]}")
     if node.get_sysctl("net/ipv4/conf/cni0/route_localnet") != "0":
         fall_short("route_localnet is set")
 

@@ -24,11 +24,11 @@ def fall_short(in_what: str) -> NoReturn:
 def words(outcome: Outcome) -> str:
     """Return what a plugin says of its failure, shortened."""
     try:
-        said = outcome.msg
+        output = outcome.msg
     except (ValueError, KeyError):
-        said = outcome.stderr.strip().splitlines()[0] if outcome.stderr.strip() else f"status {outcome.status}"
-    said = " ".join(said.split())
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+        output = outcome.stderr.strip().splitlines()[0] if outcome.stderr.strip() else f"status {outcome.status}"
+    output = " ".join(output.split())
+    return output if len(output) <= LONGEST else f"{output[:LONGEST]}…"
 
 
 def named(families: Iterable[int]) -> str:
@@ -68,7 +68,7 @@ def reached(
     protocol = options.pop("protocol", "tcp")
     where = f"{address} port {port}/{protocol}"
     try:
-        name, seen = asking.ask(protocol, address, port, timeout=1.5, **options).split()
+        name, found = asking.ask(protocol, address, port, timeout=1.5, **options).split()
     except TimeoutError:
         fall_short(f"no answer from {where}")
     except ConnectionRefusedError:
@@ -77,8 +77,8 @@ def reached(
         fall_short(f"{where}: {error.strerror}")
     if name != by:
         fall_short(f"{where} leads to '{name}', not '{by}'")
-    if seen_as and seen != seen_as:
-        fall_short(f"on {where} the client is seen as {seen}, not {seen_as}")
+    if seen_as and found != seen_as:
+        fall_short(f"on {where} the client is seen as {found}, not {seen_as}")
 
 
 def silent(asking: Namespace, address: str, port: int = 8080, *, protocol: str = "tcp", **options: Any) -> None:

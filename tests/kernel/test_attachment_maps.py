@@ -43,8 +43,8 @@ def test_a_pod_with_many_mappings_has_maps_that_go_with_it(
         assert node.client.ask("tcp", NODE4, port) == f"web {CLIENT4}"
         assert node.client.ask("tcp", NODE6, port) == f"web {CLIENT6}"
     assert node.cni("CHECK", web, config(web, *mappings)).status == 0
-    assert {(each["host_port"], each["pod_port"]) for each in listed(node)} == {
-        (each["hostPort"], 80) for each in mappings
+    assert {(item["host_port"], item["pod_port"]) for item in listed(node)} == {
+        (item["hostPort"], 80) for item in mappings
     }
     node.delete(web)
     assert not node.footprint(web)
@@ -70,7 +70,7 @@ def test_the_maps_are_those_of_the_last_add(
 def test_other_container_ports_take_the_place_of_those_of_before(node: Node, web: Pod) -> None:
     node.add(web, *MANY)
     web.serve("tcp", 81, "other")
-    after = [{**each, "containerPort": 81} for each in MANY]
+    after = [{**item, "containerPort": 81} for item in MANY]
     node.add(web, *after)
     assert node.client.ask("tcp", NODE4, 8080) == f"other {CLIENT4}"
     assert node.cni("CHECK", web, config(web, *after)).status == 0
@@ -109,9 +109,9 @@ def test_maps_go_with_an_attachment_of_which_somebody_removed_a_part(node: Node,
 def test_an_add_makes_a_map_anew_that_was_left_behind(node: Node, web: Pod, after: list[dict[str, Any]]) -> None:
     node.add(web, *FEW)
     node.delete(web)
-    left = f"any_ip4-{key_of(web)}"
+    rest = f"any_ip4-{key_of(web)}"
     declaration = "typeof meta l4proto . th dport : ip daddr . th dport; elements = { tcp . 8080 : 10.88.0.99 . 1 }"
-    node.nft_file(f"add map inet hostport {left} {{ {declaration}; }}")
+    node.nft_file(f"add map inet hostport {rest} {{ {declaration}; }}")
     node.add(web, *after)
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
     node.delete(web)

@@ -76,8 +76,8 @@ def with_other_rules(text: str) -> Iterator[tuple[str, str]]:
         for line in found[3].splitlines(keepends=True) if found[1] == "chain" else ():
             start, end = end, end + len(line)
             if " hook " not in line:
-                for what, lines in (("", ""), ("twice", line + line), ("counting", f"\t\tcounter{line[1:]}")):
-                    yield f"{found[2]}: {what} {line.strip()}", text[:start] + lines + text[end:]
+                for subject, lines in (("", ""), ("twice", line + line), ("counting", f"\t\tcounter{line[1:]}")):
+                    yield f"{found[2]}: {subject} {line.strip()}", text[:start] + lines + text[end:]
 
 
 def altered(text: str) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,7 @@ def altered(text: str) -> Iterator[tuple[str, str]]:
 def test_both_see_all_that_alters_the_effect(installed: str, before: State) -> None:
     texts = dict(altered(installed))
     assert len(texts) > 80  # so that no pattern above has stopped to match
-    unseen = {what: by for what, text in texts.items() if (by := who_differs(before, text)) != (True, True)}
+    unseen = {subject: by for subject, text in texts.items() if (by := who_differs(before, text)) != (True, True)}
     assert unseen == {}
 
 

@@ -178,7 +178,7 @@ def test_flows_of_bystanders_on_the_same_port_number_survive(node: Node, given: 
     server, host_ip, other = (CLIENT4, NODE4, OTHER4) if version == 4 else (CLIENT6, NODE6, OTHER6)
     pod, neighbour = node.pod(version), node.pod(version)
     its = neighbour.ip4 if version == 4 else neighbour.ip6
-    mine = pod.ip4 if version == 4 else pod.ip6
+    own_listing = pod.ip4 if version == 4 else pod.ip6
     node.client.serve("udp", PORT, "server")
     neighbour.serve("udp", PORT, "neighbour")
     pod.serve("udp", PORT, "pod")
@@ -187,7 +187,7 @@ def test_flows_of_bystanders_on_the_same_port_number_survive(node: Node, given: 
         (neighbour, server),
         (node, server),
         (node.client, its),
-        (node.client, mine),
+        (node.client, own_listing),
     ]
     if given:
         node.serve("udp", PORT, "node", other)

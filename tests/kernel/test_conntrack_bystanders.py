@@ -111,7 +111,7 @@ def test_a_repeated_identical_add_keeps_the_pods_own_flow(node: Node, family: in
 def test_entries_of_another_conntrack_zone_are_left_alone(node: Node, family: int, count: int) -> None:
     pod = node.pod()
     host, client, _, _ = ADDRESSES[family]
-    mine = pod.ip4 if family == 4 else pod.ip6
+    own_listing = pod.ip4 if family == 4 else pod.ip6
 
     def track(answering: str, *zone: str) -> set[str]:
         before = flows(node)
@@ -122,8 +122,8 @@ def test_entries_of_another_conntrack_zone_are_left_alone(node: Node, family: in
         node.run("conntrack", *entry, *zone)
         return flows(node) - before
 
-    zones = track(host, "--zone", str(ZONE)) | track(mine, "--zone", str(ZONE + 1))
-    twin = track(mine)
+    zones = track(host, "--zone", str(ZONE)) | track(own_listing, "--zone", str(ZONE + 1))
+    twin = track(own_listing)
     assert len(zones | twin) == 3
     for _ in range(2):
         node.add(pod, *udp(count))

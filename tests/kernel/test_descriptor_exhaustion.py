@@ -77,22 +77,22 @@ def test_whether_an_interface_is_open_is_an_error_and_not_no(node: Node) -> None
 @pytest.mark.parametrize("interface", ["index", "0"], ids=["with a route", "without one"])
 def test_what_cannot_be_opened_is_an_error_of_the_nodes_settings(node: Node, interface: str) -> None:
     plan = f'Plan((), {{ip_address("10.88.0.2"): ("10.88.0.0/24",)}}, interface={interface})'
-    said = outcome(node, f"localnet.open_for({plan}, print)")
-    assert said.startswith("102 cannot ")
-    assert "no route" not in said
+    output = outcome(node, f"localnet.open_for({plan}, print)")
+    assert output.startswith("102 cannot ")
+    assert "no route" not in output
 
 
 def test_the_guard_stays_where_it_cannot_be_told_whether_the_interface_is_there(node: Node) -> None:
-    said = outcome(node, "localnet.close(Guard(), index, print)")
-    assert "the guard is gone" not in said
-    assert "stays 1, and the interface guarded" in said
+    output = outcome(node, "localnet.close(Guard(), index, print)")
+    assert "the guard is gone" not in output
+    assert "stays 1, and the interface guarded" in output
 
 
 def test_a_pod_is_not_gone_because_it_cannot_be_looked_at(node: Node) -> None:
     pod = node.pod(4)
-    said = outcome(node, "namespaces.why_gone(NETNS, 'eth0')".replace("NETNS", repr(pod.path)), pod)
-    assert said.startswith("102 ")
-    assert "cannot be looked at: [Errno 24] Too many open files" in said
+    output = outcome(node, "namespaces.why_gone(NETNS, 'eth0')".replace("NETNS", repr(pod.path)), pod)
+    assert output.startswith("102 ")
+    assert "cannot be looked at: [Errno 24] Too many open files" in output
 
 
 def test_a_holder_that_cannot_be_looked_at_lives(node: Node) -> None:

@@ -26,10 +26,10 @@ def practice(node: Node, tmp_path: Path) -> Practice:
 def test_a_sound_node_is_told_what_was_checked(practice: Practice) -> None:
     practice.running(mapping(8080), mapping(8081, hostIP=NODE4))
     before = practice.node.nft("-sa list ruleset")
-    said = practice.says()
-    assert {one.status for one in said} == {"ok"}
-    assert len(said) == len(checks.CHECKS)
-    assert os.uname().release in said[0].text
+    output = practice.says()
+    assert {item.status for item in output} == {"ok"}
+    assert len(output) == len(checks.CHECKS)
+    assert os.uname().release in output[0].text
     assert practice.node.nft("-sa list ruleset") == before
 
 
@@ -51,11 +51,13 @@ def confined(practice: Practice, *command: str) -> str:
 
 
 def test_without_the_right_to_change_the_network_every_check_that_needs_it_says_so(practice: Practice) -> None:
-    said = confined(practice, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
-    assert "problem nftables cannot be used on this node" in said
-    assert "Run this as root" in said
-    assert "note the base rules could not be checked" in said or "note the forward policy could not be checked" in said
-    assert "ok the network configurations call hostport as they should" in said
+    output = confined(practice, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    assert "problem nftables cannot be used on this node" in output
+    assert "Run this as root" in output
+    assert (
+        "note the base rules could not be checked" in output or "note the forward policy could not be checked" in output
+    )
+    assert "ok the network configurations call hostport as they should" in output
 
 
 @pytest.mark.parametrize("version", ["0.9.8", "1.0.1"])
@@ -70,9 +72,12 @@ def test_an_old_libnftables_is_named_with_the_version_that_is_needed_and_given_n
 
     monkeypatch.setattr(Nft, "listing", listing)
     monkeypatch.setattr(Nft, "run", run)
-    said = practice.says()[0]
-    assert (said.status, said.text) == ("problem", f"libnftables {version} is too old: host ports need 1.0.2 or later")
-    assert "Debian 12" in said.remedy
+    output = practice.says()[0]
+    assert (output.status, output.text) == (
+        "problem",
+        f"libnftables {version} is too old: host ports need 1.0.2 or later",
+    )
+    assert "Debian 12" in output.remedy
 
 
 @pytest.mark.parametrize("version", ["1.0.2", "1.0.9-dev", "1.1", "10.0"])
@@ -92,10 +97,10 @@ def test_a_libnftables_that_is_not_too_old_is_asked(
 
 def test_without_libnftables_the_package_is_named(practice: Practice) -> None:
     hide = 'for library in $(find / -xdev -name "libnftables.so*"); do mount --bind /dev/null "$library"; done'
-    said = confined(practice, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
-    assert "problem nftables cannot be used on this node" in said
-    assert "Install the package libnftables1" in said
-    assert "ok the network configurations call hostport as they should" in said
+    output = confined(practice, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
+    assert "problem nftables cannot be used on this node" in output
+    assert "Install the package libnftables1" in output
+    assert "ok the network configurations call hostport as they should" in output
 
 
 def test_a_table_of_another_kind_in_the_way_is_shown(practice: Practice) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import node_process as inprocess
+import node_process
 import pytest
 from lab import LAUNCHER, NODE4, NODE6
 from libcni_cache import Cache
@@ -28,13 +28,13 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def remove(node: Bench, cache: Cache) -> list[str]:
-    with inprocess.on(node):
+    with node_process.on(node):
         return leftovers.remove([cache.directory])
 
 
 def told(node: Bench, caches: Sequence[Path]) -> list[Statement]:
-    with inprocess.on(node):
-        return [one for one in checks.examine([], caches) if "portmap" in one.text]
+    with node_process.on(node):
+        return [item for item in checks.examine([], caches) if "portmap" in item.text]
 
 
 def test_exactly_the_rules_of_dead_containers_are_removed(node: Bench, cache: Cache) -> None:
@@ -46,9 +46,9 @@ def test_exactly_the_rules_of_dead_containers_are_removed(node: Bench, cache: Ca
     for pod in (forgotten, dead):
         pod.remove()
     expected = without(everything(node), traces(node, [forgotten, dead], r"80[23]\d"))
-    gone = remove(node, cache)
-    assert {line.split()[1] for line in gone} == {forgotten.id, dead.id}
-    assert len(gone) == 4
+    removed = remove(node, cache)
+    assert {line.split()[1] for line in removed} == {forgotten.id, dead.id}
+    assert len(removed) == 4
     assert everything(node) == expected
     assert foreign in expected
     assert answers(node, 8000)
@@ -83,7 +83,7 @@ def test_leftovers_that_lead_into_another_pod_are_a_problem(node: Bench, cache: 
     old.remove()
     heir = web(node, 2, 8010)
     cache.add(heir)
-    problem, fine = (one for one in told(node, [cache.directory]) if "left nothing" not in one.text)
+    problem, fine = (item for item in told(node, [cache.directory]) if "left nothing" not in item.text)
     assert problem.status == "problem"
     assert old.id in problem.text
     assert f"{old.ip4} is now that of container {heir.id}" in problem.meaning
@@ -96,7 +96,7 @@ def test_leftovers_that_lead_into_another_pod_are_a_problem(node: Bench, cache: 
 def test_leftovers_that_lead_nowhere_are_worth_a_note(node: Bench, cache: Cache) -> None:
     old = web(node, 2, 8000)
     old.remove()
-    (note,) = (one for one in told(node, [cache.directory]) if "left nothing" not in one.text)
+    (note,) = (item for item in told(node, [cache.directory]) if "left nothing" not in item.text)
     assert note.status == "note"
     assert old.id in note.text
     assert len(note.details) == 5
@@ -112,10 +112,12 @@ def test_a_container_whose_namespace_lives_is_kept_although_nobody_has_its_addre
 def test_without_a_cache_nothing_is_removed(node: Bench, tmp_path: Path) -> None:
     web(node, 2, 8000).remove()
     before = everything(node)
-    with inprocess.on(node), pytest.raises(CNIError, match="there is no cache of a runtime in"):
+    with node_process.on(node), pytest.raises(CNIError, match="there is no cache of a runtime in"):
         leftovers.remove([tmp_path / "absent"])
     assert everything(node) == before
-    assert any("could not be checked" in one.text and one.status == "note" for one in told(node, [tmp_path / "absent"]))
+    assert any(
+        "could not be checked" in item.text and item.status == "note" for item in told(node, [tmp_path / "absent"])
+    )
 
 
 def test_containers_that_are_all_gone_are_cleared_where_their_namespaces_would_be_seen(
@@ -130,7 +132,7 @@ def test_containers_that_are_all_gone_are_cleared_where_their_namespaces_would_b
 
 def test_a_removal_that_is_refused_is_a_problem_that_says_why(node: Bench, tmp_path: Path) -> None:
     web(node, 2, 8000).remove()
-    with inprocess.on(node):
+    with node_process.on(node):
         [refused] = leftovers.remove_and_tell([tmp_path / "absent"])
     assert (refused.status, refused.text[:42]) == ("problem", "portmap's leftovers were not removed: ther")
 
@@ -174,7 +176,7 @@ def test_a_container_whose_entry_cannot_be_read_is_kept(node: Bench, cache: Cach
     cache.path(pod).write_text(content)
     kept = remove(node, cache) == []
     assert kept == (content != "{}")
-    assert kept == any("cannot be told" in one.text for one in told(node, [cache.directory]))
+    assert kept == any("cannot be told" in item.text for item in told(node, [cache.directory]))
 
 
 def test_rules_that_are_not_quite_portmaps_are_kept(node: Bench, cache: Cache) -> None:
@@ -193,7 +195,7 @@ def test_rules_that_are_not_quite_portmaps_are_kept(node: Bench, cache: Cache) -
 
 
 def test_a_node_without_portmap_has_nothing_left_of_it(node: Bench, cache: Cache) -> None:
-    assert [one.text for one in told(node, [cache.directory])] == [
+    assert [item.text for item in told(node, [cache.directory])] == [
         "portmap left nothing in nftables",
         "portmap left nothing in iptables",
     ]

@@ -135,8 +135,8 @@ def test_the_sockets_of_the_node_are_looked_at_once(practice: Practice, monkeypa
 def test_a_host_address_that_the_node_does_not_have_is_worth_a_note(practice: Practice) -> None:
     pod = practice.running(mapping(8080, hostIP="192.0.2.77"), mapping(8080, hostIP="2001:db8::77"))
     found = practice.finds()
-    assert [one.status for one in found] == ["note", "note"]
-    assert [one.text for one in found] == [
+    assert [item.status for item in found] == ["note", "note"]
+    assert [item.text for item in found] == [
         f"{address} is not an address of this node, and a hostIP of container {pod.id}"
         for address in ("192.0.2.77", "2001:db8::77")
     ]
@@ -159,7 +159,7 @@ def test_the_addresses_of_services_are_told_of(practice: Practice) -> None:
     assert found.text == "kube-ipvs0 has 1 address of Services: kube-proxy is in its IPVS mode"
     assert '"hostAddresses"' in found.remedy
     practice.running(mapping(8080))
-    assert [one.status for one in practice.finds()] == ["note"]
+    assert [find.status for find in practice.finds()] == ["note"]
 
 
 def test_a_service_that_came_after_the_last_add_is_a_problem_and_the_next_add_is_a_remedy(practice: Practice) -> None:
@@ -175,11 +175,11 @@ def test_a_service_that_came_after_the_last_add_is_a_problem_and_the_next_add_is
     assert of6.details == ("fd00:96::1",)
     assert practice.node.ask("tcp", "10.96.0.1", 8443).startswith("web ")
     practice.running(mapping(9090))
-    assert [one.status for one in practice.finds()] == ["note"]
+    assert [find.status for find in practice.finds()] == ["note"]
     assert practice.node.is_silent("tcp", "10.96.0.1", 8443)
 
 
 def test_a_mapping_of_one_address_takes_nothing_of_services(practice: Practice) -> None:
     practice.running(mapping(8443, hostIP=NODE4))
     practice.node.ip("link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0")
-    assert [one.status for one in practice.finds()] == ["note"]
+    assert [find.status for find in practice.finds()] == ["note"]

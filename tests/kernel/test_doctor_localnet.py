@@ -21,7 +21,7 @@ def practice(node: Node, tmp_path: Path) -> Practice:
 
 
 def about_it(practice: Practice) -> list[Statement]:
-    return [one for one in practice.finds() if "CVE-2020-8558" in one.meaning]
+    return [find for find in practice.finds() if "CVE-2020-8558" in find.meaning]
 
 
 def reaches(practice: Practice) -> bool:
@@ -49,7 +49,7 @@ def test_an_interface_to_a_pod_without_its_guard_is_a_problem_and_the_remedy_wor
     assert reaches(practice)
     practice.node.run(*LAUNCHER, *found.remedy.split()[1:2], f"--cache-dir={practice.cache.directory}")
     assert not reaches(practice)
-    assert [one for one in about_it(practice) if one.status == "problem"] == []
+    assert [item for item in about_it(practice) if item.status == "problem"] == []
 
 
 def test_a_pod_that_is_not_reached_from_localhost_needs_no_guard(practice: Practice) -> None:
@@ -60,7 +60,7 @@ def test_a_pod_that_is_not_reached_from_localhost_needs_no_guard(practice: Pract
     )
     assert about_it(practice) == []
     practice.node.set_sysctl(BRIDGE, 1)
-    assert [one.status for one in about_it(practice)] == ["note"]
+    assert [item.status for item in about_it(practice)] == ["note"]
 
 
 @pytest.mark.parametrize(("setting", "name"), [(ALL, "all"), (UPLINK, "uplink")])

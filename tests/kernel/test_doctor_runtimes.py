@@ -86,7 +86,7 @@ def test_host_ports_that_a_running_container_lacks_are_a_problem_and_the_remedy_
     pod = practice.running(mapping(8080), mapping(8081, hostIP=NODE4))
     chain = next(line.split()[1] for line in practice.node.ruleset().splitlines() if "chain dnat-" in line)
     practice.node.nft(damage.format(chain=chain))
-    (found,) = (one for one in practice.finds() if "is not what 1" in one.text)
+    (found,) = (find for find in practice.finds() if "is not what 1" in find.text)
     assert found.status == "problem"
     assert found.details == (f"pod shop/{pod.host_end} (eth0, network pods): {lacking}",)
     practice.node.run(*LAUNCHER, *found.remedy.split()[1:], f"--cache-dir={practice.cache.directory}")
@@ -114,7 +114,7 @@ def test_a_container_that_was_just_deleted_lacks_nothing(practice: Practice) -> 
 def test_a_container_that_is_gone_lacks_nothing(practice: Practice) -> None:
     practice.running(mapping(8080)).remove()
     practice.node.nft("flush ruleset")
-    assert not [one for one in practice.finds() if "is not what" in one.text]
+    assert not [find for find in practice.finds() if "is not what" in find.text]
 
 
 def test_a_pod_whose_addresses_are_in_a_network_stack_of_its_own_lacks_nothing_until_it_does(
@@ -124,14 +124,14 @@ def test_a_pod_whose_addresses_are_in_a_network_stack_of_its_own_lacks_nothing_u
     pod.ip("addr flush dev eth0")
     assert practice.finds() == []
     practice.node.nft("flush ruleset")
-    assert [one for one in practice.finds() if one.text == "the ruleset is not what 1 running container asked for"]
+    assert [find for find in practice.finds() if find.text == "the ruleset is not what 1 running container asked for"]
 
 
 def test_a_pod_that_has_another_address_than_it_was_given_is_not_compared(practice: Practice) -> None:
     pod = practice.running(mapping(8080))
     pod.ip("addr add 10.88.0.99/24 dev eth0", f"addr del {pod.addresses[0]} dev eth0")
     practice.node.nft("flush ruleset")
-    assert not [one for one in practice.finds() if "is not what" in one.text]
+    assert not [find for find in practice.finds() if "is not what" in find.text]
 
 
 def test_host_ports_that_no_cache_explains_are_worth_a_note(practice: Practice) -> None:

@@ -31,10 +31,10 @@ def test_a_virtual_address_of_the_node(node: Node, vip: str, *, given: bool) -> 
     client, target = (CLIENT4, "10.88.0.2") if vip == VIP4 else (CLIENT6, "[fd00:88::2]")
     assert node.client.ask("tcp", vip, 8080) == f"web {client}"
     explanation = explain(node, "8080", "--to", vip, *(["--from", client] if given else []))
-    who = client if given else f"a client such as {client}"
+    holder = client if given else f"a client such as {client}"
     assert (
         explanation.last["text"]
-        == f"a TCP connection from {who} to {vip} (in on uplink) leaves for {target}:80 by cni0"
+        == f"a TCP connection from {holder} to {vip} (in on uplink) leaves for {target}:80 by cni0"
     )
     assert (explanation.status, explanation.answer) == (0, f"(in on cni0) leaves for {client} by uplink")
 

@@ -41,11 +41,11 @@ def netstack(pod: Pod) -> Iterator[Pod]:
 def machine(pod: Pod) -> Pod:
     """The pod as Kata Containers makes it: all goes on to a tap device, which a virtual machine has."""
     pod.run("ip", "tuntap", "add", "tap0_kata", "mode", "tap")
-    for here, there in (("eth0", "tap0_kata"), ("tap0_kata", "eth0")):
-        pod.ip(f"link set {here} up")
-        pod.run("tc", "qdisc", "add", "dev", here, "handle", "ffff:", "ingress")
+    for local, present in (("eth0", "tap0_kata"), ("tap0_kata", "eth0")):
+        pod.ip(f"link set {local} up")
+        pod.run("tc", "qdisc", "add", "dev", local, "handle", "ffff:", "ingress")
         match = "parent ffff: protocol all u32 match u8 0 0 action mirred egress redirect dev"
-        pod.run("tc", "filter", "add", "dev", here, *match.split(), there)
+        pod.run("tc", "filter", "add", "dev", local, *match.split(), present)
     return pod
 
 

@@ -52,7 +52,7 @@ def life(node: Node) -> None:
     pod.serve("tcp", 80, "web")
     node.add(pod, mapping(8080))
     node.add(other, mapping(9090))
-    assert {f"dnat-{key_of(of)}" in node.ruleset() for of in (pod, other)} == {True}
+    assert {f"dnat-{key_of(item)}" in node.ruleset() for item in (pod, other)} == {True}
     assert node.client.ask("tcp", NODE4, 8080).startswith("web")
     assert node.cni("CHECK", pod, config(pod, mapping(8080))).status == 0
     node.delete(pod)

@@ -76,12 +76,12 @@ def named(node: Node, name: str) -> Pod:
 
 
 def test_what_somebody_else_translates_is_not_taken(node: Node) -> None:
-    one, two = named(node, "one"), named(node, "two")
+    item, two = named(node, "one"), named(node, "two")
     node.nft_file(
         "table ip other { chain c { type nat hook prerouting priority dstnat;"
         f" fib daddr type local tcp dport 30080 dnat to {two.ip4}:80; }}; }}"
     )
-    node.add(one, mapping(30080))
+    node.add(item, mapping(30080))
     assert node.client.ask("tcp", NODE4, 30080) == f"two {CLIENT4}"
 
 
@@ -90,7 +90,7 @@ def test_what_somebody_else_translates_is_not_taken(node: Node) -> None:
 def test_the_priority_of_somebody_elses_chain_and_who_came_first_do_not_matter(
     node: Node, priority: int, is_first: bool
 ) -> None:
-    one, two = named(node, "one"), named(node, "two")
+    item, two = named(node, "one"), named(node, "two")
     rules = (
         f"ip daddr {NODE4} tcp dport 30080 dnat ip to {two.ip4}:80;"
         f" ip6 daddr {NODE6} tcp dport 30080 dnat ip6 to [{two.ip6}]:80"
@@ -98,7 +98,7 @@ def test_the_priority_of_somebody_elses_chain_and_who_came_first_do_not_matter(
     theirs = f"table inet other {{ {HOOKS % (rules, rules)} }}".replace("dstnat;", f"{priority};")
 
     def add() -> None:
-        node.add(one, mapping(30080), mapping(9090))
+        node.add(item, mapping(30080), mapping(9090))
 
     in_order(add, lambda: node.nft_file(theirs.replace("-100;", f"{priority};")), is_first)
     for asking in (node.client, named(node, "neighbour"), node):
@@ -163,8 +163,8 @@ def test_services_keep_their_connections_and_the_pod_its_other_ports(
         expect(30080, "service", [NODE4, NODE6])
         assert node.client.is_silent("tcp", NODE4, 9090)
     finally:
-        for one in running:
-            one.stop()
+        for item in running:
+            item.stop()
 
 
 @pytest.mark.parametrize("mode", ["nftables", "iptables"])

@@ -112,7 +112,7 @@ def test_gcs_and_dels_at_once_all_succeed(node: Node, pods: list[Pod]) -> None:
     whole = node.footprint(pods[0])
     call = {**BARE, VALID: [named(pods[0])]}
     started = [node.start("GC", None, call) for _ in range(5)] + [node.start("DEL", pod, BARE) for pod in pods[1:]]
-    assert [wait(one).code for one in started] == [0] * len(started)
+    assert [wait(item).code for item in started] == [0] * len(started)
     assert [node.footprint(pod) for pod in pods] == [whole, {}, {}]
 
 
@@ -131,7 +131,7 @@ def test_status_succeeds_and_leaves_nothing_behind_on_a_fresh_node(node: Node) -
 def test_status_succeeds_and_changes_nothing_on_a_node_with_pods(node: Node, pods: list[Pod]) -> None:
     before = node.nft("-sa list ruleset")
     started = [node.start("STATUS", None, BARE) for _ in range(4)]
-    assert [wait(one).code for one in started] == [0] * 4
+    assert [wait(item).code for item in started] == [0] * 4
     assert node.nft("-sa list ruleset") == before
     assert pods[0].ip4 in before
 

@@ -88,9 +88,9 @@ def test_a_given_host_address_need_not_be_in_the_list(node: Node, web: Pod) -> N
 def test_the_list_is_about_the_address_and_not_about_who_asks(node: Node, web: Pod, asking: str) -> None:
     node.ip(f"link set {web.host_end} type bridge_slave hairpin on")
     node.add(web, mapping(8080), hostAddresses=["192.0.2.0/24", "127.0.0.2/32"])
-    who = {"node": node, "neighbour": node.pod(), "pod": web}[asking]
-    assert who.ask("tcp", NODE4, 8080).startswith("web ")
-    assert who.is_silent("tcp", BRIDGE4, 8080)
+    holder = {"node": node, "neighbour": node.pod(), "pod": web}[asking]
+    assert holder.ask("tcp", NODE4, 8080).startswith("web ")
+    assert holder.is_silent("tcp", BRIDGE4, 8080)
     if asking == "node":
         assert node.ask("tcp", "127.0.0.2", 8080).startswith("web ")
         assert node.is_silent("tcp", "127.0.0.1", 8080)

@@ -106,12 +106,12 @@ def test_status_says_that_host_ports_are_available(crashing: Node) -> None:
 
 
 def test_gc_removes_what_is_not_valid(crashing: Node) -> None:
-    kept, gone = serving(crashing), serving(crashing)
+    kept, absent = serving(crashing), serving(crashing)
     crashing.add(kept, mapping(8080))
-    crashing.add(gone, mapping(8081))
+    crashing.add(absent, mapping(8081))
     valid = [{"containerID": kept.id, "ifname": "eth0"}]
     assert crashing.cni("GC", None, {**BARE, "cni.dev/valid-attachments": valid}).status == 0
-    assert (crashing.holds(kept), crashing.holds(gone)) == (True, False)
+    assert (crashing.holds(kept), crashing.holds(absent)) == (True, False)
 
 
 def test_restore_brings_back_what_was_flushed(crashing: Node, tmp_path: Path) -> None:
@@ -131,14 +131,14 @@ def test_doctor_names_the_set_and_what_to_do_and_goes_on(crashing: Node, tmp_pat
     assert available["status"] == "ok"
     assert (crash["status"], crash["text"]) == ("note", f"{CRASH} on {SET}")
     assert "1.1.3 or later" in crash["remedy"]
-    assert "the rules below all host ports are as they should be" in [of["text"] for of in others]
+    assert "the rules below all host ports are as they should be" in [other["text"] for other in others]
 
 
 def test_doctor_says_of_many_sets_in_one_note_how_many_they_are(crashing: Node, tmp_path: Path) -> None:
     for number in range(20):
         declare_set(crashing, f"foreign{number}")
     ran = run(crashing, "doctor", "--json", f"--conf-dir={tmp_path}", f"--cache-dir={tmp_path}")
-    [crash] = [of for of in json.loads(ran.stdout) if CRASH in of["text"]]
+    [crash] = [load for load in json.loads(ran.stdout) if CRASH in load["text"]]
     assert crash["text"].endswith(" and 20 more")
     assert len(crash["details"]) < 20
 
@@ -157,9 +157,9 @@ def test_what_cannot_be_listed_is_told_and_everything_else_is_done(crashing: Nod
         crashing.run("nft", "-f", "-", input=f"add table ip cni_hostport; add chain ip cni_hostport {chain}")
     declare_set(crashing, "cni_hostport", "ip")
     ran = run(crashing, "doctor", "--json", f"--conf-dir={tmp_path}", f"--cache-dir={tmp_path}")
-    said = [of["text"] for of in json.loads(ran.stdout)]
-    assert f"what portmap left in nftables could not be checked: {CRASH}" in said
-    assert "portmap left nothing in iptables" in said
+    output = [load["text"] for load in json.loads(ran.stdout)]
+    assert f"what portmap left in nftables could not be checked: {CRASH}" in output
+    assert "portmap left nothing in iptables" in output
 
 
 def test_a_table_that_an_older_version_declared_is_upgraded(node: Node) -> None:

@@ -122,8 +122,8 @@ def test_every_port_with_a_program_is_said_and_no_other(node: Node, programs: Pr
     programs.listen("tcp", 8081, "0.0.0.0")
     programs.listen("udp", 8082, "0.0.0.0")
     mappings = mapping(22), mapping(53, 53, "udp"), mapping(8080), mapping(8081, 80, "udp"), mapping(8082, 80, "sctp")
-    said = node.add(pod, *mappings).stderr.splitlines(keepends=True)
-    assert [text.replace("::, 0.0.0.0", "0.0.0.0, ::") for text in said] == [
+    output = node.add(pod, *mappings).stderr.splitlines(keepends=True)
+    assert [text.replace("::, 0.0.0.0", "0.0.0.0, ::") for text in output] == [
         line(pod, "22/tcp", "0.0.0.0, ::"),
         line(pod, "53/udp", "127.0.0.53"),
     ]
@@ -134,8 +134,8 @@ def test_a_program_is_found_whatever_the_number_of_mappings(programs: Programs, 
     programs.listen("tcp", 8000 + ports - 1, "0.0.0.0")
     programs.listen("tcp", 8000 + ports, "0.0.0.0")
     pod = programs.node.pod(4)
-    said = programs.node.add(pod, *map(mapping, range(8000, 8000 + ports))).stderr
-    assert said == line(pod, f"{8000 + ports - 1}/tcp", "0.0.0.0")
+    output = programs.node.add(pod, *map(mapping, range(8000, 8000 + ports))).stderr
+    assert output == line(pod, f"{8000 + ports - 1}/tcp", "0.0.0.0")
 
 
 def test_it_is_said_again_by_a_repeated_add(node: Node, programs: Programs, pod: Pod) -> None:

@@ -177,12 +177,12 @@ def test_adds_and_dels_at_once_leave_it_open_for_who_is_left(node: Node) -> None
     pods = [node.pod(4) for _ in range(6)]
     for _ in range(4):
         started = [node.start("ADD", pod, config(pod, mapping(8000 + n))) for n, pod in enumerate(pods)]
-        assert [one.wait() for one in started] == [0] * 6
+        assert [item.wait() for item in started] == [0] * 6
         ended = [node.start("DEL", pod, config(pod)) for pod in pods[:-1]]
         ended.append(node.start("ADD", pods[-1], config(pods[-1], mapping(8005))))
-        assert [one.wait() for one in ended] == [0] * 6
-        for one in started + ended:
-            one.communicate()
+        assert [item.wait() for item in ended] == [0] * 6
+        for item in started + ended:
+            item.communicate()
         assert node.get_sysctl(ROUTE_LOCALNET.format("cni0")) == "1"
         assert guarded(node) == {"cni0"}
         node.delete(pods[-1])

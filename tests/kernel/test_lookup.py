@@ -89,9 +89,9 @@ def test_nothing_is_found_of_what_is_not_installed(beside: str) -> None:
         ([mapping(8080)], [any_address(4, "tcp", 8080), any_address(6, "tcp", 8080)], [("tcp", None, 8080)] * 2),
         (
             [mapping(8080), mapping(53, 53, "udp"), mapping(9, 9, "sctp")],
-            [any_address(*each) for each in itertools.product((4, 6), ("tcp",), (8080,))]
-            + [any_address(*each) for each in itertools.product((4, 6), ("udp",), (53,))]
-            + [any_address(*each) for each in itertools.product((4, 6), ("sctp",), (9,))],
+            [any_address(*item) for item in itertools.product((4, 6), ("tcp",), (8080,))]
+            + [any_address(*item) for item in itertools.product((4, 6), ("udp",), (53,))]
+            + [any_address(*item) for item in itertools.product((4, 6), ("sctp",), (9,))],
             [*[("tcp", None, 8080)] * 2, *[("udp", None, 53)] * 2, *[("sctp", None, 9)] * 2],
         ),
         (
@@ -140,7 +140,7 @@ def test_16_mappings_of_each_version_are_found_and_removed_without_listing(proto
     run("ADD", *(mapping(port, protocol=protocol) for port in range(8000, 8016)))
     held = found()
     assert sorted(held.elements) == sorted(
-        [*PODS, *(any_address(*each) for each in itertools.product((4, 6), (protocol,), range(8000, 8016)))]
+        [*PODS, *(any_address(*item) for item in itertools.product((4, 6), (protocol,), range(8000, 8016)))]
     )
     assert Lookup().remove(KEY, held)
     assert KEY not in ruleset()

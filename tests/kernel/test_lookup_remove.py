@@ -134,7 +134,7 @@ def test_an_attachment_whose_token_was_deleted_by_hand_is_left_to_a_listing() ->
 
 @pytest.mark.parametrize("given", [[], [mapping(9000, hostIP="2001:db8::1")]], ids=["alone", "beside a few"])
 def test_more_mappings_than_rules_are_left_to_a_listing(given: Sequence[dict[str, Any]]) -> None:
-    ipv4_only = [{**each, "hostIP": "0.0.0.0"} for each in MANY]
+    ipv4_only = [{**item, "hostIP": "0.0.0.0"} for item in MANY]
     run("ADD", *ipv4_only, *given)
     assert is_left_alone(found())
     run("DEL")

@@ -17,7 +17,6 @@ def run(command: str, stdin: str, *launcher: str) -> Outcome:
     return Outcome(ran.returncode, ran.stdout, ran.stderr)
 
 
-@pytest.mark.usefixtures("_kernel")
 def test_the_process_answers_on_stdout_and_exits_with_0() -> None:
     outcome = run("ADD", json.dumps(CONFIG))
     assert (outcome.status, outcome.stderr) == (0, "")

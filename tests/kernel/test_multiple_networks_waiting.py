@@ -84,8 +84,8 @@ def remainder(node: Node) -> set[str]:
 
 def test_the_second_network_waits_and_gets_the_ports_when_the_first_goes(container: Container) -> None:
     container.add("a")
-    said = container.add("b").stderr
-    assert said.count("stays with another attachment of") == 3
+    output = container.add("b").stderr
+    assert output.count("stays with another attachment of") == 3
     assert container.passes("a", "b")
     assert container.answers()
     container.delete("a")
@@ -99,11 +99,11 @@ def test_the_second_network_waits_and_gets_the_ports_when_the_first_goes(contain
 def test_of_three_networks_the_ports_go_in_the_order_in_which_they_came(container: Container) -> None:
     for name in "bca":
         container.add(name)
-    for gone, left in (("b", "ca"), ("c", "a")):
-        container.delete(gone)
-        assert container.passes(*left)
+    for absent, rest in (("b", "ca"), ("c", "a")):
+        container.delete(absent)
+        assert container.passes(*rest)
         assert container.answers()
-        assert container.call("CHECK", gone).code == 103
+        assert container.call("CHECK", absent).code == 103
     container.delete("a")
     assert remainder(container.node) == set()
 
@@ -239,21 +239,21 @@ def _calls(container: Container, command: str, names: str) -> Iterator[None]:
         for name in names
     ]
     yield
-    outcomes = [wait(one) for one in started]
+    outcomes = [wait(item) for item in started]
     assert [outcome.status for outcome in outcomes] == [0] * len(names), outcomes
 
 
 def test_no_connection_is_refused_while_ports_are_handed_on(node: Node, container: Container) -> None:
     container.add("a")
     container.add("b")
-    for gone in "abab":
-        assert container.leads_to(gone) in node.ruleset()
-        ifname = "eth0" if gone == "a" else f"eth-{gone}"
-        deletion = node.start("DEL", container.pod, container.config(gone), IFNAME=ifname)
+    for item in "abab":
+        assert container.leads_to(item) in node.ruleset()
+        ifname = "eth0" if item == "a" else f"eth-{item}"
+        deletion = node.start("DEL", container.pod, container.config(item), IFNAME=ifname)
         while deletion.poll() is None:
             assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
         assert wait(deletion).status == 0
-        container.add(gone)
+        container.add(item)
 
 
 def test_restore_brings_back_both_and_who_waits(node: Node, container: Container, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-import node_process as inprocess
+import node_process
 import pytest
 from lab import NODE4, NODE6, Namespace, Node
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _closing() -> Iterator[None]:
-    with inprocess.closing():
+    with node_process.closing():
         yield
 
 
 def addresses_at(path: str) -> set[str]:
-    return {str(address) for of in namespaces.visible() if of.path == path for address in of.addresses}
+    return {str(address) for item in namespaces.visible() if item.path == path for address in item.addresses}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def process(node: Node) -> Iterator[str]:
 def test_a_pods_addresses_are_read_by_this_process_itself(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("it has forked"))
     pod = node.pod()
-    with inprocess.on(node):
+    with node_process.on(node):
         assert [str(address) for address in routes.pod_addresses(pod.path, "eth0")] == pod.addresses
 
 
@@ -77,12 +77,12 @@ def test_the_addresses_of_a_process_whose_namespace_must_not_be_entered_are_seen
         return inside(path)
 
     monkeypatch.setattr(netns, "inside", refuse)
-    seen = [of for of in namespaces.visible() if of.path == process]
-    assert [of.inode for of in seen] == [0]
-    assert {str(address) for address in seen[0].addresses} == entered
+    found = [item for item in namespaces.visible() if item.path == process]
+    assert [item.inode for item in found] == [0]
+    assert {str(address) for address in found[0].addresses} == entered
 
 
 def test_a_namespace_is_seen_once(node: Node) -> None:
-    inodes = [of.inode for of in namespaces.visible() if of.inode]
+    inodes = [item.inode for item in namespaces.visible() if item.inode]
     assert len(inodes) == len(set(inodes))
-    assert node.path in {of.path for of in namespaces.visible()}
+    assert node.path in {item.path for item in namespaces.visible()}

@@ -40,12 +40,12 @@ def as_nobody(_kernel: None) -> list[str]:
 @pytest.fixture
 def full(node: Node) -> Node:
     node.ip(f"addr add {LONG6}/64 dev uplink nodad")
-    one, other = node.pod(), node.pod()
+    item, other = node.pod(), node.pod()
     asked = config(
-        one, mapping(8080), mapping(53, 53, "udp", hostIP=NODE4), mapping(65535, 65535, "sctp", hostIP=LONG6)
+        item, mapping(8080), mapping(53, 53, "udp", hostIP=NODE4), mapping(65535, 65535, "sctp", hostIP=LONG6)
     )
     args = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-{'x' * 60}"
-    assert node.cni("ADD", one, asked, ARGS=args).code == 0
+    assert node.cni("ADD", item, asked, ARGS=args).code == 0
     node.add(other, mapping(9090), name="n" * 100)
     return node
 
@@ -186,12 +186,12 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(full: Node, colu
     assert max(map(len, lines)) <= columns
     assert not [line for line in lines if line != line.rstrip()]
     shown = "".join(line.strip() for line in lines).replace(" ", "")
-    for of in json.loads(full.run(*LAUNCHER, "list", "--json").stdout):
+    for load in json.loads(full.run(*LAUNCHER, "list", "--json").stdout):
         for part in ("host_ip", "host_port", "protocol", "pod_ip", "pod_port", "pod", "network", "ifname", "holder"):
-            assert str(of[part]) in shown
-        assert of["container_id"][:12] in shown
-        address = f"[{of['pod_ip']}]" if ":" in of["pod_ip"] else of["pod_ip"]
-        assert any(f"POD ADDRESS {address}:{of['pod_port']}" in line for line in lines)
+            assert str(load[part]) in shown
+        assert load["container_id"][:12] in shown
+        address = f"[{load['pod_ip']}]" if ":" in load["pod_ip"] else load["pod_ip"]
+        assert any(f"POD ADDRESS {address}:{load['pod_port']}" in line for line in lines)
 
 
 def test_rows_that_do_not_fit_the_terminal_stand_below_each_other(node: Node) -> None:

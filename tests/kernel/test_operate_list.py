@@ -83,8 +83,8 @@ def test_a_mapping_is_one_line_of_the_table(node: Node) -> None:
 
 
 def test_mappings_are_in_the_order_of_ports_protocols_and_addresses(node: Node) -> None:
-    one, other = node.pod(), node.pod()
-    node.add(one, mapping(9000), mapping(53, 53, "udp"), mapping(53, 53), mapping(9000, 81, "sctp"))
+    item, other = node.pod(), node.pod()
+    node.add(item, mapping(9000), mapping(53, 53, "udp"), mapping(53, 53), mapping(9000, 81, "sctp"))
     node.add(other, mapping(8080, hostIP=NODE6), mapping(53, 54, "udp", hostIP=NODE4), mapping(10000))
     assert hosts(node) == [
         "0.0.0.0:53/tcp", "[::]:53/tcp", "0.0.0.0:53/udp", f"{NODE4}:53/udp", "[::]:53/udp", f"[{NODE6}]:8080/tcp",
@@ -118,12 +118,12 @@ def test_each_of_more_mappings_than_rules_are_made_for_shows_where_it_leads(node
     add(node, pod, WEB, *mappings, *(mapping(port, 99, hostIP=NODE4) for port in ports))
     found = targets(node)
     assert len(found) == 60
-    for of in mappings:
-        where = f"{of['hostPort']}/{of['protocol']}"
-        assert found[f"0.0.0.0:{where}"] == f"{pod.ip4}:{of['containerPort']}"
-        assert found[f"[::]:{where}"] == f"[{pod.ip6}]:{of['containerPort']}"
-        assert found[f"{NODE4}:{of['hostPort']}/tcp"] == f"{pod.ip4}:99"
-    assert {of["pod"] for of in listed(node)} == {WEB}
+    for item in mappings:
+        where = f"{item['hostPort']}/{item['protocol']}"
+        assert found[f"0.0.0.0:{where}"] == f"{pod.ip4}:{item['containerPort']}"
+        assert found[f"[::]:{where}"] == f"[{pod.ip6}]:{item['containerPort']}"
+        assert found[f"{NODE4}:{item['hostPort']}/tcp"] == f"{pod.ip4}:99"
+    assert {item["pod"] for item in listed(node)} == {WEB}
 
 
 @pytest.mark.parametrize(
@@ -168,17 +168,17 @@ def test_each_mapping_counts_its_connections(node: Node) -> None:
     for (protocol, port), connections in made.items():
         for number in range(connections):
             node.client.ask(protocol, NODE4, port, source_port=30000 + number)
-    assert {(of["protocol"], of["host_port"]): of["connections"] for of in listed(node)} == made
+    assert {(item["protocol"], item["host_port"]): item["connections"] for item in listed(node)} == made
 
 
 def test_a_holder_is_alive_or_gone_or_of_an_unknown_namespace(node: Node) -> None:
-    alive, gone, unknown = node.pod(4), node.pod(4), node.pod(4)
-    for port, pod in ((1, alive), (2, gone), (3, unknown)):
+    alive, absent, unknown = node.pod(4), node.pod(4), node.pod(4)
+    for port, pod in ((1, alive), (2, absent), (3, unknown)):
         node.add(pod, mapping(port))
     replaced = node.nft("list map inet hostport hostports").replace(f" {unknown.path}", "")
     node.nft_file("flush map inet hostport hostports\n" + replaced)
-    gone.remove()
-    assert [of["holder"] for of in listed(node)] == ["alive", "gone", "unknown"]
+    absent.remove()
+    assert [item["holder"] for item in listed(node)] == ["alive", "gone", "unknown"]
     assert [row[-1] for row in shown(node)[1:]] == ["alive", "gone", "unknown"]
 
 
@@ -187,7 +187,7 @@ def test_a_port_whose_rules_are_gone_leads_nowhere(node: Node) -> None:
     add(node, pod, WEB, mapping(80), mapping(81, hostIP=NODE4))
     node.nft(f"flush chain inet hostport dnat-{key_of(pod)}")
     assert targets(node) == {"0.0.0.0:80/tcp": "-", "[::]:80/tcp": "-", f"{NODE4}:81/tcp": "-"}
-    assert {(of["pod_ip"], of["pod_port"]) for of in listed(node)} == {(None, None)}
+    assert {(item["pod_ip"], item["pod_port"]) for item in listed(node)} == {(None, None)}
 
 
 def test_what_others_added_to_the_table_is_listed_only_if_it_leads_to_an_attachment(node: Node) -> None:

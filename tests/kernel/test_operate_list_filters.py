@@ -10,12 +10,12 @@ WEB, DNS = "shop/web-7d4b9c-x2x1z", "kube-system/dns"
 
 
 def test_names_are_those_of_the_runtime_as_far_as_they_reach(node: Node) -> None:
-    one, other = node.pod(4), node.pod(4)
+    item, other = node.pod(4), node.pod(4)
     long = "n" * 200
-    add(node, one, WEB, mapping(1), name="front-end.net_1")
+    add(node, item, WEB, mapping(1), name="front-end.net_1")
     add(node, other, "", mapping(2), name=long)
     assert [(row[2], row[5]) for row in shown(node)[1:]] == [(WEB, "front-end.net_1"), ("-", f"{'n' * 128}...")]
-    assert [of["pod"] for of in listed(node)] == [WEB, ""]
+    assert [item["pod"] for item in listed(node)] == [WEB, ""]
     for name in (long, f"{'n' * 128}..."):
         assert hosts(node, "--network", name) == ["0.0.0.0:2/tcp"]
     assert listed(node, "--network", "n" * 128) == []
@@ -26,7 +26,7 @@ def test_a_network_of_which_the_name_is_not_known_is_shown_and_found_by_its_hash
     node.add(pod, mapping(1))
     node.nft("flush map inet hostport pods_ip4")
     hashed = Attachment.network_key("pods")
-    assert [of["network"] for of in listed(node)] == [hashed]
+    assert [item["network"] for item in listed(node)] == [hashed]
     assert len(listed(node, "--network", "pods")) == len(listed(node, "--network", hashed)) == 1
 
 
@@ -60,7 +60,7 @@ def busy(node: Node) -> Node:
 )
 def test_filters_select_and_combine(busy: Node, options: str, ports: str) -> None:
     found = listed(busy, *options.split())
-    assert [f"{of['host_port']}/{of['protocol']}" for of in found] == ports.split()
+    assert [f"{item['host_port']}/{item['protocol']}" for item in found] == ports.split()
 
 
 def test_a_filter_that_nothing_passes_says_so_and_succeeds(busy: Node) -> None:
@@ -71,7 +71,7 @@ def test_a_filter_that_nothing_passes_says_so_and_succeeds(busy: Node) -> None:
 def test_a_pod_whose_name_is_cut_is_found_by_its_whole_name(node: Node) -> None:
     name = f"{'s' * 63}/{'p' * 253}"
     add(node, node.pod(4), name, mapping(80))
-    assert [of["pod"] for of in listed(node)] == [name[:128]]
+    assert [item["pod"] for item in listed(node)] == [name[:128]]
     for known in (name, "p" * 253, name[:128]):
         assert len(listed(node, "--pod", known)) == 1
     assert listed(node, "--pod", "q" * 253) == []
@@ -80,4 +80,4 @@ def test_a_pod_whose_name_is_cut_is_found_by_its_whole_name(node: Node) -> None:
 def test_a_pod_is_found_by_a_name_that_nftables_cannot_quote(node: Node) -> None:
     name = 'shop/we"b\\1\u00e9'
     add(node, node.pod(4), name, mapping(80))
-    assert [of["pod"] for of in listed(node, "--pod", name)] == ["shop/we?b?1?"]
+    assert [item["pod"] for item in listed(node, "--pod", name)] == ["shop/we?b?1?"]

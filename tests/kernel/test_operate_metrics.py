@@ -73,15 +73,15 @@ def test_a_node_without_a_table_has_no_mappings_and_no_holders(node: Node) -> No
 
 
 def test_mappings_holders_and_connections_are_counted(node: Node) -> None:
-    pod, gone = node.pod(), node.pod(4)
+    pod, absent = node.pod(), node.pod(4)
     pod.serve("tcp", 80, "web")
     asked = config(pod, mapping(8080), mapping(53, 53, "udp"), mapping(81, hostIP=NODE4))
     assert node.cni("ADD", pod, asked, ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web").code == 0
-    node.add(gone, mapping(9090), name="back")
-    gone.remove()
+    node.add(absent, mapping(9090), name="back")
+    absent.remove()
     for _ in range(3):
         node.client.ask("tcp", NODE4, 8080)
-    pod_labels, gone_labels = ("shop/web", pod.id, "eth0", "pods"), ("", gone.id, "eth0", "back")
+    pod_labels, gone_labels = ("shop/web", pod.id, "eth0", "pods"), ("", absent.id, "eth0", "back")
     assert measured(node) == {
         "hostport_mappings": {
             of("tcp", "ipv4"): 3, of("tcp", "ipv6"): 1, of("udp", "ipv4"): 1, of("udp", "ipv6"): 1,
@@ -188,8 +188,8 @@ def test_a_text_file_that_cannot_be_written_is_named(node: Node) -> None:
 
 def test_scrapes_are_answered_at_the_same_time_and_after_the_ruleset_was_flushed(node: Node) -> None:
     node.add(node.pod(), mapping(8080))
-    with serving(node, str(PORT)) as said, ThreadPoolExecutor(8) as threads:
-        assert said == f"Listening on http://127.0.0.1:{PORT}/metrics"
+    with serving(node, str(PORT)) as output, ThreadPoolExecutor(8) as threads:
+        assert output == f"Listening on http://127.0.0.1:{PORT}/metrics"
         first = scrape(node)
         assert len(first["hostport_connections_total"]) == 2
         assert list(threads.map(lambda _: scrape(node), range(40))) == [first] * 40
@@ -205,8 +205,8 @@ def test_scrapes_are_answered_at_the_same_time_and_after_the_ruleset_was_flushed
     [(f"{BRIDGE4}:{PORT}", BRIDGE4), (f"[::1]:{PORT}", "::1"), (f"localhost:{PORT}", "127.0.0.1")],
 )
 def test_scrapes_are_answered_on_the_given_address(node: Node, listen: str, address: str) -> None:
-    with serving(node, listen) as said:
-        assert said == f"Listening on http://{listen}/metrics"
+    with serving(node, listen) as output:
+        assert output == f"Listening on http://{listen}/metrics"
         assert scrape(node, address) == {"hostport_holders": NOTHING}
 
 

@@ -106,12 +106,12 @@ def test_of_a_dead_and_a_living_holder_neither_makes_room(node: Node, first: Pod
 def test_nobody_is_judged_dead_by_a_caller_that_does_not_see_its_own_namespace(
     node: Node, first: Pod, second: Pod, own: str, tmp_path: Path
 ) -> None:
-    seen = tmp_path / "netns"
+    found = tmp_path / "netns"
     if own == "plain file":
-        seen.touch()
+        found.touch()
     first.remove()
     before = node.ruleset()
-    assert node.cni("ADD", second, config(second, mapping(8080)), NETNS=str(seen)).code == 100
+    assert node.cni("ADD", second, config(second, mapping(8080)), NETNS=str(found)).code == 100
     assert node.ruleset() == before
 
 

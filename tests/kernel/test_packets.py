@@ -74,8 +74,8 @@ def test_a_neighbour_on_the_bridge_reaches_a_host_port(node: Node, bridge_nf: in
         for address in NODE[family]:
             assert neighbour.ask(protocol, address, 8080) == f"web {BRIDGE[family]}"
     # and what it sends to the pod itself, which the bridge hands to the same hooks, is not masqueraded
-    mine, its = (neighbour.ip6, pod.ip6) if family == 6 else (neighbour.ip4, pod.ip4)
-    assert neighbour.ask("tcp", its, 80) == f"web {mine}"
+    own_listing, its = (neighbour.ip6, pod.ip6) if family == 6 else (neighbour.ip4, pod.ip4)
+    assert neighbour.ask("tcp", its, 80) == f"web {own_listing}"
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -166,14 +166,14 @@ def test_routed_traffic_to_the_same_port_number_is_left_alone(node: Node, protoc
         namespace.serve(protocol, 8080, name)
     node.add(pod, *BOTH)
     for family in (4, 6):
-        mine, its = (pod.ip4, other.ip4) if family == 4 else (pod.ip6, other.ip6)
+        own_listing, its = (pod.ip4, other.ip4) if family == 4 else (pod.ip6, other.ip6)
         client = CLIENT[family]
-        assert pod.ask(protocol, client, 8080) == f"outside {mine}"
+        assert pod.ask(protocol, client, 8080) == f"outside {own_listing}"
         assert other.ask(protocol, client, 8080) == f"outside {its}"
-        assert node.client.ask(protocol, mine, 8080) == f"pod {client}"
+        assert node.client.ask(protocol, own_listing, 8080) == f"pod {client}"
         assert node.client.ask(protocol, its, 8080) == f"other {client}"
         assert node.ask(protocol, client, 8080) == f"outside {NODE[family][0]}"
-        assert node.ask(protocol, mine, 80) == f"mapped {BRIDGE[family]}"
+        assert node.ask(protocol, own_listing, 80) == f"mapped {BRIDGE[family]}"
 
 
 @pytest.mark.parametrize("count", [3, 16, 17, 1000])

@@ -22,11 +22,11 @@ def test_32_adds_of_different_pods_all_land(node: Node) -> None:
     pods = [node.pod() for _ in range(32)]
     calls = [config(pod, mapping(8000 + number)) for number, pod in enumerate(pods)]
     started = [node.start("ADD", pod, call) for pod, call in zip(pods, calls, strict=True)]
-    assert [wait(one).code for one in started] == [0] * 32
+    assert [wait(item).code for item in started] == [0] * 32
     assert all(node.footprint(pod) == whole(1) for pod in pods)
     assert node.cni("CHECK", pods[0], calls[0]).code == 0
     started = [node.start("DEL", pod, BARE) for pod in pods]
-    assert [wait(one).code for one in started] == [0] * 32
+    assert [wait(item).code for item in started] == [0] * 32
     assert not any(node.footprint(pod) for pod in pods)
 
 
@@ -39,32 +39,32 @@ def test_of_16_adds_for_one_port_one_wins(node: Node, holder: str) -> None:
     pods = [node.pod() for _ in range(16)]
     started = [node.start("ADD", pod, config(pod, mapping(8080), mapping(9000 + n))) for n, pod in enumerate(pods)]
     late = [node.start("DEL", dead, BARE) for _ in range(2)] if "DEL" in holder else []
-    codes = [wait(one).code for one in started]
+    codes = [wait(item).code for item in started]
     assert sorted(codes) == [0] + [100] * 15
-    assert [wait(one).code for one in late] == [0] * len(late)
+    assert [wait(item).code for item in late] == [0] * len(late)
     assert [node.footprint(pod) for pod in pods] == [Counter() if code else whole(2) for code in codes]
     assert not node.footprint(dead)
 
 
 def live(node: Node, pod: Pod, schedule: random.Random) -> dict[str, Any] | None:
     """ADD and DEL at random; after each ADD that succeeded see all of it there. Return what is left installed."""
-    left = None
+    rest = None
     for _ in range(6):
         if schedule.random() < 0.3:
             assert node.cni("DEL", pod, BARE).code == 0
-            left = None
+            rest = None
         else:
             ports = schedule.sample(range(8080, 8085), schedule.randint(1, 2))
             wanted = config(pod, *(mapping(port, 80, schedule.choice(["tcp", "udp"])) for port in ports))
             added = node.cni("ADD", pod, wanted)
             assert added.code in {0, *REFUSED}, added
-            left = left if added.code else wanted
-        if left:
-            checked = node.cni("CHECK", pod, left)
+            rest = rest if added.code else wanted
+        if rest:
+            checked = node.cni("CHECK", pod, rest)
             assert checked.code == 0, checked
         else:
             assert not node.footprint(pod)
-    return left
+    return rest
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -77,8 +77,8 @@ def test_a_storm_of_adds_and_dels_never_removes_anothers_mapping(node: Node, see
             threads.submit(live, node, pod, random.Random(f"{seed} {number}"))  # noqa: S311 - a schedule, not a secret
             for number, pod in enumerate(pods)
         ]
-        left = [life.result() for life in lives]
-    for pod, wanted in zip(pods, left, strict=True):
+        rest = [life.result() for life in lives]
+    for pod, wanted in zip(pods, rest, strict=True):
         mappings = wanted["runtimeConfig"]["portMappings"] if wanted else ()
         assert node.footprint(pod) == (whole(len(mappings)) if mappings else Counter())
     assert node.footprint(bystander) == whole(2)
@@ -91,7 +91,7 @@ def test_a_kill_at_any_moment_leaves_all_of_an_attachment_or_nothing(node: Node)
     node.add(pods[0], mapping(7000))
     long = 3 * (time.monotonic() - started_at)  # as long as three of them take at once, on one processor
     schedule = random.Random(4)  # noqa: S311 - a schedule, not a secret
-    seen = set()
+    found = set()
     for _ in range(10):
         for command in ("ADD", "ADD", "DEL"):
             running = []
@@ -101,10 +101,10 @@ def test_a_kill_at_any_moment_leaves_all_of_an_attachment_or_nothing(node: Node)
             for killed in running:
                 time.sleep(schedule.uniform(0, long / len(pods)))
                 killed.kill()
-                seen.add((command, wait(killed).status))
+                found.add((command, wait(killed).status))
             for pod in pods:
                 assert node.footprint(pod) in [Counter(), whole(1), whole(2), whole(3)]
-    assert {("ADD", 0), ("ADD", -9), ("DEL", 0), ("DEL", -9)} <= seen
+    assert {("ADD", 0), ("ADD", -9), ("DEL", 0), ("DEL", -9)} <= found
     for pod in pods:
         node.delete(pod)
         assert not node.footprint(pod)

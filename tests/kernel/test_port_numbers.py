@@ -6,9 +6,9 @@ from lab import NODE4, Node, config, mapping
 
 @pytest.mark.parametrize("port", [6, 17, 132])
 def test_host_ports_with_the_number_of_a_protocol_are_ports_like_others(node: Node, port: int) -> None:
-    gone, holder, many = node.pod(4), node.pod(4), node.pod(4)
-    node.add(gone, mapping(port))
-    gone.remove()
+    absent, holder, many = node.pod(4), node.pod(4), node.pod(4)
+    node.add(absent, mapping(port))
+    absent.remove()
     assert "takes over" in node.add(holder, mapping(port), mapping(port, 53, "udp")).stderr
     refused = node.cni("ADD", many, config(many, mapping(port)))
     assert (refused.code, f"host port {port}/tcp is taken" in refused.msg) == (100, True)

@@ -29,7 +29,7 @@ def asked(_kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Messa
     ask = Netlink.ask
 
     def noted(netlink: Netlink, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
-        questions.extend(one for one in messages if b"nat\0" in one[2] or b"cni_hostport\0" in one[2])
+        questions.extend(message for message in messages if b"nat\0" in message[2] or b"cni_hostport\0" in message[2])
         return ask(netlink, messages)
 
     monkeypatch.setattr(Netlink, "ask", noted)

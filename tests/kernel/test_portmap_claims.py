@@ -79,8 +79,8 @@ def test_a_port_of_a_container_of_portmaps_that_is_gone_is_taken_over(
 ) -> None:
     old.remove()
     new = node.web(name="new", **place(4))
-    told = node.add(new, *mappings(8000)).stderr
-    assert told == (
+    output = node.add(new, *mappings(8000)).stderr
+    assert output == (
         f"hostport: host port 8000/tcp was held by container {old.id[:12]} (portmap), which no longer exists;"
         f" container {new.id} (eth0) takes over\n"
     )
@@ -182,7 +182,7 @@ def test_of_two_that_want_a_port_of_a_container_that_is_gone_one_gets_it(
     old.remove()
     pods = [node.web(name=f"new{number}", **place(number)) for number in (4, 5, 6, 7)]
     started = [node.start("ADD", pod, config(pod, *mappings(8000))) for pod in pods]
-    outcomes = [wait(of) for of in started]
+    outcomes = [wait(item) for item in started]
     assert sorted(outcome.code for outcome in outcomes) == [0, 100, 100, 100], outcomes
     [winner] = [number for number, outcome in enumerate(outcomes, 4) if not outcome.code]
     assert portmaps(node) == without_old

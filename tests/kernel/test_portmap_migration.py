@@ -119,7 +119,7 @@ def test_a_del_at_a_time_of_many_pods_removes_all_of_their_rules_and_no_others(
     pods = [web(node, 10 + number, 8000 + 10 * number) for number in range(6)]
     node.swap(HOSTPORT)
     started = [node.start("DEL", pod, {"cniVersion": "1.1.0", "name": "pods"}) for pod in pods for _ in range(2)]
-    assert [wait(of).status for of in started] == [0] * 12
+    assert [wait(item).status for item in started] == [0] * 12
     assert portmaps(node) == expected
     assert answers(node, 9000)
     node.swap(portmap)
@@ -181,14 +181,14 @@ def test_a_jump_of_somebody_elses_into_a_chain_of_portmaps_fails_the_del_and_not
 def test_legacy_iptables_that_is_not_installed_is_told(node: Bench, portmap: Plugin, old: Pod) -> None:
     before = portmaps(node)
     node.confined(*WITHOUT_IPTABLES)
-    told = node.delete(old).stderr
+    output = node.delete(old).stderr
     if "legacy" in portmap.name:
         assert re.fullmatch(
-            f"hostport: portmap's rules of {old.id} may still be there: .* iptables-legacy-save is not .*\n", told
+            f"hostport: portmap's rules of {old.id} may still be there: .* iptables-legacy-save is not .*\n", output
         )
         assert portmaps(node) == before
     else:
-        assert told == ""
+        assert output == ""
         assert not any(old.id in line for line in portmaps(node))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import node_process as inprocess
+import node_process
 import pytest
 from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, Node, Pod, config, mapping
 
@@ -87,7 +87,7 @@ def restarted(node: Node, pod: Pod, addresses: Sequence[str] = ()) -> Pod:
 
 @pytest.fixture(autouse=True)
 def _closing() -> Iterator[None]:
-    with inprocess.closing():
+    with node_process.closing():
         yield
 
 

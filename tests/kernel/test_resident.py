@@ -111,10 +111,10 @@ def test_many_pods_at_once_all_get_their_ports(warm: Node, resident: Resident, t
     warm.launcher = launcher(tmp_path, resident.path)
     pods = [warm.pod(4) for _ in range(32)]
     started = [warm.start("ADD", pod, config(pod, mapping(8000 + number))) for number, pod in enumerate(pods)]
-    assert [wait(one).status for one in started] == [0] * 32
+    assert [wait(item).status for item in started] == [0] * 32
     assert warm.nft("list map inet hostport hostports").count("goto dnat-") == 32
     started = [warm.start("DEL", pod, config(pod)) for pod in pods]
-    assert [wait(one).status for one in started] == [0] * 32
+    assert [wait(item).status for item in started] == [0] * 32
     assert "goto dnat-" not in warm.nft("list map inet hostport hostports")
 
 
@@ -122,7 +122,7 @@ def test_one_of_many_that_want_the_same_port_gets_it(warm: Node, resident: Resid
     warm.launcher = launcher(tmp_path, resident.path)
     pods = [warm.pod(4) for _ in range(16)]
     started = [warm.start("ADD", pod, config(pod, mapping(8080))) for pod in pods]
-    assert sorted(wait(one).code for one in started) == [0] + [100] * 15
+    assert sorted(wait(item).code for item in started) == [0] + [100] * 15
 
 
 def test_a_storm_loses_and_doubles_nothing_while_the_resident_process_is_killed_again_and_again(

@@ -31,8 +31,8 @@ def serve(path: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "pipe", "link to a socket"])
 def test_what_is_no_socket_is_not_replaced(tmp_path: Path, kind: str) -> None:
     path, stale = tmp_path / "there", tmp_path / "stale"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
-        left.bind(str(stale))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as rest:
+        rest.bind(str(stale))
     make: dict[str, Callable[[], object]] = {
         "file": path.touch,
         "directory": path.mkdir,
@@ -61,8 +61,8 @@ def test_a_socket_of_another_kind_is_somebodys(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
-        left.bind(str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as rest:
+        rest.bind(str(tmp_path / "socket"))
     started = subprocess.Popen([*LAUNCHER, "serve", str(tmp_path / "socket")], env={})
     try:
         assert eventually(lambda: answers(tmp_path / "socket"))

@@ -30,7 +30,7 @@ def test_five_hundred_mappings_answer_again_after_the_ruleset_was_flushed(node: 
         pod.serve("tcp", 80, pod.host_end, "0.0.0.0")
         cache.add(pod, *(mapping(port) for port in ports[pod.id]))
     started = [node.start("ADD", pod, config(pod, *(mapping(port) for port in ports[pod.id]))) for pod in pods]
-    assert [wait(one).status for one in started] == [0] * 50
+    assert [wait(item).status for item in started] == [0] * 50
     node.nft("flush ruleset")
     assert node.client.is_silent("tcp", NODE4, 8000)
     assert restore(node, cache) == "50 restored\n"
@@ -112,8 +112,8 @@ def test_the_base_is_put_right_for_pods_that_no_cache_knows(node: Node, cache: C
     commands = restore(node, cache, options=("--dry-run",))
     assert "add rule inet hostport dispatch ip6 daddr ::1 return\n" in commands
     assert "dnat-" not in commands
-    said = "restored: the base of the ruleset: chain inet hostport dispatch\n1 restored\n"
-    assert restore(node, cache) == said
+    output = "restored: the base of the ruleset: chain inet hostport dispatch\n1 restored\n"
+    assert restore(node, cache) == output
     assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
 
 

@@ -71,9 +71,9 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_restored(node: N
     node.nft("flush ruleset")
     broken = cache.directory / "results" / "pods-broken-eth0"
     broken.write_text('{"kind": "cniCacheV1", "containerId"')
-    said = restore(node, cache, status=1)
-    assert f"failed: {broken}: " in said
-    assert said.endswith("1 failed, 1 restored\n")
+    output = restore(node, cache, status=1)
+    assert f"failed: {broken}: " in output
+    assert output.endswith("1 failed, 1 restored\n")
     assert node.footprint(pod)
 
 
@@ -87,8 +87,8 @@ def test_several_caches_are_read_and_one_that_is_missing_is_no_error(node: Node,
     (absent.directory / "results").rmdir()
     pods = running(node, cache, mapping(8080)), running(node, other, mapping(9090))
     node.nft("flush ruleset")
-    said = restore(node, cache, other, absent)
-    assert said == f"There is no cache of a runtime in {absent.directory}.\n2 restored\n"
+    output = restore(node, cache, other, absent)
+    assert output == f"There is no cache of a runtime in {absent.directory}.\n2 restored\n"
     assert all(node.footprint(pod) for pod in pods)
 
 
@@ -110,9 +110,9 @@ def test_an_odd_entry_stops_nobody_else(node: Node, cache: Cache, keys: dict[str
     (cache.directory / "results" / "deep").write_text("[" * 100_000)
     pod = node.pod()
     cache.add(pod, mapping(9090))
-    said = restore(node, cache, status=1)
-    assert "Traceback" not in said
-    assert "1 restored" in said
+    output = restore(node, cache, status=1)
+    assert "Traceback" not in output
+    assert "1 restored" in output
     assert node.footprint(pod)
     assert "injected" not in node.nft("list tables")
 
@@ -159,9 +159,9 @@ def test_what_cannot_be_libcnis_is_told_and_the_others_are_restored(
     node.nft("flush ruleset")
     strange = cache.directory / "results" / "pods-strange-eth0"
     reason = make(strange)
-    said = restore(node, cache, status=1)
-    assert f"failed: {strange}: {reason}\n" in said
-    assert said.endswith("1 failed, 1 restored\n")
+    output = restore(node, cache, status=1)
+    assert f"failed: {strange}: {reason}\n" in output
+    assert output.endswith("1 failed, 1 restored\n")
     assert node.footprint(pod)
 
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import node_process as inprocess
+import node_process
 import pytest
 from all_processes import ALONE, IN_A_UNIT, SEES_ALL
 from lab import BRIDGE4, CLIENT4, LAUNCHER, NODE4, Node, config, mapping
@@ -24,13 +24,13 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def test_a_pod_whose_namespace_is_gone_does_not_come_back(node: Node, cache: Cache) -> None:
-    gone, living = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
+    absent, living = running(node, cache, mapping(8080)), running(node, cache, mapping(9090))
     node.nft("flush ruleset")
-    gone.remove()
-    said = restore(node, cache)
-    assert f"{gone.path} is gone" in said
-    assert said.endswith("1 gone, 1 restored\n")
-    assert not node.footprint(gone)
+    absent.remove()
+    output = restore(node, cache)
+    assert f"{absent.path} is gone" in output
+    assert output.endswith("1 gone, 1 restored\n")
+    assert not node.footprint(absent)
     assert node.footprint(living)
 
 
@@ -86,9 +86,9 @@ def test_a_port_of_a_living_container_is_not_taken_and_the_others_are_restored(n
     node.nft("flush ruleset")
     newer = node.pod()
     node.add(newer, mapping(8080))
-    said = restore(node, cache, status=1)
-    assert f"host port 8080/tcp is taken by container {newer.id[:12]}" in said
-    assert said.endswith("1 failed, 1 restored\n")
+    output = restore(node, cache, status=1)
+    assert f"host port 8080/tcp is taken by container {newer.id[:12]}" in output
+    assert output.endswith("1 failed, 1 restored\n")
     assert node.footprint(newer)
     assert node.footprint(other)
     assert not node.footprint(pod)
@@ -107,12 +107,12 @@ def test_an_address_of_a_living_container_is_not_taken(node: Node, cache: Cache)
 def test_a_port_of_a_container_that_is_gone_is_taken_over(node: Node, cache: Cache) -> None:
     pod = running(node, cache, mapping(8080))
     node.nft("flush ruleset")
-    gone = node.pod()
-    node.add(gone, mapping(8080))
-    gone.remove()
+    absent = node.pod()
+    node.add(absent, mapping(8080))
+    absent.remove()
     assert "takes over" in restore(node, cache)
     assert node.footprint(pod)
-    assert not node.footprint(gone)
+    assert not node.footprint(absent)
 
 
 def test_the_first_of_a_containers_networks_keeps_the_shared_ports(node: Node, cache: Cache) -> None:
@@ -148,9 +148,9 @@ def test_a_pod_that_lost_its_address_does_not_come_back_in_the_place_of_who_has_
     node.add(living, mapping(9090))
     cache.add(living, mapping(9090))
     node.nft("flush ruleset")
-    said = restore(node, cache)
-    assert f"does not have {stale.ip4} any more" in said
-    assert said.endswith("1 gone, 1 restored\n")
+    output = restore(node, cache)
+    assert f"does not have {stale.ip4} any more" in output
+    assert output.endswith("1 gone, 1 restored\n")
     node.ip("neigh flush dev cni0")
     assert node.client.ask("tcp", NODE4, 9090) == f"living {CLIENT4}"
     assert not node.footprint(stale)
@@ -216,8 +216,8 @@ def test_a_pod_that_was_deleted_is_gone_though_another_has_its_port(
     node.delete(pod)
     newer = node.pod()
     node.add(newer, mapping(8080))
-    said = restore(node, cache, options=options)
-    assert options or said == f"gone: pod shop/{pod.host_end} (eth0, network pods): it was deleted\n1 gone\n"
+    output = restore(node, cache, options=options)
+    assert options or output == f"gone: pod shop/{pod.host_end} (eth0, network pods): it was deleted\n1 gone\n"
     assert node.footprint(newer)
 
 
@@ -229,7 +229,7 @@ def test_a_pod_that_is_being_deleted_is_gone_in_the_end_though_another_has_its_p
     node.nft("flush ruleset")
     newer = node.pod()
     node.add(newer, mapping(8080))
-    with inprocess.on(node):
+    with node_process.on(node):
         paths = cni_hostport.operate.restore.candidates([cache.directory])
         outcomes = cni_hostport.operate.restore.restore(paths, print, watch_seconds=60)
         assert next(outcomes)[1].status == "failed"

@@ -47,8 +47,8 @@ def restored_again_and_again(node: Node, cache: Cache) -> Iterator[list[str]]:
 
     def again() -> None:
         while not over.is_set():
-            _, said = restoring(node, cache).communicate()
-            complaints.extend(line for line in said.splitlines() if line.startswith(("failed", "Error", "Traceback")))
+            _, output = restoring(node, cache).communicate()
+            complaints.extend(line for line in output.splitlines() if line.startswith(("failed", "Error", "Traceback")))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         running = [pool.submit(again) for _ in range(2)]
@@ -56,13 +56,13 @@ def restored_again_and_again(node: Node, cache: Cache) -> Iterator[list[str]]:
             yield complaints
         finally:
             over.set()
-        for one in running:
-            one.result()
+        for item in running:
+            item.result()
 
 
 def holders(node: Node) -> set[str]:
     listed = json.loads(node.run(*OPERATE, "list", "--json").stdout)
-    return {of["container_id"] for of in listed}
+    return {item["container_id"] for item in listed}
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["DEL with mappings", "DEL without mappings"])
@@ -136,6 +136,6 @@ def test_two_restorations_at_once_agree(node: Node, cache: Cache) -> None:
     for number in range(20):
         cache.add(node.pod(4), mapping(8000 + number))
     both = [restoring(node, cache) for _ in range(2)]
-    said = [one.communicate()[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
+    output = [item.communicate()[1] for item in both]
+    assert [item.returncode for item in both] == [0, 0], output
     assert len(holders(node)) == 20

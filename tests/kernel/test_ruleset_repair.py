@@ -23,7 +23,7 @@ def test_foreign_tables_chains_and_sets_are_never_touched(node: Node) -> None:
         }""")
     foreign = ("table ip nat", "table ip hostport", "table inet other", "chain inet hostport mine",
                "set inet hostport mine")  # fmt: skip
-    before = [node.nft(f"-a list {what}") for what in foreign]
+    before = [node.nft(f"-a list {item}") for item in foreign]
     pod = node.pod()
     node.add(pod, mapping(8080), mapping(9090))
     node.add(pod, mapping(8080))
@@ -31,7 +31,7 @@ def test_foreign_tables_chains_and_sets_are_never_touched(node: Node) -> None:
     assert node.cni("STATUS", None, BARE).code == 0
     assert node.cni("GC", None, {**BARE, "cni.dev/valid-attachments": None}).code == 0
     node.delete(pod)
-    assert [node.nft(f"-a list {what}") for what in foreign] == before
+    assert [node.nft(f"-a list {item}") for item in foreign] == before
 
 
 def test_container_ids_and_network_names_of_200_characters_are_told_apart_to_the_last(node: Node) -> None:

@@ -5,7 +5,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import node_process as inprocess
+import node_process
 import pytest
 from all_processes import SEES_ALL
 from kernel.test_security import attacker
@@ -252,7 +252,7 @@ def test_an_attachment_that_goes_while_its_table_is_upgraded_leaves_nothing(
     old = node.pod()
     node.add(old, mapping(8080))
     put_ahead(node)
-    with inprocess.on(node):
+    with node_process.on(node):
         nft = Nft()
         run = nft.run
 
@@ -280,7 +280,7 @@ def test_many_calls_at_once_on_an_older_table_all_do_what_they_should(node: Node
         with asked_all_the_time(node.client, NODE4, 8008) as heard:
             calls = [node.start("ADD", pod, config(pod, mapping(9000 + number))) for number, pod in enumerate(coming)]
             calls += [node.start("DEL", pod, config(pod)) for pod in going]
-            outcomes = [wait(one) for one in calls]
+            outcomes = [wait(call) for call in calls]
         assert [outcome.status for outcome in outcomes] == [0] * 16, outcomes
         assert set(heard) == {f"stays {CLIENT4}"}
         for number, pod in enumerate(coming):

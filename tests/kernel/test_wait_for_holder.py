@@ -36,9 +36,9 @@ class Callers(Node):
         self.waiting: list[subprocess.Popen[str]] = []
 
     def __exit__(self, *_: object) -> None:
-        for one in self.waiting:
-            one.kill()
-            one.communicate()
+        for item in self.waiting:
+            item.kill()
+            item.communicate()
         super().__exit__()
 
     def wanting(
@@ -79,8 +79,8 @@ def refusal(first: Pod, port: str = "8080/tcp") -> str:
 
 
 def is_told(outcome: Outcome, first: Pod, port: str = "8080/tcp") -> bool:
-    before, told, after = outcome.stderr.partition(f" s for an end of this: {refusal(first, port)}\n")
-    return before.startswith("hostport: waited ") and bool(told) and not after
+    before, output, after = outcome.stderr.partition(f" s for an end of this: {refusal(first, port)}\n")
+    return before.startswith("hostport: waited ") and bool(output) and not after
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_of_eight_that_wait_for_one_port_one_gets_it_and_the_others_are_refused(
     started = [node.wanting(pod, mapping(8080), mapping(9000 + n), seconds=8) for n, pod in enumerate(pods)]
     node.wait_for(8)
     node.delete(first)
-    outcomes = [wait(one) for one in started]
+    outcomes = [wait(item) for item in started]
     assert sorted(outcome.code for outcome in outcomes) == [0] + [100] * 7
     for pod, outcome in zip(pods, outcomes, strict=True):
         assert bool(node.footprint(pod)) == (outcome.code == 0)
@@ -270,11 +270,11 @@ def test_calls_are_warm_however_many_wait_and_a_killed_executables_child_ends(tm
             for _ in range(3):
                 node.add(other, mapping(8081))
                 node.delete(other)
-            assert [one.poll() for one in started] == [None] * len(started)
+            assert [item.poll() for item in started] == [None] * len(started)
             assert len(resident.children) >= len(started)
         finally:
-            for one in started:
-                one.kill()
-            for one in started:
-                wait(one)
+            for item in started:
+                item.kill()
+            for item in started:
+                wait(item)
         assert eventually(lambda: len(resident.children) <= idle)

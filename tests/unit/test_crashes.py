@@ -49,8 +49,8 @@ def test_one_context_serves_to_find_all_sets_of_the_kind_on_which_libnftables_cr
 
 @pytest.mark.parametrize("conditions", [5, "ip saddr", {"ip": 1}, None, []])
 def test_conditions_that_are_none_are_not_blamed_for_a_crash(conditions: object) -> None:
-    told = crashes.explained(crash(), {"conditionsV4": conditions})
-    assert told == "libnftables crashed: bring the nftables of this node (libnftables) to a newer version"
+    output = crashes.explained(crash(), {"conditionsV4": conditions})
+    assert output == "libnftables crashed: bring the nftables of this node (libnftables) to a newer version"
 
 
 def test_conditions_are_named_whatever_they_hold() -> None:

@@ -52,17 +52,17 @@ def unknown(holder: str) -> CNIError:
 
 def claim(refusal: CNIError, *results: Plan | CNIError, seconds: int = 20) -> tuple[Plan, list[str]]:
     """Make attempts with these results, and return the plan and the lines."""
-    lines, left = list[str](), list(results)
+    lines, rest = list[str](), list(results)
 
     def attempt() -> Plan:
-        result = left.pop(0)
+        result = rest.pop(0)
         if isinstance(result, CNIError):
             raise result
         return result
 
     attachment = Attachment("pods", "", "", "/run/netns/absent")
     plan = departure.claim(attempt, refusal, attachment, seconds, lines.append)
-    assert not left
+    assert not rest
     return plan, lines
 
 

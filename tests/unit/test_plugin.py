@@ -83,8 +83,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr("cni_hostport.kernel.nft.Nft", made)
     monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
+    monkeypatch.setattr("cni_hostport.portmap._uses_legacy_iptables", lambda _: False)
     monkeypatch.setattr("cni_hostport.kernel.listeners.tell", lambda *_: None)
-    monkeypatch.setattr("cni_hostport.portmap.LEGACY_TABLE_NAMES", "/nonexistent/{}")
     return made
 
 
@@ -101,10 +101,10 @@ def failure(command: str, **keys: Any) -> CNIError:
 
 @pytest.mark.parametrize("valid", [None, []])
 def test_gc_without_valid_attachments_removes_all_of_its_network(kernel: Kernel, valid: object) -> None:
-    mine, other = Attachment("pods", "c1", "eth0"), Attachment("other", "c1", "eth0")
-    kernel.holders = (mine, other)
+    own_listing, other = Attachment("pods", "c1", "eth0"), Attachment("other", "c1", "eth0")
+    kernel.holders = (own_listing, other)
     run("GC", **{VALID_ATTACHMENTS: valid})
-    assert kernel.deleted == [f"dnat-{mine.key}"]
+    assert kernel.deleted == [f"dnat-{own_listing.key}"]
 
 
 def test_gc_keeps_what_is_valid_by_container_and_interface(kernel: Kernel) -> None:

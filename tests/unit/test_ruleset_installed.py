@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cni_hostport.ruleset import differences as listings
+from cni_hostport.ruleset import differences as comparison
 from cni_hostport.ruleset import installed
 from cni_hostport.ruleset.commands import target_removal_commands
 from cni_hostport.ruleset.comment import Owner
@@ -140,7 +140,7 @@ def test_a_label_is_the_comment_of_the_first_rule_that_has_one() -> None:
 
 
 def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() -> None:
-    assert listings.listing_names("N-A") == [
+    assert comparison.listing_names("N-A") == [
         "tables inet",
         "map inet hostport hostports",
         "map inet hostport hostports_ip4",
@@ -167,13 +167,13 @@ def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() ->
 
 def test_the_parts_of_the_listing_of_the_table_are_what_listing_each_would_be() -> None:
     element = port("ipv4", "tcp", 8080, to="N-A")
-    mine = [chain("dnat-N-A"), table_map("hostports", element), rule("dnat-N-A"), rule("dnat-N-A", COUNTER)]
+    own_listing = [chain("dnat-N-A"), table_map("hostports", element), rule("dnat-N-A"), rule("dnat-N-A", COUNTER)]
     others = [{"table": {"family": "inet", "name": "hostport"}}, chain("dnat-N-B"), rule("dnat-N-B")]
-    parts = listings.attachment_listings([*others, *mine], "N-A")
-    assert ["tables inet", *parts] == listings.listing_names("N-A")
-    assert {what: part for what, part in parts.items() if part} == {
-        "map inet hostport hostports": [mine[1]],
-        "chain inet hostport dnat-N-A": [mine[0], *mine[2:]],
+    parts = comparison.attachment_listings([*others, *own_listing], "N-A")
+    assert ["tables inet", *parts] == comparison.listing_names("N-A")
+    assert {subject: part for subject, part in parts.items() if part} == {
+        "map inet hostport hostports": [own_listing[1]],
+        "chain inet hostport dnat-N-A": [own_listing[0], *own_listing[2:]],
     }
 
 
@@ -194,9 +194,9 @@ EXPECTED: dict[str, Listing] = {
 
 def differences(**changed: Listing) -> list[str]:
     actual = copy.deepcopy(EXPECTED)
-    for what in actual:
-        actual[what] = changed.get(what.split()[1].partition("-")[0], actual[what])
-    return listings.differences("N-A", EXPECTED, actual)
+    for item in actual:
+        actual[item] = changed.get(item.split()[1].partition("-")[0], actual[item])
+    return comparison.differences("N-A", EXPECTED, actual)
 
 
 def test_what_is_as_expected_has_no_differences() -> None:
@@ -204,11 +204,11 @@ def test_what_is_as_expected_has_no_differences() -> None:
 
 
 def test_handles_counters_comments_order_of_sets_and_elements_of_others_do_not_differ() -> None:
-    mine = port("ipv4", "tcp", 8080, to="N-A", comment="c1 eth0")
+    own_listing = port("ipv4", "tcp", 8080, to="N-A", comment="c1 eth0")
     swapped = {"match": LOCAL["match"] | {"right": {"set": ["x", "local"]}}}
     counted = {"counter": {"packets": 7, "bytes": 700}}
     assert not differences(
-        hostports=[table_map("hostports", port("ipv4", "tcp", 1, to="N-B"), mine)],
+        hostports=[table_map("hostports", port("ipv4", "tcp", 1, to="N-B"), own_listing)],
         prerouting=[
             chain("prerouting", type="nat", hook="prerouting", prio=-100) | {"handle": 99},
             rule("prerouting", swapped, handle=5),
@@ -274,43 +274,45 @@ TYPEOF = [
 
 
 def declared(key: object) -> Listing:
-    (there,) = EXPECTED["map hostports"]
-    return [{"map": there["map"] | {"type": key}}]
+    (present,) = EXPECTED["map hostports"]
+    return [{"map": present["map"] | {"type": key}}]
 
 
 def test_a_map_of_an_older_version_that_gave_types_does_not_differ() -> None:
-    for one, other in (
+    for item, other in (
         (TYPE, {"typeof": {"concat": TYPEOF}}),
         ({"typeof": {"concat": TYPEOF}}, TYPE),
         ("ipv6_addr", {"typeof": TYPEOF[1]}),
     ):
-        expected = EXPECTED | {"map hostports": declared(one)}
-        assert listings.differences("N-A", expected, EXPECTED | {"map hostports": declared(other)}) == []
+        expected = EXPECTED | {"map hostports": declared(item)}
+        assert comparison.differences("N-A", expected, EXPECTED | {"map hostports": declared(other)}) == []
 
 
 @pytest.mark.parametrize("key", [TYPE[1:], "ipv6_addr", {"typeof": {"concat": TYPEOF[1:]}}, {"typeof": TYPEOF[1]}])
 def test_a_map_with_other_keys_differs(key: object) -> None:
     expected = EXPECTED | {"map hostports": declared({"typeof": {"concat": TYPEOF}})}
-    assert listings.differences("N-A", expected, EXPECTED | {"map hostports": declared(key)})
+    assert comparison.differences("N-A", expected, EXPECTED | {"map hostports": declared(key)})
 
 
 def test_an_attachments_own_map_is_compared_by_what_is_in_it() -> None:
     name = "any_ip4-N-A"
     targets = [[{"concat": ["tcp", port]}, {"concat": ["10.1.0.2", 80]}] for port in (1, 2)]
-    expected, without = ({**EXPECTED, name: there} for there in ([table_map(name, *targets)], []))
-    assert listings.differences("N-A", expected, {**EXPECTED, name: [table_map(name, *reversed(targets))]}) == []
-    assert listings.differences("N-A", without, without) == []
-    assert listings.differences("N-A", expected, without) == [f"{name} is missing"]
-    assert listings.differences("N-A", without, expected)
-    assert listings.differences("N-A", expected, {**EXPECTED, name: [table_map(name, targets[0])]}) == [
+    expected, without = ({**EXPECTED, name: item} for item in ([table_map(name, *targets)], []))
+    assert comparison.differences("N-A", expected, {**EXPECTED, name: [table_map(name, *reversed(targets))]}) == []
+    assert comparison.differences("N-A", without, without) == []
+    assert comparison.differences("N-A", expected, without) == [f"{name} is missing"]
+    assert comparison.differences("N-A", without, expected)
+    assert comparison.differences("N-A", expected, {**EXPECTED, name: [table_map(name, targets[0])]}) == [
         f'{name} lacks element [{{"concat": ["tcp", 2]}}, {{"concat": ["10.1.0.2", 80]}}]'
     ]
 
 
 def test_a_rule_that_stands_there_twice_is_called_that() -> None:
-    (said,) = differences(prerouting=[*EXPECTED["chain prerouting"], EXPECTED["chain prerouting"][1]])
-    assert "order" not in said
+    (output,) = differences(prerouting=[*EXPECTED["chain prerouting"], EXPECTED["chain prerouting"][1]])
+    assert "order" not in output
 
 
 def test_a_missing_table_is_one_difference() -> None:
-    assert listings.differences("N-A", EXPECTED, {what: [] for what in EXPECTED}) == ["table inet hostport is missing"]
+    assert comparison.differences("N-A", EXPECTED, {item: [] for item in EXPECTED}) == [
+        "table inet hostport is missing"
+    ]

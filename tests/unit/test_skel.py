@@ -43,6 +43,16 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(plugin.OPERATIONS, command, nothing)
 
 
+class EmptyTable:
+    """A ruleset in which no attachment has anything."""
+
+    def leave_open(self) -> None:
+        pass
+
+    def find(self, _key: str) -> None:
+        return None
+
+
 def run(command: str, stdin: object = CONFIG, **variables: str | None) -> Outcome:
     changed = {f"CNI_{name}": value for name, value in variables.items()}
     environ = {k: v for k, v in (ENVIRONMENT | {"CNI_COMMAND": command} | changed).items() if v is not None}
@@ -132,9 +142,9 @@ def test_of_several_faults_the_first_in_the_order_of_checks_is_reported(command:
     }
     bad = {"CONTAINERID": "-", "IFNAME": "..", "NETNS": "", "name": "-", "cniVersion": "9.9.9"}
     for number, fault in enumerate(faults):
-        left = {name: bad[name] for name in faults[number:] if name in bad}
-        variables = {name: value for name, value in left.items() if name.isupper()}
-        config = CONFIG | {name: value for name, value in left.items() if not name.isupper()}
+        rest = {name: bad[name] for name in faults[number:] if name in bad}
+        variables = {name: value for name, value in rest.items() if name.isupper()}
+        config = CONFIG | {name: value for name, value in rest.items() if not name.isupper()}
         current = "ADD" if fault == "cniVersion" else command
         outcome = run(current, b"{" if "stdin" in faults[number:] else config, **variables)
         assert reports[fault] in outcome.msg
@@ -191,9 +201,9 @@ def test_no_version_means_the_first(config: dict[str, Any]) -> None:
      {"runtimeConfig": {"portMappings": []}}, {"runtimeConfig": {"portMappings": [mapping(0), {"HostPort": 0}]}}],
 )  # fmt: skip
 def test_add_without_mappings_echoes_every_key_of_prevresult(
-    version: str, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, version: str, keys: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("cni_hostport.lookup.Lookup.find", lambda *_: None)
+    monkeypatch.setattr("cni_hostport.lookup.Lookup", EmptyTable)
     previous = result("10.1.0.2/24", version="0.3.1") | {"ip4": None, "x": {"y": [1, 2.5, "\u00e9", True]}}
     outcome = run("ADD", {"cniVersion": version, "name": "pods", "prevResult": previous, **keys})
     assert (outcome.status, outcome.stderr) == (0, "")

@@ -15,7 +15,7 @@ import cni_hostport
 from cni_hostport import plugin, skel
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.log import announce
-from cni_hostport.operate import cli, firewalls, metrics, terminal
+from cni_hostport.operate import arguments, cli, firewalls, metrics, terminal
 from cni_hostport.operate.mappings import HolderState
 from cni_hostport.operate.statements import problem
 from cni_hostport.text import escaped, escaped_lines
@@ -105,8 +105,8 @@ def test_a_statement_and_a_table_are_printable(capsys: pytest.CaptureFixture[str
     terminal.print_table(["POD"], [[HOSTILE]])
     terminal.print_line(HOSTILE)
     terminal.log(HOSTILE)
-    said, log = capsys.readouterr()
-    assert said == (
+    output, log = capsys.readouterr()
+    assert output == (
         f"problem  {SHOWN}\n           {SHOWN}\n         {SHOWN}\n         -> {SHOWN}\nPOD\n{SHOWN}\n{SHOWN}\n"
     )
     assert log == f"{SHOWN}\n"
@@ -128,9 +128,9 @@ def test_what_is_wrong_with_a_command_line_is_printable(
 ) -> None:
     with pytest.raises(SystemExit):
         cli.main(arguments, prog_name="hostport")
-    said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith("Error: ")
-    assert r"a\x1b[2J\nok all is well" in said.splitlines()[-1]
+    output = capsys.readouterr().err
+    assert output.splitlines()[-1].startswith("Error: ")
+    assert r"a\x1b[2J\nok all is well" in output.splitlines()[-1]
 
 
 def test_what_goes_wrong_on_a_node_is_printable(
@@ -139,8 +139,8 @@ def test_what_goes_wrong_on_a_node_is_printable(
     def fail(*_: object) -> None:
         raise OSError(5, HOSTILE, HOSTILE)
 
+    monkeypatch.setattr(arguments, "_may_use_nftables", lambda: True)
     monkeypatch.setattr(cli, "Nft", fail)
-    monkeypatch.setattr("cni_hostport.operate.arguments._may_use_nftables", lambda: True)
     with pytest.raises(SystemExit):
         cli.main(["list"], prog_name="hostport")
     assert capsys.readouterr().err == f"Error: {SHOWN}: {SHOWN}\n"

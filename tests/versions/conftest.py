@@ -33,8 +33,8 @@ def root(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
     # the directory of network namespaces is there and shared, for roots to see those that are made later
     with Namespace("first"):
         yield installed
-    for each in roots.values():
-        with each:
+    for item in roots.values():
+        with item:
             pass
 
 
@@ -60,8 +60,8 @@ PAIRS = [pair for suite in SUITES for pair in ((HERE, suite), (suite, HERE))]
 @pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def pair(request: pytest.FixtureRequest, system_called: Callable[[str], System]) -> tuple[System, System]:
     """Who writes the ruleset first, and who goes on."""
-    one, other = request.param
-    return system_called(one), system_called(other)
+    item, other = request.param
+    return system_called(item), system_called(other)
 
 
 @pytest.fixture(params=SUITES)

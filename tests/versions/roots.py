@@ -92,9 +92,9 @@ def made(suite: str, source: Path, work: Path) -> Path:
 
     It has the system packages that the plugin needs, and pip's cache, but not the plugin.
     """
-    there = CACHE / suite
-    if there.is_dir():
-        return there
+    present = CACHE / suite
+    if present.is_dir():
+        return present
     CACHE.mkdir(parents=True, exist_ok=True)
     making = CACHE / f".{suite}-{os.getpid()}"
     try:
@@ -108,10 +108,10 @@ def made(suite: str, source: Path, work: Path) -> Path:
             root.run("apt-get", "install", "-y", "--no-install-recommends", *USED)
             root.run("apt-get", "clean")
         with suppress(OSError):  # another process was faster
-            making.rename(there)
+            making.rename(present)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return there
+    return present
 
 
 def _mirrors() -> Iterator[str]:

@@ -44,6 +44,6 @@ class System:
             "nftables": node.run(*self.prefix, "nft", "--version").stdout,
             "Python": node.run(*self.prefix, "/usr/bin/python3", "--version").stdout,
         }
-        found = {what: match[0] for what, text in shown.items() if (match := VERSION.search(text))}
+        found = {subject: match[0] for subject, text in shown.items() if (match := VERSION.search(text))}
         name = re.search(r'^PRETTY_NAME="?(.*?)"?$', release, re.MULTILINE)
         return {"system": name[1] if name else "", **found}

@@ -43,7 +43,7 @@ class Holder:
     def __init__(self, node: Node, plan: str = "one-port", shift: int = 0, **keys: Any) -> None:
         mappings, own = PLANS[plan]
         self.node, self.pod = node, node.pod()
-        self.mappings = [{**each, "hostPort": each["hostPort"] + shift} for each in mappings]
+        self.mappings = [{**item, "hostPort": item["hostPort"] + shift} for item in mappings]
         self.port = 8080 + shift
         self.keys = {**own, **keys}
         self.pod.serve("tcp", 80, self.pod.host_end)
@@ -65,17 +65,17 @@ class Holder:
     def targets(self) -> set[tuple[Any, ...]]:
         """What ``list`` has to show: port, protocol, host address and pod address of each mapping."""
         found = set[tuple[Any, ...]]()
-        for each in self.mappings:
-            hosts = [each["hostIP"]] if each.get("hostIP") else ["0.0.0.0", "::"]
+        for item in self.mappings:
+            hosts = [item["hostIP"]] if item.get("hostIP") else ["0.0.0.0", "::"]
             for host in hosts:
-                found.add((each["hostPort"], each["protocol"], host, self.pod.ip6 if ":" in host else self.pod.ip4))
+                found.add((item["hostPort"], item["protocol"], host, self.pod.ip6 if ":" in host else self.pod.ip4))
         return found
 
     def is_listed(self, system: System) -> bool:
         listed = system.hostport(self.node, "list", "--json")
         assert listed.returncode == 0, listed
         found = {
-            (each["host_port"], each["protocol"], each["host_ip"], each["pod_ip"]) for each in json.loads(listed.stdout)
+            (load["host_port"], load["protocol"], load["host_ip"], load["pod_ip"]) for load in json.loads(listed.stdout)
         }
         return found >= self.targets
 
@@ -115,9 +115,9 @@ def test_the_versions_are_told(node: Node, system: System, record_property: Call
 def test_doctor_finds_nothing_wrong_with_nftables_and_the_base(node: Node, system: System) -> None:
     holder = Holder(node)
     holder.call("ADD", system)
-    said = system.hostport(node, "doctor", "--json")
-    assert not said.stderr, said
-    texts = {of["text"]: of["status"] for of in json.loads(said.stdout)}
+    output = system.hostport(node, "doctor", "--json")
+    assert not output.stderr, output
+    texts = {load["text"]: load["status"] for load in json.loads(output.stdout)}
     assert [status for text, status in texts.items() if "nftables has all that host ports need" in text] == ["ok"]
     assert texts["the rules below all host ports are as they should be"] == "ok"
 
@@ -206,8 +206,8 @@ def declare_by_type(node: Node, system: System) -> None:
 
 
 def notes(node: Node, system: System) -> str:
-    said = system.hostport(node, "doctor", "--json")
-    return " ".join(of["text"] for of in json.loads(said.stdout))
+    output = system.hostport(node, "doctor", "--json")
+    return " ".join(load["text"] for load in json.loads(output.stdout))
 
 
 def test_a_table_of_an_older_release_works_as_before(node: Node, system: System) -> None:
