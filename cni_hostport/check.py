@@ -72,14 +72,14 @@ class Comparison:
 
         Raises what ``differences`` does.
         """
-        from cni_hostport.ruleset import differences as listings
+        from cni_hostport.ruleset import differences
 
         _, scratch = self._run_in_scratch([])
         objects = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
         expected, actual = (
-            {listed: nft.listing(listed) for listed in (listings.TABLES, *objects)} for nft in (scratch, self._nft)
+            {listed: nft.listing(listed) for listed in (differences.TABLES, *objects)} for nft in (scratch, self._nft)
         )
-        found = listings.differences("", expected=expected, actual=actual)
+        found = differences.differences("", expected=expected, actual=actual)
         return [chain for chain in objects if any(line.startswith(f"{chain} ") for line in found)] or found
 
     def declared_by_type(self) -> list[str]:
@@ -95,12 +95,12 @@ class Comparison:
 
     def _differences_of_listings(self, attachment: Attachment, plan: Plan) -> list[str]:
         from cni_hostport import precedence
-        from cni_hostport.ruleset import differences as listings
+        from cni_hostport.ruleset import differences
 
         key = attachment.key
         holders = precedence.shared_ports(self._nft.installed(), attachment, plan)
         lookup, scratch = self._run_in_scratch(_commands(attachment, plan, holders))
-        found = listings.differences(key, expected=scratch.state(key), actual=self._nft.state(key))
+        found = differences.differences(key, expected=scratch.state(key), actual=self._nft.state(key))
         interface = lookup.guarded_interface(key)
         if interface and interface != self._node.guarded_interface(key):
             found.append(f"set {names.FAMILY} {names.TABLE} {names.LOCALNET} lacks interface {interface} for {key}")
