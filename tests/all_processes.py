@@ -14,8 +14,8 @@ main()
 SEES_ALL = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-Ic", ALL]
 # one that sees the mounts of the first process, and has some of its own, as in a unit of systemd's
 IN_A_UNIT = [
-    # private at first: ip makes /run/netns shared, and what is mounted there would come on everywhere
-    *("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c"),
+    # shared among themselves, and not with the machine, whose /run/netns would be hidden for good
+    *("unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private", "sh", "-c"),
     'mount --make-rshared /; mount -t tmpfs none /run/netns; unshare --mount --propagation slave "$@"; exit $?',
     "sh",
 ]

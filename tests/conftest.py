@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import pytest
 from go_tools import TOOLS, unavailable
 from installation import Machine
 from lab import Node, require
+
+from cni_hostport import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +25,14 @@ def _kernel() -> None:
     require(os.geteuid() == 0, "needs root, for network namespaces")
     for program in ("ip", "nft", "nsenter", "conntrack"):
         require(shutil.which(program), f"needs the program {program}")
+
+
+@pytest.fixture(autouse=True)
+def _left_open() -> Iterator[None]:
+    """Close what a test leaves open until the process ends: this one goes on with tests of other files."""
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        netlink.close_all()
 
 
 @pytest.fixture

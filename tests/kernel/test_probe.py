@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, QUIET, Namespace, Node, Pod, mapping
+from resident import eventually
 
 from cni_hostport import netlink
 from cni_hostport.operate.explain import probe
@@ -176,8 +177,8 @@ def test_nothing_is_left_of_it_when_it_is_killed(node: Node) -> None:
     node.nft_file(DROP.format("policy drop"))
     command = ["nsenter", f"--net={node.path}", sys.executable, "-c", HANGING]
     with subprocess.Popen(command) as hanging:
-        while not node.run("tc", "filter", "show", "dev", "hostport0", "ingress", check=False).stdout:
-            time.sleep(0.02)
+        shown = ["tc", "filter", "show", "dev", "hostport0", "ingress"]
+        assert eventually(lambda: node.run(*shown, check=False).stdout)
         assert "hostport-probe" in node.nft("list tables")
         hanging.send_signal(signal.SIGKILL)
     node.nft("delete table inet firewall")
