@@ -1,7 +1,8 @@
 """An attachment, and the key by which the ruleset knows it.
 
 An attachment is (network, container ID, ifname), the key under which the CNI specification lets a runtime ADD and DEL.
-Its chains are named by two hashes, so that any ID fits a chain name and GC can tell its own network's chains.
+Its chains are named by two hashes, which are made here: any ID fits a chain name, and GC can tell its own network's
+chains.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ try:
 
     blake2b()  # in FIPS mode, Pythons refuse the one or the other
 except (ImportError, ValueError):
-    from cni_hostport.blake2 import blake2b  # type: ignore[assignment]
+    from cni_hostport.blake2_fallback import blake2b  # type: ignore[assignment]
 
 from cni_hostport.names import HASH_BYTES
 

@@ -37,7 +37,8 @@ LOCAL = {4: "local_ip4", 6: "local_ip6"}  # by IP version, the node's addresses 
 DELETED = "deleted"  # the attachments that were deleted lately
 SETS = (*SERVICES.values(), LOCALNET, *LOCAL.values())  # all but the one of deleted attachments
 
-# An attachment's key is two hashes, of its network's name and of the rest, in hexadecimal: NETWORK-REST.
+# An attachment's key is two hashes, of its network's name and of the rest, in hexadecimal: NETWORK-REST. ``attachment``
+# makes them.
 HASH_BYTES = 8
 HASH_DIGITS = 2 * HASH_BYTES
 RESTORING = "-".join(2 * ["0" * HASH_DIGITS])  # a key that DELETED holds while attachments are being restored

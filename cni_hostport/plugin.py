@@ -54,11 +54,11 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     except CNIError as refusal:
         if refusal.code != Code.PORT_TAKEN:
             raise
-        from cni_hostport import departure
+        from cni_hostport import port_wait
         from cni_hostport.config import NetworkConfig
 
         seconds = NetworkConfig.parse(call.config).wait_for_holder
-        installed = departure.claim(attempt, refusal, attachment, seconds, log)
+        installed = port_wait.claim(attempt, refusal, attachment, seconds, log)
     if nft.crash:
         log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
     try:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, departure, handover, netlink, plugin, skel
+from cni_hostport import afterwards, handover, netlink, plugin, port_wait, skel
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
@@ -167,7 +167,7 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, answer:
             with suppress(BlockingIOError):
                 connection, _ = listener.accept()
                 os.write(tells, TAKEN[:1])
-                departure.PLACES.append(tells)
+                port_wait.PLACES.append(tells)
                 answer(connection)
                 break
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller finds the connection closed

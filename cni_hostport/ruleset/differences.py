@@ -1,6 +1,6 @@
 """What CHECK regards as a difference: nft's listings of an attachment and the base below it, compared. Pure.
 
-``kernel.snapshot`` compares the same from the kernel's messages.
+``kernel.snapshot`` comes first, and compares the same from the kernel's messages: what it does not see, CHECK does not.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 LONG, SHORT = 20, 1
 NOTES = """
-from cni_hostport import departure
-wait = departure._wait
+from cni_hostport import port_wait
+wait = port_wait._wait
 def noting(*arguments):
     with open("{notes}", "a") as out:
         out.write(".")
     return wait(*arguments)
-departure._wait = noting
+port_wait._wait = noting
 """
 PATIENT = "import cni_hostport.handover; cni_hostport.handover.UNTIL_TAKEN = 20"
 ARGUMENTS = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=first"

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from cni_hostport.attachment import Attachment, pod_name, printable
-from cni_hostport.blake2 import blake2b
+from cni_hostport.blake2_fallback import blake2b
 from cni_hostport.ruleset.comment import Owner
 
 LONG = "c0ffee" * 34

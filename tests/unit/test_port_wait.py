@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_hostport import departure
+from cni_hostport import port_wait
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code, PortTakenError
 from cni_hostport.ruleset.comment import Owner
@@ -37,8 +37,8 @@ def lookup(monkeypatch: pytest.MonkeyPatch) -> Lookup:
     made = Lookup()
     monkeypatch.setattr("cni_hostport.lookup.Lookup", lambda: made)
     monkeypatch.setattr("cni_hostport.netlink.LEFT_OPEN", [])
-    monkeypatch.setattr(departure, "LOOK_INTERVAL", 0.01)
-    monkeypatch.setattr(departure, "ATTEMPT_INTERVAL", 0.01)
+    monkeypatch.setattr(port_wait, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(port_wait, "ATTEMPT_INTERVAL", 0.01)
     return made
 
 
@@ -61,7 +61,7 @@ def claim(refusal: CNIError, *results: Plan | CNIError, seconds: int = 20) -> tu
         return result
 
     attachment = Attachment("pods", "", "", "/run/netns/absent")
-    plan = departure.claim(attempt, refusal, attachment, seconds, lines.append)
+    plan = port_wait.claim(attempt, refusal, attachment, seconds, lines.append)
     assert not rest
     return plan, lines
 
@@ -109,7 +109,7 @@ def test_nothing_is_attempted_where_0_seconds_are_to_be_waited() -> None:
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_a_place_among_those_at_work_is_given_up_by_who_waits(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     watching, place = os.pipe()
-    monkeypatch.setattr(departure, "PLACES", [place])
+    monkeypatch.setattr(port_wait, "PLACES", [place])
     with pytest.raises(CNIError):
         claim(taken(), *[taken()] * seconds, seconds=seconds)
     if seconds:
