@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport import failures
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.kernel import nft, refusals
+from cni_hostport.kernel import nft
 from cni_hostport.ruleset.commands import probe_commands
 
 if TYPE_CHECKING:
@@ -24,6 +23,9 @@ def probe(config: Mapping[str, Any]) -> None:
     try:
         nft.Nft().run(commands)
     except NFTError as error:
+        from cni_hostport import failures
+        from cni_hostport.kernel import refusals
+
         # the probe's last command is there to fail, so that the kernel takes everything back; and ADD puts declarations
         # of other versions right
         if not refusals.is_only_missing(error, commands[-1]):

@@ -85,8 +85,8 @@ class Comparison:
     def declared_by_type(self) -> list[str]:
         """Return the maps and sets that an older version of this plugin declared so that older nft crash.
 
-        None where nftables is too old to do that: it then lists no keys by what they were declared with either. Raises
-        what ``differences`` does.
+        The list is empty where nftables is too old for that: such a version does not list how keys were declared.
+        Raises what ``differences`` does.
         """
         _, scratch = self._run_in_scratch([])
         expected, actual = (_declared(nft) for nft in (scratch, self._nft))

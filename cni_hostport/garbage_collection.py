@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport import ownership
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code, NFTError
-from cni_hostport.kernel import nft
 
 if TYPE_CHECKING:
     from cni_hostport.log import Log
@@ -24,6 +22,9 @@ def collect(call: Call, log: Log) -> None:
     """
     if VALID_ATTACHMENTS not in call.config:
         return
+    from cni_hostport import ownership
+    from cni_hostport.kernel import nft
+
     valid = _valid_keys(call)
     context = nft.Nft()
     failures = []

@@ -10,6 +10,7 @@ FAMILY, TABLE = "inet", "hostport"
 
 # by their numbers in an IP header, which nft prints on a node that has no /etc/protocols
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
 # Verdict maps from a host port to the chain of the attachment that holds it: a port of every address of the node, and
 # by IP version a port of one address.

@@ -17,7 +17,7 @@ from cni_hostport.names import (
     LOCALNET_NEEDS,
     ONE_ADDRESS,
     PODS,
-    PROTOCOLS,
+    PROTOCOL_NUMBERS,
     TABLE,
     localnet_chain,
     packed,
@@ -52,7 +52,6 @@ DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
 META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN = 2, 2, 3, 4
 CMP_OP, CMP_DATA, IMMEDIATE_DATA, LOOKUP_SET = 2, 3, 2, 1
 CMP_EQ = 0
-PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
 # what an expression loads, to be compared by the next one: a key of meta; or base, offset and length of a payload
 NFPROTO, L4PROTO, DPORT = (15,), (16,), (2, 2, 2)

@@ -165,8 +165,9 @@ def install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwar
 
 
 def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> None:
-    """Remove all that an attachment has; if it has nothing, that is success. ``known`` saves the first listing.
+    """Remove all that an attachment has; if it has nothing, that is success.
 
+    With ``known``, a listing that was read already, the first listing is skipped.
     Raises ``CNIError`` with ``TRY_AGAIN`` if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     for attempt in range(ATTEMPTS):

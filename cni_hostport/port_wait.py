@@ -44,9 +44,10 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, attachment: Attachment
         os.close(PLACES.pop())
     reason, begun = refusal.msg, time.monotonic()
     presence.note(attachment)
+    owner = Owner.from_attachment(attachment)  # each attempt notes anew, perhaps that nothing is there any more
     while time.monotonic() < begun + seconds:
         _wait(refusal, begun + seconds)
-        if attachment.identity and presence.View().is_gone(Owner.from_attachment(attachment)):
+        if owner.identity and presence.View().is_gone(owner):
             break
         try:
             plan = attempt()

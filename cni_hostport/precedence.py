@@ -41,7 +41,7 @@ def shared_ports(installed: Installed, attachment: Attachment, plan: Plan) -> di
 def leaving_holders(
     nft: Nft, installed: Installed, attachment: Attachment, plan: Plan, *, is_newest: bool
 ) -> dict[str, str]:
-    """Return the keys of the holders that have to leave, each with the reason; it is empty for the attachment itself.
+    """Return the keys of the holders that have to leave, each with the reason, an empty one for the attachment itself.
 
     ``is_newest`` tells that no attachment came after this one. A pod's address belongs to the newest attachment of its
     network, because that network's IPAM gave it the address; and to the newest one of its container. Raises

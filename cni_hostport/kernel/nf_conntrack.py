@@ -10,7 +10,7 @@ import re
 import struct
 from functools import cache
 
-from cni_hostport.names import PROTOCOLS
+from cni_hostport.names import PROTOCOL_NUMBERS, PROTOCOLS
 from cni_hostport.netlink import FAMILIES_BY_SIZE, NLM_F_DUMP, attribute, attributes, nested
 
 TYPE_CHECKING = False
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_CTNETLINK = 1
 GET, DELETE, GET_STATS = (NFNL_SUBSYS_CTNETLINK << 8 | number for number in (1, 2, 5))
-PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
 TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, ID, ZONE, FILTER, STATUS_MASK = 1, 2, 3, 4, 12, 18, 25, 26
 TUPLE_IP, TUPLE_PROTO, TUPLE_ZONE = 1, 2, 3

@@ -64,7 +64,7 @@ class Nft:
             raise _failure(error, commands)
 
     def listing(self, name: str) -> list[dict[str, Any]]:
-        """Return the objects of ``list WHAT`` in libnftables' JSON, an empty list if there is no such thing."""
+        """Return the objects of ``list NAME`` in libnftables' JSON, an empty list if there is no such thing."""
         command = f"list {name}"
         status, output, error = self._list(command, JSON)
         if not status:

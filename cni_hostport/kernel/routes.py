@@ -97,8 +97,11 @@ def route_to(address: IPv4Address | IPv6Address) -> Route:
 def is_local(address: IPv4Address | IPv6Address) -> bool:
     """Tell whether the node takes an address for its own, as it does all of 127.0.0.0/8 and what has a local route.
 
-    Raises ``OSError`` if the kernel cannot be asked.
+    0.0.0.0 is the node itself to the kernel, though no local route matches it. Raises ``OSError`` if the kernel cannot
+    be asked.
     """
+    if address.version == 4 and address.is_unspecified:  # noqa: PLR2004 - IP version
+        return True
     try:
         return route_to(address).type == RTN_LOCAL
     except NoRouteError:

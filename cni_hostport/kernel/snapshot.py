@@ -66,7 +66,7 @@ def snapshot(lookup: Lookup, key: str) -> object:
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
-    """Return what of a table, set or chain its effect depends on, from the answer for it."""
+    """Return the attributes on which the effect of a table, set or chain depends, from the answer for it."""
     return [(number, value) for number, value in attributes(answer[4:]) if number in COMPARED[kind]]
 
 

@@ -11,7 +11,7 @@ import psutil
 from pyroute2 import DiagSocket
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cni_hostport.nf_tables import PROTOCOL_NUMBERS
+from cni_hostport.names import PROTOCOL_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from cni_hostport.nf_tables import PROTOCOL_NUMBERS
+from cni_hostport.names import PROTOCOL_NUMBERS
 from cni_hostport.operate.explain.packet import Packet
 
 V4 = (IPv4Address("192.0.2.2"), IPv4Address("192.0.2.1"))

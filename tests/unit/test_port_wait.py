@@ -73,6 +73,25 @@ def test_no_attempt_is_made_before_the_port_leads_elsewhere(lookup: Lookup) -> N
     assert line.endswith(" s for an end of this: host port 8080/tcp is taken by container c1 (eth0)")
 
 
+@pytest.mark.usefixtures("lookup")
+def test_no_more_attempts_are_made_once_the_container_that_waits_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    attachment, attempts = Attachment("pods", "c1", "eth0", "/run/netns/c1"), list[None]()
+
+    def note(noted: Attachment) -> None:
+        noted.identity = "4:1" if not attempts else ""  # it is gone when the attempt looks
+
+    def attempt() -> Plan:
+        attempts.append(None)
+        note(attachment)
+        raise taken(lambda: True)
+
+    monkeypatch.setattr("cni_hostport.kernel.presence.note", note)
+    monkeypatch.setattr("cni_hostport.kernel.presence.View.is_gone", lambda _, owner: bool(attempts and owner.identity))
+    with pytest.raises(CNIError):
+        port_wait.claim(attempt, taken(lambda: True), attachment, 20, print)
+    assert len(attempts) == 1
+
+
 def test_an_attempt_is_made_when_the_holder_is_gone(lookup: Lookup) -> None:
     states = [False, True]
     assert claim(taken(lambda: states.pop(0)), PLAN)[0] == PLAN

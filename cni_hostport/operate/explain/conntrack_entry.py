@@ -30,8 +30,8 @@ from cni_hostport.kernel.nf_conntrack import (
     TUPLE_REPLY,
     ZONE,
 )
+from cni_hostport.names import PROTOCOL_NUMBERS
 from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, nested
-from cni_hostport.nf_tables import PROTOCOL_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

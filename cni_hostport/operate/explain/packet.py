@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from cni_hostport.nf_tables import PROTOCOL_NUMBERS
+from cni_hostport.names import PROTOCOL_NUMBERS
 
 IPAddress = IPv4Address | IPv6Address
 Endpoint = tuple[IPAddress, int]  # address and port
