@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab import LAUNCHER
+from lab import LAUNCHER, config, mapping
 
 if TYPE_CHECKING:
-    from lab import Node
+    from lab import Node, Pod
 
 ANSWER = "the pod's answer"
 
@@ -64,3 +64,19 @@ def explain(node: Node, *arguments: str, cache: object = "/nonexistent") -> Expl
     if explanation.status != bool(explanation.problems):
         raise AssertionError(explanation)
     return explanation
+
+
+def silent_pod(node: Node) -> Pod:
+    """Return a pod with host port 8080, in which nothing listens."""
+    pod = node.pod(4)
+    node.cni("ADD", pod, config(pod, mapping(8080)), ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
+    return pod
+
+
+def serving_pod(node: Node, *mappings: dict[str, Any]) -> Pod:
+    """Return a pod with a server, and with these mappings if there are any."""
+    pod = node.pod(4)
+    pod.serve("tcp", 80, "web")
+    if mappings:
+        node.add(pod, *mappings)
+    return pod

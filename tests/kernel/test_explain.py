@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from explanation import Explanation, explain
-from lab import BRIDGE4, CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, config, mapping
+from explanation import Explanation, explain, silent_pod
+from lab import BRIDGE4, CLIENT4, CLIENT6, LAUNCHER, NODE4, NODE6, Namespace, Node, Pod, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +31,7 @@ ITSELF = [
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with host port 8080, and nothing that listens."""
-    made = node.pod(4)
-    node.cni("ADD", made, config(made, mapping(8080)), ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
-    return made
+    return silent_pod(node)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from explanation import explain
+from explanation import explain, serving_pod
 from lab import CLIENT4, LAUNCHER, Node, Pod, config, mapping, require
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def owned(node: Node, rest: str) -> Iterator[None]:
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with a server and host port 8080."""
-    made = node.pod(4)
-    made.serve("tcp", 80, "web")
-    node.add(made, mapping(8080))
-    return made
+    return serving_pod(node, mapping(8080))
 
 
 def test_a_table_that_has_an_owner_breaks_nothing(node: Node, pod: Pod) -> None:

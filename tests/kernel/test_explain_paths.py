@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from explanation import explain
+from explanation import explain, serving_pod
 from lab import CLIENT4, LAUNCHER, NODE4, Node, Pod, key_of, mapping
 
 UP = ("link set other up", "link set far up")
@@ -11,9 +11,7 @@ FROM_CLIENT = f"a TCP connection from {CLIENT4} to {NODE4} (in on uplink)"
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with a server, without host ports."""
-    made = node.pod(4)
-    made.serve("tcp", 80, "web")
-    return made
+    return serving_pod(node)
 
 
 def test_forwarding_is_off(node: Node, pod: Pod) -> None:

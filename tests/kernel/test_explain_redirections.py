@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from explanation import explain
+from explanation import explain, serving_pod
 from lab import CLIENT4, NODE4, Node, Pod, mapping, require
 
 FROM_CLIENT = f"a TCP connection from {CLIENT4} to {NODE4} (in on uplink)"
@@ -24,10 +24,7 @@ NAT = "table inet others {{ chain prerouting {{ type nat hook prerouting priorit
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with a server and host port 8080."""
-    made = node.pod(4)
-    made.serve("tcp", 80, "web")
-    node.add(made, mapping(8080))
-    return made
+    return serving_pod(node, mapping(8080))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from explanation import explain
+from explanation import explain, serving_pod
 from lab import CLIENT4, NODE4, Node, Pod, mapping
 
 TAKE_ALL = "protocol ip u32 match u32 0 0 action mirred egress redirect dev cni0"
@@ -12,9 +12,7 @@ TABLE = "table inet firewall {{ chain {name} {{ type {kind} hook {hook} priority
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with a server, without host ports."""
-    made = node.pod(4)
-    made.serve("tcp", 80, "web")
-    return made
+    return serving_pod(node)
 
 
 def firewall(node: Node, rest: str, hook: str = "forward", priority: int = 0, kind: str = "filter") -> None:

@@ -4,8 +4,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from explanation import explain
-from lab import CLIENT6, NODE4, Node, Pod, config, mapping
+from explanation import explain, silent_pod
+from lab import CLIENT6, NODE4, Node, Pod, mapping
 from libcni_cache import Cache
 
 if TYPE_CHECKING:
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def pod(node: Node) -> Pod:
     """A pod with host port 8080, and nothing that listens."""
-    made = node.pod(4)
-    node.cni("ADD", made, config(made, mapping(8080)), ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
-    return made
+    return silent_pod(node)
 
 
 def test_no_mapping_is_installed(node: Node, pod: Pod) -> None:
