@@ -57,9 +57,11 @@ def _preferred_mappings(
         return list(mappings)
     if address == IPV6_LOOPBACK or address in IPV6_LINK_LOCAL:
         return []
-    of_address = [mapping for mapping in mappings if mapping.host_ip == address]
-    of_any_address = [mapping for mapping in mappings if mapping.host_ip.is_unspecified and address not in services]
-    candidates = of_address or of_any_address
+    address_mappings = [mapping for mapping in mappings if mapping.host_ip == address]
+    any_address_mappings = [
+        mapping for mapping in mappings if mapping.host_ip.is_unspecified and address not in services
+    ]
+    candidates = address_mappings or any_address_mappings
     return [mapping for mapping in candidates if mapping.rule is None or mapping.rule.takes(address)]
 
 
