@@ -47,7 +47,8 @@ parse_arguments() {
                 [ -n "${2:-}" ] || die "$1 needs a directory"
                 local directory
                 directory=$(realpath -m -- "$2")
-                [[ $directory != *[[:space:]]* ]] || die "$1 '$directory': the directory's name cannot hold white space"
+                [[ $directory != *[[:space:]\"\\]* ]] ||
+                    die "$1 '$directory': the directory's name cannot hold white space, quotes and backslashes"
                 if [ "$1" = --bin-dir ]; then bin_dir=$directory; else lib_dir=$directory; fi
                 shift
                 ;;
@@ -173,7 +174,7 @@ digest() {
         cd "$source_dir"
         "$(system_python)" --version
         cat install.sh pyproject.toml conf/requirements.txt
-        find cni_hostport -name "*.py" -print0 | sort -z | xargs -0 cat
+        find cni_hostport \( -name "*.py" -o -name "*.c" \) -print0 | sort -z | xargs -0 cat
     ) | sha256sum | cut -c1-12
 }
 
@@ -189,6 +190,7 @@ build() { # TARGET
             "$target/bin/python" -I -m pip install --no-deps --require-hashes -r "$source_dir/conf/requirements.txt" &&
             "$target/bin/python" -I -m pip install --no-deps --no-build-isolation "$source_dir" &&
             "$target/bin/python" -I -m compileall -q "$target"/lib/python3*/site-packages &&
+            write_python_executable "$target" &&
             works "$target"
     } >"$log" 2>&1; then
         cat "$log" >&2
@@ -199,28 +201,41 @@ build() { # TARGET
 }
 
 works() { # TARGET
-    "$1/bin/python" -I -c "import cni_hostport.operate.cli, nftables, prometheus_client, psutil, pydantic, pyroute2"
+    "$1/bin/python" -I -c "import cni_hostport.operate.cli, nftables, prometheus_client, psutil, pydantic, pyroute2" &&
+        says_version "$1/bin/hostport"
 }
 
-launcher() { # TARGET
+says_version() { env -i CNI_COMMAND=VERSION "$1" >/dev/null 2>&1; } # EXECUTABLE
+
+write_python_executable() { # TARGET
+    local packages
+    packages=$("$1/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return
     # -S: the module site takes 2 ms of every call
-    printf '#!%s/bin/python -IS\nimport sys\n\nsys.path.insert(0, "%s")\n' "$1" "$(site_packages "$1")"
-    printf 'from cni_hostport.handover import main\n\nmain()\n'
+    printf '%s\n' "#!$1/bin/python -IS" "import sys" "" "sys.path.insert(0, \"$packages\")" \
+        "from cni_hostport.handover import main" "" "main()" >"$1/bin/hostport"
+    chmod 755 "$1/bin/hostport"
 }
 
-site_packages() { # TARGET
-    "$1/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+# makes the executable that starts no Python for a call that the resident process runs; static where libc can be
+write_native_executable() { # TARGET FILE
+    local options linking
+    mapfile -t options < <("$1/bin/python" -I -m cni_hostport.native "$1/bin/hostport")
+    for linking in -static -O2; do
+        ! "${CC:-cc}" -O2 "$linking" "${options[@]}" -o "$2" "$source_dir/cni_hostport/handover.c" >/dev/null 2>&1 ||
+            ! says_version "$2" || return 0
+    done
+    return 1
 }
 
 # prints which installation the executable in bin_dir belongs to; fails if there is one that is not this script's
 current() {
     [ -e "$bin_dir/hostport" ] || return 0
-    grep -aq '^from cni_hostport' "$bin_dir/hostport" || return 1
-    sed -n '1s|^#!\(.*\)/bin/python.*|\1|p' "$bin_dir/hostport"
+    grep -aqE '^(from cni_hostport|native executable of /)' "$bin_dir/hostport" || return 1
+    LC_ALL=C sed -n '1s|^#!\(.*\)/bin/python.*|\1|p; s|^native executable of \(.*\)/bin/hostport$|\1|p' "$bin_dir/hostport"
 }
 
 install_plugin() {
-    local target previous staged old
+    local target previous staged old kind
     target=$lib_dir/$(version)-$(digest)
     previous=$(current) || die "$bin_dir/hostport is not of this script's making: move it away first"
     works "$target" 2>/dev/null || build "$target"
@@ -228,7 +243,12 @@ install_plugin() {
 
     mkdir -p -- "$bin_dir"
     staged=$(mktemp "$bin_dir/.hostport.XXXXXX")
-    launcher "$target" >"$staged"
+    if write_native_executable "$target" "$staged"; then
+        kind="native: a call that the resident process runs starts no Python"
+    else
+        kind="in Python: a C compiler that works (${CC:-cc}) would make one that is faster"
+        cp -f -- "$target/bin/hostport" "$staged"
+    fi
     chmod 755 "$staged"
     mv -f -- "$staged" "$bin_dir/hostport" # a rename: a runtime finds the old executable or the new one
 
@@ -241,7 +261,7 @@ install_plugin() {
         old=${old%/*}
         [ "$old" = "$target" ] || [ "$old" = "$previous" ] || release "$old"
     done
-    say "Installed $bin_dir/hostport ($(version))."
+    say "Installed $bin_dir/hostport ($(version)), $kind."
     say "Add it to the plugins of a network configuration in /etc/cni/net.d, after the one that makes the interface:"
     printf '    %s\n' '{ "type": "hostport", "capabilities": { "portMappings": true } }'
 }

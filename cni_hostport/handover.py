@@ -1,22 +1,28 @@
 """The executable's first act: hand the call to the resident process, or else run it here.
 
-It runs before every call, and so imports next to nothing. The call is handed over with one message: version,
-environment and what CNI_NETNS is here, and as descriptors the standard streams and this process. The streams are
-memory that both processes share: input is read beforehand, output copied to the real streams in the end. So whatever
-becomes of the resident process, nobody waits for a stream that it holds, and the call can still be run here, from its
-beginning and without printing anything twice. Since operations can be repeated, it does not matter how far the other
-one came.
+It runs before every call, and so imports next to nothing. Where ``install.sh`` finds a C compiler, ``handover.c`` does
+the same without an interpreter, and executes this module only for what it does not do: run a call.
 
-The resident process's child answers twice. It says that it takes the call, with a descriptor of itself, before it does
-anything. Without that answer in time the connection is shut down, after which the child cannot give it any more: the
-kernel decides which of the two comes first. Later it says with which status it ends. If it dies instead, or has to be
-killed because it takes too long without a word of getting on, the call is run here. So it is when anything of this
-fails here.
+The protocol is this. Who calls connects to ``SOCKET`` and sends one message: ``IDENTITY``, what CNI_NETNS is here
+(``file_at``) and its ``VARIABLES``, separated by NUL, and as descriptors the standard streams and its own process. The
+streams are memory that both processes share: input is read beforehand, output copied to the real streams in the end. So
+whatever becomes of the resident process, nobody waits for a stream that it holds, and the call can still be run here,
+from its beginning and without printing anything twice. Since operations can be repeated, it does not matter how far the
+other one came.
+
+The resident process's child answers twice. It says ``TAKEN``, with a descriptor of itself, before it does anything.
+Without that answer in ``UNTIL_TAKEN`` the connection is shut down, after which the child cannot give it any more: the
+kernel decides which of the two comes first. Later it sends one byte, the status with which the call ends; until then it
+can say that it is ``AT_WORK``. If it dies instead, or has to be killed because it says nothing for ``UNTIL_DONE``, the
+call is run here. So it is when anything of this fails here.
+
+The native executable gives standard input back, and tells this module by its first arguments, after ``NATIVE``: its own
+path; the status of a call whose result could not be written, or nothing; and the number of that error.
 """
 
 import os
+import sys
 from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SHUT_RDWR, SOCK_SEQPACKET, SOL_SOCKET, socket
-from sys import byteorder
 
 from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, __version__
 
@@ -34,12 +40,17 @@ TAKEN, AT_WORK = b"taken", b"at work"
 UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less than one millisecond
 CHUNK = 1 << 16  # bytes
 UNTIL_DONE = 30  # seconds without a word; an operation that meets no difficulty needs a few milliseconds
+NATIVE = "--native"
+# code 5 is Code.IO_FAILURE
+CANNOT_START = '{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: %s"}\n'
 
 
 def main(path: str = SOCKET) -> None:
     """Run one call, in the resident process that listens at ``path`` or here, and exit with its status."""
     stdin = None
-    if _can_be_handed_over():
+    if sys.argv[1:2] == [NATIVE]:
+        _continue_natives_call()
+    elif _can_be_handed_over():
         status, stdin = _hand_over(path)
         if status is not None:
             os._exit(status)
@@ -73,6 +84,16 @@ def file_at(path: str) -> str:
     except (OSError, ValueError):
         return ""
     return f"{status.st_dev}:{status.st_ino}"
+
+
+def _continue_natives_call() -> None:
+    """Take the native executable's place; does not return if a result could not be written."""
+    _, _, executable, status, error, *arguments = sys.argv
+    sys.argv[:] = executable, *arguments
+    if status:
+        from cni_hostport.__main__ import withdraw
+
+        withdraw(int(status), None, OSError(int(error), os.strerror(int(error))))
 
 
 def _can_be_handed_over() -> bool:
@@ -163,7 +184,7 @@ def _taken(connection: socket) -> tuple[int | None, bool]:
         connection.shutdown(SHUT_RDWR)
         answer, rights, *_ = connection.recvmsg(len(TAKEN), CMSG_SPACE(4))
         in_time = False
-    return (int.from_bytes(rights[0][2], byteorder) if answer == TAKEN and rights else None), in_time
+    return (int.from_bytes(rights[0][2], sys.byteorder) if answer == TAKEN and rights else None), in_time
 
 
 def _kill(process: int) -> None:
@@ -205,14 +226,13 @@ def _log(text: bytes) -> None:
 
 
 def _pack(descriptors: list[int]) -> bytes:
-    return b"".join(descriptor.to_bytes(4, byteorder) for descriptor in descriptors)
+    return b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in descriptors)
 
 
 def _cannot_start(error: BaseException) -> "NoReturn":
-    """End with an error JSON where nothing can be imported that would make one; code 5 is ``Code.IO_FAILURE``."""
+    """End with an error JSON where nothing can be imported that would make one."""
     reason = "".join(letter for letter in str(error) if " " <= letter <= "~" and letter not in '"\\')
-    text = f'{{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: {reason}"}}\n'
     try:
-        write(1, text.encode())
+        write(1, (CANNOT_START % reason).encode())
     finally:
         os._exit(1)

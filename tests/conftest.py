@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import resident
 from go_tools import TOOLS, unavailable
 from installation import Machine
 from lab import Node, require
@@ -39,6 +40,13 @@ def _left_open() -> Iterator[None]:
 def node(_kernel: None) -> Iterator[Node]:
     with Node() as made:
         yield made
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kind of executable that ``resident.launcher`` makes: see ``resident.with_executables``."""
+    monkeypatch.setattr(resident, "kind", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

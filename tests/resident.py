@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from lab import LAUNCHER
+import pytest
+from go_tools import ROOT
+from lab import LAUNCHER, require
 
 from cni_hostport.handover import TAKEN
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     Scenario = Callable[[socket.socket], None]
+    Test = TypeVar("Test", bound=Callable[..., None])
 
 MODULES = ("from cni_hostport.__main__ import run", "from cni_hostport.resident import process as resident")
 NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
@@ -96,13 +100,42 @@ def _waits(child: int) -> bool:
         return False
 
 
+PYTHON, NATIVE, SANITIZED = "Python", "native", "native, with sanitizers"
+COMPILER = {
+    NATIVE: ("-O2", "-static"),
+    SANITIZED: ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+}
+WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
+KINDS = (PYTHON, NATIVE, SANITIZED)
+kind = PYTHON  # of the executables that ``launcher`` makes
+
+
+def with_executables(*kinds: str) -> Callable[[Test], Test]:
+    """Return a decorator that has a test run with each of these kinds of executables, all kinds if none is named."""
+    marks = pytest.mark.usefixtures("kind"), pytest.mark.parametrize("kind", kinds or KINDS, indirect=True)
+    return lambda test: marks[0](marks[1](test))
+
+
 def launcher(directory: Path, path: Path, *lines: str) -> list[str]:
     """Return an executable that calls the resident process at ``path``, and has these lines of Python before that."""
     name = directory / f"hostport-{len(list(directory.glob('hostport-*')))}"
     text = "\n".join([f"#!{sys.executable} -I", "import sys", *lines, "from cni_hostport import handover"])
     name.write_text(f'{text}\nhandover.main("{path}")\n')
     name.chmod(0o755)
-    return [str(name)]
+    return [str(name)] if kind == PYTHON else [str(compiled(name, path, *lines))]
+
+
+def compiled(python: Path, path: Path, *lines: str) -> Path:
+    """Compile the native executable of a Python executable, with the constants as lines of Python alter them."""
+    require(shutil.which("cc"), "needs a C compiler")
+    asks = "\n".join(
+        ["import sys", *lines, "from cni_hostport import native", "print(*native.options(*sys.argv[1:]), sep='\\n')"]
+    )
+    asked = subprocess.run([sys.executable, "-Ic", asks, python, path], capture_output=True, text=True, check=True)
+    name = python.with_name(f"native-{python.name}")
+    options = [*WARNINGS, *COMPILER[kind], *asked.stdout.splitlines()]
+    subprocess.run(["cc", *options, "-o", name, ROOT / "cni_hostport" / "handover.c"], check=True)
+    return name
 
 
 @contextmanager

@@ -101,10 +101,10 @@ class Process:
             os.close(theirs)
             self._streams.close()
             raise NoProcessError([(f"libnftables cannot be started: {error.strerror}", "")]) from error
-        self._lookup_inode = os.fstat(self._namespace).st_ino
-        if not self._pid:
+        if not self._pid:  # and before anything that can fail: no error of the child's is one of the caller's
             _serve(theirs, self._messages, self._parent, namespace, is_main=is_main)
         os.close(theirs)
+        self._lookup_inode = os.fstat(self._namespace).st_ino
         try:
             _, _, reason = self._answer()
         except (OSError, EOFError):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lab import Namespace
 
 BEGINNING = "the call begins"  # asked for by an executable when it is itself, after the start of Python
+NATIVE_BEGINNING = "socket(AF_UNIX, SOCK_SEQPACKET"  # the first call of a native executable that can fail
 PATIENCE = 100  # seconds
 # what a machine does that is short of memory, descriptors or permissions, or has a broken disk; brk(2) has no errors of
 # this kind, and libc does without it
@@ -34,6 +35,7 @@ ERRORS = {
     "dup2": ["EBUSY"],
     "epoll_create1": ["EMFILE", "ENOMEM"],
     "epoll_ctl": ["ENOMEM"],
+    "execve": ["ENOMEM", "EACCES"],
     "fchdir": ["EACCES"],
     "fcntl": ["ENOMEM"],
     "fork": ["EAGAIN", "ENOMEM"],
@@ -49,6 +51,7 @@ ERRORS = {
     "newfstatat": ["ENOMEM", "EACCES", "EIO"],
     "openat": ["EMFILE", "ENFILE", "ENOMEM", "EACCES", "EIO"],
     "pidfd_open": ["EMFILE", "ENOMEM"],
+    "pidfd_send_signal": ["EPERM"],
     "pipe2": ["EMFILE", "ENFILE"],
     "poll": ["ENOMEM", "EINTR"],
     "pselect6": ["ENOMEM", "EINTR"],
@@ -94,18 +97,20 @@ class Trace:
     injected: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path, *, has_begun: bool = False) -> Trace:
-        """Read strace's file."""
+    def read(cls, path: Path, *, beginning: str = BEGINNING, has_begun: bool = False) -> Trace:
+        """Read strace's file; of a native executable, until it becomes the Python executable."""
         trace, processes = cls(), dict[str, Counter[str]]()
         for line in path.read_text(errors="replace").splitlines():
             process, _, text = line.partition(" ")
             counted = processes.setdefault(process, Counter())
-            if BEGINNING in text:
+            if beginning in text and not has_begun:
                 trace.before, has_begun = counted.copy(), True
             if "(INJECTED)" in text:
                 trace.injected.append(text.strip() if has_begun else "")
             if name := re.match(r" *(\w+)\(", text):
                 counted[name[1]] += 1
+                if beginning == NATIVE_BEGINNING and has_begun and name[1] == "execve":
+                    break
         for counted in processes.values():
             trace.all |= counted
         return trace

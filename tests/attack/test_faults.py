@@ -1,7 +1,8 @@
 """Whatever system call fails: the caller gets an answer that is true, and the ruleset is as before or as after.
 
 Each operation runs once without faults, watched by strace, and then once for each fault, cold, warm on the executable's
-side, and warm on the resident process's. Some of the faults are tried; ``HOSTPORT_TESTS_ATTACK=1000`` tries all.
+side, and warm on the resident process's. Some of the faults are tried; ``HOSTPORT_TESTS_ATTACK=1000`` tries all. Of the
+native executable, which asks the kernel for little, every call fails with every error.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import pytest
 from attack import fork, ruleset
 from attack.answer import Answer
 from attack.effort import FACTOR
-from attack.faults import BEGINNING, Fault, Trace, options, traced, watching
+from attack.faults import BEGINNING, NATIVE_BEGINNING, Fault, Trace, options, traced, watching
 from lab import Node, config, mapping, require
 from libcni_cache import Cache
-from resident import Resident, eventually, launcher
+from resident import NATIVE, Resident, eventually, launcher, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 FAULTS = 8 * FACTOR  # of each operation
+EVERY = 1 << 20
 UNWRITABLE = b"cannot write the result"
 MAPPINGS = [mapping(8080), mapping(8081, 81, hostIP="192.0.2.1"), mapping(5353, 53, "udp")]
 
@@ -97,9 +99,15 @@ class Attack:
     """One operation, which is known to work without faults, and what may become of it with one."""
 
     def __init__(
-        self, stage: Stage, operation: Operation, executable: Sequence[str], resident: Resident | None
+        self,
+        stage: Stage,
+        operation: Operation,
+        executable: Sequence[str],
+        resident: Resident | None = None,
+        beginning: str = BEGINNING,
     ) -> None:
         self.stage, self.operation, self.executable, self.resident = stage, operation, executable, resident
+        self.beginning = beginning
         self.path = stage.directory / "trace"
         sent = config(stage.pod, *MAPPINGS) | operation.keys
         self.stdin = json.dumps({key: value for key, value in sent.items() if value is not None}).encode()
@@ -120,7 +128,8 @@ class Attack:
             arguments.append(f"--cache-dir={self.stage.cache.directory}")
         command = [*self.executable, *arguments]
         if self.resident is None:
-            return traced(node, command, environ, self.stdin, *options(self.path, fault)), Trace.read(self.path)
+            answer = traced(node, command, environ, self.stdin, *options(self.path, fault))
+            return answer, Trace.read(self.path, beginning=self.beginning)
         resident = self.resident
         assert eventually(lambda: len(resident.children) > 1), "the resident process has no children"
         with watching(resident.children, *options(self.path, fault)):
@@ -182,7 +191,7 @@ def attack(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path) -> Iter
     begins = ("import os", "from cni_hostport import handover", f"os.access({BEGINNING!r}, 0)")
     executable = launcher(tmp_path, tmp_path / "socket", *begins)
     if mode == "cold":
-        yield Attack(stage, OPERATIONS[name], executable, None), f"{mode} {name}"
+        yield Attack(stage, OPERATIONS[name], executable), f"{mode} {name}"
         return
     with Resident(tmp_path / "socket") as resident:
         made = Attack(stage, OPERATIONS[name], executable, resident if mode == "child" else None)
@@ -197,4 +206,27 @@ def test_an_operation_is_answered_truly_and_is_whole(
     assert chosen
     record_property("system calls that fail", len(chosen))
     wrong = [outcome for fault in chosen if (outcome := made.outcome(fault))]
+    assert not wrong, "\n\n".join(wrong)
+
+
+DIES = "import os, signal\nrun = lambda environ: os.kill(os.getpid(), signal.SIGKILL)"
+STOPS = "import os, signal\nrun = lambda environ: os.kill(os.getpid(), signal.SIGSTOP)"
+HURRIED = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20", "h.UNTIL_DONE = 0.1")
+
+
+@with_executables(NATIVE)
+@pytest.mark.parametrize(
+    ("name", "altered"),
+    [("add", ""), ("add a taken port", ""), ("del", ""), ("add", DIES), ("add", STOPS)],
+    ids=["add", "a refused add", "del", "add that another has begun", "add that another does not end"],
+)
+def test_whatever_call_of_the_native_executable_fails_the_operation_is_whole(
+    stage: Stage, tmp_path: Path, name: str, altered: str
+) -> None:
+    with Resident(tmp_path / "socket", *filter(None, [altered])) as resident:
+        executable = launcher(tmp_path, resident.path, *(HURRIED if altered == STOPS else HURRIED[:2]))
+        made = Attack(stage, OPERATIONS[name], executable, beginning=NATIVE_BEGINNING)
+        faults = made.trace.faults(name, EVERY)
+        assert len(faults) > 2 * len(made.trace.all - made.trace.before)
+        wrong = [outcome for fault in faults if (outcome := made.outcome(fault))]
     assert not wrong, "\n\n".join(wrong)

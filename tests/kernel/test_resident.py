@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import LAUNCHER, NOBODY, NODE4, Node, config, mapping, require, wait
-from resident import NEVER_COLD, Resident, eventually, launcher, run, server
+from resident import NATIVE, NEVER_COLD, PYTHON, Resident, eventually, launcher, run, server, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ def warm(resident: Resident, tmp_path: Path) -> Iterator[Node]:
         yield made
 
 
+@with_executables()
 @pytest.mark.parametrize(("command", "mappings", "keys"), DIFFERENT)
 def test_a_call_ends_as_it_does_without_the_resident_process(
     warm: Node, node: Node, command: str, mappings: list[dict[str, object]], keys: dict[str, object]
@@ -60,6 +61,7 @@ def test_a_call_ends_as_it_does_without_the_resident_process(
     assert outcomes[0] == outcomes[1]
 
 
+@with_executables()
 def test_connections_reach_the_pod_until_it_is_deleted(warm: Node) -> None:
     pod = warm.pod()
     pod.serve("tcp", 80, "web")
@@ -74,6 +76,7 @@ def test_connections_reach_the_pod_until_it_is_deleted(warm: Node) -> None:
     assert warm.cni("CHECK", pod, config(pod, *mappings)).code == 103
 
 
+@with_executables()
 def test_a_taken_port_is_refused_with_the_holder_named(warm: Node) -> None:
     first, second = warm.pod(4), warm.pod(4)
     warm.add(first, mapping(8080))
@@ -82,6 +85,7 @@ def test_a_taken_port_is_refused_with_the_holder_named(warm: Node) -> None:
     assert first.id[:12] in outcome.msg
 
 
+@with_executables()
 def test_a_port_of_a_container_that_is_gone_is_taken_over_and_that_is_said(warm: Node) -> None:
     first, second = warm.pod(4), warm.pod(4)
     warm.add(first, mapping(8080))
@@ -89,6 +93,7 @@ def test_a_port_of_a_container_that_is_gone_is_taken_over_and_that_is_said(warm:
     assert "is gone" in warm.add(second, mapping(8080)).stderr
 
 
+@with_executables()
 @pytest.mark.parametrize("command", ["VERSION", "STATUS", "GC"])
 def test_rare_commands_do_not_ask_the_resident_process(tmp_path: Path, command: str) -> None:
     asked = list[socket.socket]()
@@ -99,14 +104,17 @@ def test_rare_commands_do_not_ask_the_resident_process(tmp_path: Path, command: 
     assert asked == []
 
 
+@with_executables()
 def test_the_environment_is_reduced_to_what_cni_defines(resident: Resident, tmp_path: Path, node: Node) -> None:
     pod = node.pod(4)
-    executable = launcher(tmp_path, resident.path, NEVER_COLD, "import os", "os.environ['CNI_ARGS'] = 'K8S_POD_NAME=x'")
-    node.launcher = ["env", "PYTHONPATH=/nowhere", "LD_LIBRARY_PATH=/nowhere", "CNI_OTHER=1", *executable]
+    executable = launcher(tmp_path, resident.path, NEVER_COLD)
+    others = ["CNI_ARGS=K8S_POD_NAME=x", "PYTHONPATH=/nowhere", "LD_LIBRARY_PATH=/nowhere", "CNI_OTHER=1"]
+    node.launcher = ["env", *others, *executable]
     node.add(pod, mapping(8080))
     assert 'comment "x"' in node.nft("list ruleset")
 
 
+@with_executables(PYTHON, NATIVE)
 def test_many_pods_at_once_all_get_their_ports(warm: Node, resident: Resident, tmp_path: Path) -> None:
     warm.launcher = launcher(tmp_path, resident.path)
     pods = [warm.pod(4) for _ in range(32)]
@@ -118,6 +126,7 @@ def test_many_pods_at_once_all_get_their_ports(warm: Node, resident: Resident, t
     assert "goto dnat-" not in warm.nft("list map inet hostport hostports")
 
 
+@with_executables(PYTHON, NATIVE)
 def test_one_of_many_that_want_the_same_port_gets_it(warm: Node, resident: Resident, tmp_path: Path) -> None:
     warm.launcher = launcher(tmp_path, resident.path)
     pods = [warm.pod(4) for _ in range(16)]
@@ -125,6 +134,7 @@ def test_one_of_many_that_want_the_same_port_gets_it(warm: Node, resident: Resid
     assert sorted(wait(item).code for item in started) == [0] + [100] * 15
 
 
+@with_executables(PYTHON, NATIVE)
 def test_a_storm_loses_and_doubles_nothing_while_the_resident_process_is_killed_again_and_again(
     node: Node, tmp_path: Path
 ) -> None:
@@ -187,6 +197,7 @@ def test_a_second_resident_process_is_refused(resident: Resident) -> None:
     assert (second.returncode, second.stderr) == (1, f"hostport: another process listens on {resident.path}\n")
 
 
+@with_executables()
 def test_a_socket_that_systemd_hands_over_is_used(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
@@ -206,6 +217,7 @@ def test_a_socket_that_systemd_hands_over_is_used(node: Node, tmp_path: Path) ->
         served.wait()
 
 
+@with_executables()
 def test_all_that_calls_need_is_imported_before_there_is_one(tmp_path: Path) -> None:
     late = tmp_path / "late"
     watch = f"""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, config, mapping
-from resident import NEVER_COLD, Resident, launcher, run
+from resident import NEVER_COLD, Resident, launcher, run, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ def without_addresses(pod_path: str, *mappings: dict[str, object]) -> dict[str, 
     }
 
 
+@with_executables()
 def test_the_rules_are_those_of_the_callers_network_namespace(warm: Node, resident: Resident) -> None:
     pod = warm.pod(4)
     warm.add(pod, mapping(8080))
@@ -47,6 +48,7 @@ def test_the_rules_are_those_of_the_callers_network_namespace(warm: Node, reside
     assert Path(f"/proc/{resident.process.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
 
 
+@with_executables()
 def test_a_relative_namespace_path_is_one_in_the_callers_directory(warm: Node) -> None:
     pod = warm.pod(4)
     elsewhere(warm, "env", "--chdir=/run/netns")
@@ -55,6 +57,7 @@ def test_a_relative_namespace_path_is_one_in_the_callers_directory(warm: Node) -
     assert f"dnat ip to {pod.ip4}:80" in warm.nft("list ruleset")
 
 
+@with_executables()
 def test_a_caller_with_mounts_of_its_own_is_understood(warm: Node, tmp_path: Path) -> None:
     pod = warm.pod(4)
     hidden = tmp_path / "hidden"
@@ -67,6 +70,7 @@ def test_a_caller_with_mounts_of_its_own_is_understood(warm: Node, tmp_path: Pat
     assert f"dnat ip to {pod.ip4}:80" in warm.nft("list ruleset")
 
 
+@with_executables()
 def test_a_caller_in_a_root_directory_of_its_own_is_understood(warm: Node, tmp_path: Path) -> None:
     pod = warm.pod(4)
     root, netns = tmp_path / "root", tmp_path / "netns"
@@ -78,6 +82,7 @@ def test_a_caller_in_a_root_directory_of_its_own_is_understood(warm: Node, tmp_p
     assert f"dnat ip to {pod.ip4}:80" in warm.nft("list ruleset")
 
 
+@with_executables()
 def test_a_caller_with_process_ids_of_its_own_helps_itself(node: Node, resident: Resident, tmp_path: Path) -> None:
     node.launcher = launcher(tmp_path, resident.path)
     pod = node.pod(4)
@@ -87,6 +92,7 @@ def test_a_caller_with_process_ids_of_its_own_helps_itself(node: Node, resident:
     assert own.code == 8
 
 
+@with_executables()
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_standard_stream_is_as_closed_without_the_resident_process(
     resident: Resident, tmp_path: Path, closed: str
@@ -103,6 +109,7 @@ def test_a_closed_standard_stream_is_as_closed_without_the_resident_process(
         assert json.loads(outcomes[0][1])["code"] == 5
 
 
+@with_executables()
 def test_a_large_configuration_is_handed_over_whole(warm: Node) -> None:
     pod = warm.pod(4)
     call = config(pod, mapping(8080), note="x" * 3_000_000)

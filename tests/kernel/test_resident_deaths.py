@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, wait
-from resident import NEVER_COLD, NOTES, Resident, eventually, launcher
+from resident import NATIVE, NEVER_COLD, NOTES, PYTHON, Resident, eventually, launcher, with_executables
 
 from cni_hostport.handover import IDENTITY, file_at
 
@@ -47,6 +47,7 @@ def ports(node: Node) -> int:
     return node.nft("list map inet hostport hostports").count("goto dnat-")
 
 
+@with_executables()
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_each_call_is_done_and_answered_once_when_the_child_dies(node: Node, tmp_path: Path, moment: str) -> None:
     deaths = tmp_path / "deaths"
@@ -91,6 +92,7 @@ h._kill = late
     assert ports(node) == 1
 
 
+@with_executables(PYTHON, NATIVE)
 def test_a_call_that_takes_too_long_is_ended_there_and_done_here(node: Node, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     slow = "import os, time\nrun = lambda environ: (open('{0}', 'w').write(str(os.getpid())), time.sleep(60))"
@@ -102,6 +104,7 @@ def test_a_call_that_takes_too_long_is_ended_there_and_done_here(node: Node, tmp
     assert ports(node) == 1
 
 
+@with_executables(PYTHON, NATIVE)
 @pytest.mark.parametrize("module", ["nft.Nft", "netlink.Netlink"])
 def test_a_call_that_gets_on_is_not_ended_however_long_it_takes(node: Node, tmp_path: Path, module: str) -> None:
     slow = f"""
@@ -124,6 +127,7 @@ setattr(slow, name, lambda *given, **keys: (time.sleep(0.5), ask(*given, **keys)
     assert ports(node) == 1
 
 
+@with_executables(PYTHON, NATIVE)
 def test_calls_that_were_done_here_are_not_done_again_when_the_resident_process_goes_on(
     node: Node, tmp_path: Path
 ) -> None:
@@ -142,6 +146,7 @@ def test_calls_that_were_done_here_are_not_done_again_when_the_resident_process_
     assert not node.footprint(pod)
 
 
+@with_executables(PYTHON, NATIVE)
 def test_a_call_cannot_be_taken_any_more_once_the_caller_begins_to_run_it(node: Node, tmp_path: Path) -> None:
     notes, begun, gate = tmp_path / "notes", tmp_path / "begun", tmp_path / "gate"
     waits = f"""
@@ -210,6 +215,7 @@ def test_a_child_runs_a_call_unless_it_was_withdrawn(node: Node, tmp_path: Path,
         assert ("goto dnat-" in node.nft("list ruleset")) is not withdrawn
 
 
+@with_executables(PYTHON, NATIVE)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_child_that_is_stopped_when_its_caller_is_killed_ends_without_a_trace(
     node: Node, tmp_path: Path, command: str

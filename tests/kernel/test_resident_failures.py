@@ -5,13 +5,26 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, wait
-from resident import NEVER_COLD, Resident, bystander, eventually, launcher, request, server, take
+from resident import (
+    NATIVE,
+    NEVER_COLD,
+    PYTHON,
+    Resident,
+    bystander,
+    eventually,
+    launcher,
+    request,
+    server,
+    take,
+    with_executables,
+)
 
 from cni_hostport.handover import IDENTITY, TAKEN, file_at
 
@@ -74,6 +87,7 @@ def takes_too_late_and_hangs(connection: socket.socket) -> None:
         assert process.wait(20) == -signal.SIGKILL
 
 
+@with_executables()
 @pytest.mark.parametrize(
     "scenario",
     [dies_at_once, talks_nonsense, takes_without_saying_who, takes_and_dies, answers_and_dies_before_it_says_so, hangs,
@@ -120,6 +134,7 @@ def useless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str
         yield executable
 
 
+@with_executables()
 def test_a_call_does_without_a_resident_process_that_is_of_no_use(node: Node, useless: list[str]) -> None:
     node.launcher = useless
     pod = node.pod(4)
@@ -132,6 +147,7 @@ def test_a_call_does_without_a_resident_process_that_is_of_no_use(node: Node, us
     assert "goto dnat-" not in node.nft("list ruleset")
 
 
+@with_executables(PYTHON, NATIVE)
 def test_a_child_that_is_killed_while_it_works_leaves_the_call_to_the_caller(node: Node, tmp_path: Path) -> None:
     with Resident(tmp_path / "socket") as resident:
         node.launcher = launcher(tmp_path, tmp_path / "socket")
@@ -166,9 +182,7 @@ def slowly(environ):
 run = slowly
 resident.serve(run, "{path}")
 """
-    python = launcher(tmp_path, path)[0]
-    interpreter = Path(python).read_text().partition("\n")[0].removeprefix("#!").split()
-    served = subprocess.Popen([*interpreter, "-c", late], env={})
+    served = subprocess.Popen([sys.executable, "-Ic", late], env={})
     try:
         assert eventually(path.exists)
         node.launcher = launcher(tmp_path, path, NEVER_COLD, "import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
@@ -186,6 +200,7 @@ def begun(node: Node, pod: Pod, directory: Path) -> tuple[subprocess.Popen[str],
     return started, int(taken.read_text())
 
 
+@with_executables()
 def test_the_end_of_the_caller_is_the_end_of_its_call(slow: tuple[Node, Path], tmp_path: Path) -> None:
     node, gate = slow
     pod = node.pod(4)
@@ -198,6 +213,7 @@ def test_the_end_of_the_caller_is_the_end_of_its_call(slow: tuple[Node, Path], t
     assert "hostport" not in node.nft("list ruleset")
 
 
+@with_executables()
 def test_a_call_under_way_outlives_the_resident_process(slow: tuple[Node, Path], tmp_path: Path) -> None:
     node, gate = slow
     pod = node.pod(4)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, config, mapping
-from resident import NEVER_COLD, Resident, launcher, run, server
+from resident import NEVER_COLD, Resident, launcher, run, server, with_executables
 
 from cni_hostport.handover import IDENTITY, VARIABLES
 
@@ -84,6 +84,7 @@ def life(node: Node, directory: Path) -> list[tuple[Outcome, str]]:
     return outcomes
 
 
+@with_executables()
 def test_all_calls_for_a_pod_are_answered_as_they_are_without_the_resident_process(
     node: Node, resident: Resident, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_all_calls_for_a_pod_are_answered_as_they_are_without_the_resident_proce
     assert "is not mapped" in cold[0][0].stderr
 
 
+@with_executables()
 def test_an_executable_that_is_never_cold_fails_without_the_resident_process(node: Node, tmp_path: Path) -> None:
     node.launcher = launcher(tmp_path, tmp_path / "absent", NEVER_COLD)
     pod = node.pod(4)
@@ -102,12 +104,14 @@ def test_an_executable_that_is_never_cold_fails_without_the_resident_process(nod
     assert "cannot be loaded: import of cni_hostport.skel" in outcome.msg
 
 
+@with_executables()
 def test_another_version_is_not_served(resident: Resident, tmp_path: Path) -> None:
     lines = (*PATIENT, f"h.IDENTITY = {IDENTITY + 'x'!r}", NEVER_COLD)
     outcome = run(launcher(tmp_path, resident.path, *lines), json.dumps(CALL).encode(), **VALID)
     assert (outcome.returncode, json.loads(outcome.stdout)["code"]) == (1, 5)
 
 
+@with_executables()
 def test_nothing_of_the_callers_environment_is_sent_but_what_cni_defines(tmp_path: Path) -> None:
     requests = list[bytes]()
 
@@ -124,6 +128,7 @@ def test_nothing_of_the_callers_environment_is_sent_but_what_cni_defines(tmp_pat
     assert dict(variable.split("=", 1) for variable in sent) == variables
 
 
+@with_executables()
 def test_a_call_does_not_get_variables_that_cni_does_not_define(
     node: Node, watched: Resident, notes: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +142,7 @@ def test_a_call_does_not_get_variables_that_cni_does_not_define(
     assert set(own) <= {name for name in os.environ if not name.startswith("CNI_")}
 
 
+@with_executables()
 def test_a_child_that_did_not_rehearse_imports_nothing(
     node: Node, watched: Resident, notes: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +172,7 @@ def test_a_child_that_did_not_rehearse_imports_nothing(
     assert [json.loads(line)[:2] for line in notes.read_text().splitlines()] == expected + [[0, []]] * 3
 
 
+@with_executables()
 @pytest.mark.parametrize("variables", [{"NETNS": ""}, {"CONTAINERID": "../c1"}, {"IFNAME": "a/b"}])
 def test_a_call_with_a_wrong_environment_is_refused_before_its_input_ends(
     resident: Resident, tmp_path: Path, variables: dict[str, str]
@@ -181,6 +188,7 @@ def test_a_call_with_a_wrong_environment_is_refused_before_its_input_ends(
             started.kill()
 
 
+@with_executables()
 def test_input_may_come_slowly(node: Node, resident: Resident, tmp_path: Path) -> None:
     node.launcher = launcher(tmp_path, resident.path)
     pod = node.pod(4)
@@ -190,6 +198,7 @@ def test_input_may_come_slowly(node: Node, resident: Resident, tmp_path: Path) -
     assert node.nft("list map inet hostport hostports").count("goto dnat-") == 1
 
 
+@with_executables()
 @pytest.mark.parametrize("unwritable", [">/dev/full", "2>/dev/full", ">&- </dev/null"])
 def test_an_answer_that_cannot_be_written_is_a_failure_as_it_is_without_the_resident_process(
     resident: Resident, tmp_path: Path, unwritable: str
@@ -202,6 +211,7 @@ def test_an_answer_that_cannot_be_written_is_a_failure_as_it_is_without_the_resi
     assert outcomes[0] == outcomes[1]
 
 
+@with_executables()
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_a_limit_on_the_size_of_files_does_not_matter(resident: Resident, tmp_path: Path, blocks: int) -> None:
     command = ["sh", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', *launcher(tmp_path, resident.path)]
@@ -209,6 +219,7 @@ def test_a_limit_on_the_size_of_files_does_not_matter(resident: Resident, tmp_pa
     assert (outcome.returncode, json.loads(outcome.stdout)) == (0, CALL["prevResult"])
 
 
+@with_executables()
 @pytest.mark.parametrize("path", ["/proc/self/fd/9", "/proc/thread-self/fd/9", "/dev/fd/9"])
 def test_a_namespace_that_the_caller_has_open_is_found(
     node: Node, resident: Resident, tmp_path: Path, path: str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import LAUNCHER, Node, config, mapping
-from resident import NEVER_COLD, Resident, eventually, launcher
+from resident import NEVER_COLD, Resident, eventually, launcher, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +78,7 @@ def test_a_socket_that_cannot_be_made_is_one_sentence(tmp_path: Path, name: str)
     assert served.stderr.startswith(f"Error: cannot serve {tmp_path}/{name}: ")
 
 
+@with_executables()
 def test_a_socket_with_too_long_a_name_is_none_to_callers(node: Node, tmp_path: Path) -> None:
     node.launcher = launcher(tmp_path, tmp_path / ("x" * 200))
     pod = node.pod(4)
@@ -131,6 +132,7 @@ def test_without_any_child_the_resident_process_ends_and_leaves_nothing(tmp_path
     assert not (tmp_path / "socket").exists()
 
 
+@with_executables()
 def test_a_child_that_cannot_be_made_is_made_later(node: Node, tmp_path: Path) -> None:
     with Resident(tmp_path / "socket", REFUSES.format(lowest=4, highest=6)) as resident:
         node.launcher = launcher(tmp_path, resident.path)
@@ -159,6 +161,7 @@ def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
+@with_executables()
 @pytest.mark.parametrize(
     "path",
     ["/proc/self/fd/7", "//proc/self/fd/7", "/proc/./self/fd/7", "/proc/thread-self/fd/7", "/dev/fd/7", "{link}/7",
@@ -183,6 +186,7 @@ def test_a_descriptor_of_the_callers_is_its_own_namespace_and_no_childs(
     assert f"dnat ip to {pod.ip4}:80" in node.nft("list ruleset")
 
 
+@with_executables()
 @pytest.mark.parametrize("path", ["/proc/self/ns/net", "//proc/self/ns/net", "{link}/ns/net", "/proc/$$/ns/net"])
 def test_the_callers_own_namespace_is_no_containers(node: Node, resident: Resident, tmp_path: Path, path: str) -> None:
     pod = node.pod(4)

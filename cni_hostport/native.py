@@ -1,0 +1,58 @@
+"""The native executable: what a C compiler has to be told to make it of ``handover.c``.
+
+The protocol and its constants are those of ``handover``; so are the identities, by which two installations tell their
+processes apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, handover
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MARK = "native executable of "
+
+
+def options(executable: str, socket: str = handover.SOCKET) -> list[str]:
+    """Return the options of a C compiler, for the path of a Python executable and of the resident process's socket."""
+    texts = {
+        "EXECUTABLE": executable,
+        "SOCKET": socket,
+        "INSTALLATION_MARK": MARK,
+        "NATIVE": handover.NATIVE,
+        "IDENTITY": handover.IDENTITY,
+        "TAKEN": handover.TAKEN.decode(),
+        "AT_WORK": handover.AT_WORK.decode(),
+        "CANNOT_START": handover.CANNOT_START,
+    }
+    definitions = {
+        **{name: _literal(text) for name, text in texts.items()},
+        "COMMANDS": _literals(handover.COMMANDS),
+        "VARIABLES": _literals(handover.VARIABLES),
+        "UNTIL_TAKEN": _milliseconds(handover.UNTIL_TAKEN),
+        "UNTIL_DONE": _milliseconds(handover.UNTIL_DONE),
+        "LARGEST_INPUT": LARGEST_INPUT,
+        "LONGEST_IFNAME": LONGEST_IFNAME,
+    }
+    return [f"-D{name}={value}" for name, value in definitions.items()]
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # C escapes quotes, backslashes and ends of lines as JSON does
+
+
+def _literals(texts: Sequence[str]) -> str:
+    return ", ".join(map(_literal, texts))
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{option}\n" for option in options(*sys.argv[1:])))
