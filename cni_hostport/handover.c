@@ -32,6 +32,11 @@ struct text {
     size_t size;
 };
 
+union rights { /* descriptors that go with a message */
+    char space[CMSG_SPACE(DESCRIPTORS * sizeof(int))];
+    struct cmsghdr header;
+};
+
 __attribute__((used)) static const char installation_mark[] = "\n" INSTALLATION_MARK EXECUTABLE "\n"; /* for install.sh */
 static const char *const commands[] = {COMMANDS};
 static const char *const variables[] = {VARIABLES};
@@ -115,9 +120,8 @@ static int connect_to_resident(void)
 /* Make what both processes share: memory for the standard streams, and a descriptor of this process. */
 static bool make_descriptors(int *descriptors)
 {
-    static const char *const names[] = {"stdin", "stdout", "stderr"};
     for (int stream = STDIN; stream <= STDERR; stream++)
-        if ((descriptors[stream] = memfd_create(names[stream], MFD_CLOEXEC)) < 0)
+        if ((descriptors[stream] = memfd_create("stream", MFD_CLOEXEC)) < 0)
             return false;
     return (descriptors[CALLER] = (int)syscall(SYS_pidfd_open, getpid(), 0)) >= 0;
 }
@@ -126,8 +130,8 @@ static bool make_descriptors(int *descriptors)
 static bool read_input(struct text *text)
 {
     ssize_t more = 1;
-    for (; more > 0 && text->size <= LARGEST_INPUT; text->size += more > 0 ? (size_t)more : 0)
-        more = read(STDIN_FILENO, text->start + text->size, CHUNK);
+    while (text->size <= LARGEST_INPUT && (more = read(STDIN_FILENO, text->start + text->size, CHUNK)) > 0)
+        text->size += (size_t)more;
     if (more < 0 && text->size)
         close(STDIN_FILENO); /* what was read is lost: let nobody take the rest for all */
     return more >= 0;
@@ -170,10 +174,7 @@ static bool send_request(int connection, const int *descriptors)
             parts[count++] = (struct iovec){entry, strlen(entry)};
         }
     }
-    union {
-        char space[CMSG_SPACE(DESCRIPTORS * sizeof(int))];
-        struct cmsghdr header;
-    } rights = {.header = {CMSG_LEN(DESCRIPTORS * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    union rights rights = {.header = {CMSG_LEN(DESCRIPTORS * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
     memcpy(CMSG_DATA(&rights.header), descriptors, DESCRIPTORS * sizeof(int));
     struct msghdr message = {
         .msg_iov = parts, .msg_iovlen = count, .msg_control = &rights, .msg_controllen = sizeof rights.space
@@ -181,9 +182,9 @@ static bool send_request(int connection, const int *descriptors)
     return sendmsg(connection, &message, 0) >= 0;
 }
 
-static bool has_answer(int connection, int milliseconds)
+static bool is_readable(int descriptor, int milliseconds)
 {
-    struct pollfd event = {.fd = connection, .events = POLLIN};
+    struct pollfd event = {.fd = descriptor, .events = POLLIN};
     return poll(&event, 1, milliseconds) == 1;
 }
 
@@ -192,12 +193,9 @@ static ssize_t receive_taken(int connection, int *process)
 {
     char answer[sizeof TAKEN - 1];
     struct iovec place = {answer, sizeof answer};
-    union {
-        char space[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr header;
-    } rights;
+    union rights rights;
     struct msghdr message = {
-        .msg_iov = &place, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights.space
+        .msg_iov = &place, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = CMSG_SPACE(sizeof(int))
     };
     ssize_t size = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
     struct cmsghdr *found = size == sizeof answer && !memcmp(answer, TAKEN, sizeof answer) ? CMSG_FIRSTHDR(&message) : NULL;
@@ -214,14 +212,14 @@ static int run_elsewhere(int connection, const int *descriptors)
     int process;
     if (!send_request(connection, descriptors))
         return NOT_RUN;
-    bool in_time = has_answer(connection, UNTIL_TAKEN) && receive_taken(connection, &process) >= 0;
+    bool in_time = is_readable(connection, UNTIL_TAKEN) && receive_taken(connection, &process) >= 0;
     if (!in_time) {
         shutdown(connection, SHUT_RDWR);
         receive_taken(connection, &process);
     }
     if (process < 0)
         return NOT_RUN;
-    while (in_time && has_answer(connection, UNTIL_DONE)) {
+    while (in_time && is_readable(connection, UNTIL_DONE)) {
         ssize_t size = recv(connection, answer, sizeof answer, 0);
         if (!size || (size < 0 && errno == ECONNRESET))
             return NOT_RUN; /* it is dead */
@@ -230,9 +228,8 @@ static int run_elsewhere(int connection, const int *descriptors)
         if (size != sizeof answer || memcmp(answer, AT_WORK, sizeof answer))
             return (unsigned char)answer[0];
     }
-    struct pollfd death = {.fd = process, .events = POLLIN};
     if (!syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0))
-        poll(&death, 1, -1);
+        is_readable(process, -1); /* which it is once it is dead */
     return NOT_RUN;
 }
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from go_tools import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHIPPED = ["cni_hostport", "conf", "tests/demo.sh", "install.sh", "pyproject.toml", "README.md", "LICENSE"]
 
@@ -51,6 +50,27 @@ class Machine:
     @property
     def executable(self) -> Path:
         return self.bin / "hostport"
+
+    @property
+    def python_executable(self) -> Path:
+        """The one that the native executable becomes, in the installation that the installed executable belongs to."""
+        found = re.search(rb"^(?:#!|native executable of )(/.*)/bin/", self.executable.read_bytes(), re.MULTILINE)
+        assert found
+        return Path(found[1].decode()) / "bin" / "hostport"
+
+    def executables(self, socket: Path) -> dict[str, Path]:
+        """Make executables as they are installed, but for another socket of the resident process, by their kind."""
+        installed = self.python_executable
+        python, native = (self.top / f"{kind}-{socket.name}" / "hostport" for kind in ("Python", "native"))
+        for path in (python, native):
+            path.parent.mkdir()
+        python.write_text(installed.read_text().replace("main()", f'main("{socket}")'))
+        python.chmod(0o755)
+        asks: list[str | Path] = [installed.with_name("python"), "-I", "-m", "cni_hostport.native", installed, socket]
+        options = subprocess.run(asks, capture_output=True, text=True, check=True).stdout.splitlines()
+        source = self.source / "cni_hostport" / "handover.c"
+        subprocess.run(["cc", "-O2", "-static", *options, "-o", native, source], check=True)
+        return {"Python": python, "native": native}
 
     def builds(self) -> set[str]:
         return {path.name for path in self.lib.iterdir()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import concurrent.futures
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from installation import Machine
-from lab import require
+from lab import Node, config, mapping, require
+from resident import eventually
 
 if TYPE_CHECKING:
     from lab import Node
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def machine(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return Machine.installed(tmp_path_factory.mktemp("machine"))
+
+
+def run(executable: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([executable, *arguments], capture_output=True, text=True, check=False, env=variables)
 
 
 def test_the_executable_says_what_it_is(machine: Machine) -> None:
@@ -36,6 +43,64 @@ def test_installing_again_builds_nothing_and_prints_the_line_for_a_conflist(mach
 def test_only_the_executable_is_in_the_plugin_directory(machine: Machine) -> None:
     assert list(machine.bin.iterdir()) == [machine.executable]
     assert machine.executable.stat().st_mode & 0o777 == 0o755
+
+
+def test_with_a_compiler_the_executable_is_native_and_needs_no_library(machine: Machine) -> None:
+    assert f"Installed {machine.executable} (0.1.0), native: " in machine.install().stderr
+    content = machine.executable.read_bytes()
+    assert content.startswith(b"\x7fELF")
+    assert b"/ld-linux" not in content
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent", "true", "false"])
+def test_without_a_compiler_that_works_the_executable_is_the_python_one(machine: Machine, compiler: str) -> None:
+    installed = machine.install(CC=compiler)
+    assert installed.returncode == 0
+    assert f"in Python: a C compiler that works ({compiler}) would make one" in installed.stderr
+    assert machine.executable.read_bytes() == machine.python_executable.read_bytes()
+    assert list(machine.bin.iterdir()) == [machine.executable]
+    assert run(machine.executable, CNI_COMMAND="VERSION").returncode == 0
+    builds = machine.builds()
+    assert machine.install().returncode == 0
+    assert machine.executable.read_bytes().startswith(b"\x7fELF")
+    assert machine.builds() == builds
+
+
+def test_while_one_executable_takes_the_place_of_another_there_always_is_one(machine: Machine) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        installing = pool.submit(lambda: [machine.install(**keys).returncode for keys in ({"CC": "false"}, {}) * 2])
+        outcomes = []
+        while not installing.done():
+            outcomes.append(run(machine.executable, CNI_COMMAND="VERSION").returncode)
+    assert installing.result() == [0] * 4
+    assert set(outcomes) == {0}
+
+
+def test_the_native_executable_says_that_the_python_one_is_gone(machine: Machine) -> None:
+    python = machine.python_executable
+    away = python.rename(python.with_name("away"))
+    gone = run(machine.executable, CNI_COMMAND="VERSION")
+    away.rename(python)
+    assert (gone.returncode, gone.stderr) == (1, "")
+    assert json.loads(gone.stdout) == {
+        "cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: No such file or directory"
+    }  # fmt: skip
+
+
+def test_a_call_that_the_resident_process_runs_needs_no_other_executable(machine: Machine, node: Node) -> None:
+    path = machine.top / "socket"
+    node.launcher = [str(machine.executables(path)["native"])]
+    pod, python = node.pod(4), machine.python_executable
+    with subprocess.Popen([machine.executable, "serve", path], env={}) as resident:
+        assert eventually(path.exists)
+        away = python.rename(python.with_name("away"))
+        try:
+            assert eventually(lambda: node.cni("ADD", pod, config(pod, mapping(8080))).status == 0)
+            assert node.cni("CHECK", pod, config(pod, mapping(8080))).status == 0
+            node.delete(pod)
+        finally:
+            away.rename(python)
+            resident.kill()
 
 
 def test_bytecode_is_compiled_beforehand(machine: Machine) -> None:
@@ -72,7 +137,7 @@ def test_an_upgrade_keeps_the_installation_that_calls_may_still_be_running_from(
     assert upgraded.returncode == 0, upgraded.stderr
     assert before < machine.builds()
     (new,) = machine.builds() - before
-    assert f"/{new}/bin/python -I" in machine.executable.read_text()
+    assert machine.python_executable.parents[1].name == new
 
 
 def test_another_plugin_directory_is_served_from_the_same_environment_directory(machine: Machine) -> None:
@@ -96,8 +161,7 @@ def test_uninstalling_from_one_plugin_directory_leaves_what_another_uses(machine
 
 
 def test_a_broken_environment_is_built_again(machine: Machine) -> None:
-    current = machine.executable.read_text().removeprefix("#!").partition("/bin/python")[0]
-    for package in Path(current).glob("lib/python3*/site-packages/pydantic"):
+    for package in machine.python_executable.parents[1].glob("lib/python3*/site-packages/pydantic"):
         shutil.rmtree(package)
     assert machine.install().returncode == 0
     version = {"CNI_COMMAND": "VERSION"}
@@ -116,7 +180,7 @@ def test_an_executable_that_is_not_this_projects_is_left_alone(machine: Machine,
 
 
 def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machine) -> None:
-    executable, builds = machine.executable.read_text(), machine.builds()
+    executable, builds = machine.executable.read_bytes(), machine.builds()
     locked = machine.source / "conf" / "requirements.txt"
     pinned = locked.read_text()
     locked.write_text(pinned.replace("--hash=sha256:", "--hash=sha256:00"))
@@ -124,7 +188,7 @@ def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machi
     locked.write_text(pinned)
     assert failed.returncode == 1
     assert "what was installed before is as it was" in failed.stderr
-    assert (machine.executable.read_text(), machine.builds()) == (executable, builds)
+    assert (machine.executable.read_bytes(), machine.builds()) == (executable, builds)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +197,7 @@ def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machi
         (["--frobnicate"], "unknown option '--frobnicate'"),
         (["--lib-dir"], "--lib-dir needs a directory"),
         (["--lib-dir", "a b"], "cannot hold white space"),
+        (["--bin-dir", 'a"b'], "cannot hold white space, quotes"),
         (["--demo", "--test"], "--demo and --test do not go together"),
     ],
 )

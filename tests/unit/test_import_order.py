@@ -31,7 +31,7 @@ LAYERS = (
     ("config",),
     ("skel",),
     ("log", "errors", "text"),
-    ("handover",),
+    ("handover", "native"),
     ("",),  # the package itself
 )
 # the launcher runs a call itself where nobody else does
