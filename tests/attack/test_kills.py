@@ -9,10 +9,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import resident as resident_process
 from attack import ruleset
 from attack.effort import FACTOR, chance
 from lab import Node, config, mapping
-from resident import Resident, eventually, launcher
+from resident import NATIVE, PYTHON, Resident, eventually, launcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,20 +52,21 @@ class Stage:
         return ruleset.read(self.node) in self.states.values()
 
 
-@pytest.fixture(params=["cold", "warm", "resident's child"])
+@pytest.fixture(params=["cold", "warm", "native", "resident's child"])
 def mode(
-    request: pytest.FixtureRequest, node: Node, tmp_path: Path
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, node: Node, tmp_path: Path
 ) -> Iterator[tuple[str, Callable[[int], list[int]]]]:
     if request.param == "cold":
         yield request.param, lambda caller: [caller]
         return
+    monkeypatch.setattr(resident_process, "kind", NATIVE if request.param == "native" else PYTHON)
     with Resident(tmp_path / "socket") as resident:
         node.launcher = launcher(tmp_path, tmp_path / "socket")
 
         def children(_caller: int) -> list[int]:
             return resident.children
 
-        yield request.param, (lambda caller: [caller]) if request.param == "warm" else children
+        yield request.param, children if "child" in request.param else lambda caller: [caller]
 
 
 def test_a_kill_at_any_moment_leaves_the_ruleset_whole(
