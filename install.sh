@@ -218,24 +218,29 @@ write_python_executable() { # TARGET
 
 # makes the executable that starts no Python for a call that the resident process runs; static where libc can be
 write_native_executable() { # TARGET FILE
-    local options linking
+    local options compiler linking
+    read -ra compiler <<<"${CC:-cc}"
+    command -v "${compiler[0]}" >/dev/null || return 1
     mapfile -t options < <("$1/bin/python" -I -m cni_hostport.native "$1/bin/hostport")
-    for linking in -static -O2; do
-        ! "${CC:-cc}" -O2 "$linking" "${options[@]}" -o "$2" "$source_dir/cni_hostport/handover.c" >/dev/null 2>&1 ||
-            ! says_version "$2" || return 0
+    for linking in "-O2 -static" -O2; do
+        read -ra linking <<<"$linking"
+        if "${compiler[@]}" "${linking[@]}" "${options[@]}" -o "$2" "$source_dir/cni_hostport/handover.c" 2>&1 &&
+            says_version "$2" && is_native "$2"; then return 0; fi
     done
     return 1
 }
 
+is_native() { grep -aq '^native executable of /' "$1"; } # FILE
+
 # prints which installation the executable in bin_dir belongs to; fails if there is one that is not this script's
 current() {
     [ -e "$bin_dir/hostport" ] || return 0
-    grep -aqE '^(from cni_hostport|native executable of /)' "$bin_dir/hostport" || return 1
+    is_native "$bin_dir/hostport" || grep -q '^from cni_hostport' "$bin_dir/hostport" || return 1
     LC_ALL=C sed -n '1s|^#!\(.*\)/bin/python.*|\1|p; s|^native executable of \(.*\)/bin/hostport$|\1|p' "$bin_dir/hostport"
 }
 
 install_plugin() {
-    local target previous staged old kind
+    local target previous staged old kind log
     target=$lib_dir/$(version)-$(digest)
     previous=$(current) || die "$bin_dir/hostport is not of this script's making: move it away first"
     works "$target" 2>/dev/null || build "$target"
@@ -243,10 +248,11 @@ install_plugin() {
 
     mkdir -p -- "$bin_dir"
     staged=$(mktemp "$bin_dir/.hostport.XXXXXX")
-    if write_native_executable "$target" "$staged"; then
+    if log=$(write_native_executable "$target" "$staged"); then
         kind="native: a call that the resident process runs starts no Python"
     else
         kind="in Python: a C compiler that works (${CC:-cc}) would make one that is faster"
+        [ -z "$log" ] || say "$log"
         cp -f -- "$target/bin/hostport" "$staged"
     fi
     chmod 755 "$staged"

@@ -2,11 +2,11 @@
  * The native executable's only act: hand the call to the resident process, or else execute the Python executable.
  *
  * It does what handover.py does, without the start of an interpreter. That module has the protocol, and its constants:
- * native.py prints them as options of the compiler. Here is neither JSON nor nftables nor a decision about a call: what
- * is unusual is left to the Python executable, which gets the standard input that was read already.
+ * native.py prints them as options of the compiler. Here no JSON is read, and nothing decided about a call: what is
+ * unusual is left to the Python executable, which gets the standard input that was read already.
  */
 #define _GNU_SOURCE
-#include <ctype.h>
+#define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -24,7 +24,8 @@
 #include <unistd.h>
 
 enum { STDIN, STDOUT, STDERR, CALLER, DESCRIPTORS };
-enum { CHUNK = 1 << 16, NOT_RUN = -1, LAST_STREAM = 2 };
+enum { NOT_RUN = -1 }; /* in the place of a status */
+enum { CHUNK = 1 << 16, MOST_READ = LARGEST_INPUT + CHUNK };
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
 struct text {
@@ -32,7 +33,7 @@ struct text {
     size_t size;
 };
 
-union rights { /* descriptors that go with a message */
+union ancillary { /* descriptors that go with a message */
     char space[CMSG_SPACE(DESCRIPTORS * sizeof(int))];
     struct cmsghdr header;
 };
@@ -40,7 +41,6 @@ union rights { /* descriptors that go with a message */
 __attribute__((used)) static const char installation_mark[] = "\n" INSTALLATION_MARK EXECUTABLE "\n"; /* for install.sh */
 static const char *const commands[] = {COMMANDS};
 static const char *const variables[] = {VARIABLES};
-static char input[LARGEST_INPUT + CHUNK];
 
 static const char *value_of(const char *name)
 {
@@ -50,12 +50,8 @@ static const char *value_of(const char *name)
 
 static bool is_plain(const char *name)
 {
-    if (!isalnum((unsigned char)*name))
-        return false;
-    for (; *name; name++)
-        if (!isalnum((unsigned char)*name) && !strchr("_-.", *name))
-            return false;
-    return true;
+    static const char letters[] = "_-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    return *name && !strchr("_-.", *name) && !name[strspn(name, letters)];
 }
 
 /* Tell whether the call is a frequent one, and not one that is refused before its standard input is read. */
@@ -82,7 +78,10 @@ static bool write_all(int target, struct text text)
     return true;
 }
 
-/* End as the Python executable. With a status, that only withdraws the call, whose result could not be written. */
+/*
+ * End as the Python executable. If a status is given, it only withdraws the call, whose result could not be written;
+ * otherwise it runs the call. The error is the one with which writing or reading has ended, 0 if there was none.
+ */
 static _Noreturn void execute_python(int argc, char **argv, const char *status, int error)
 {
     char number[16], message[1024];
@@ -112,7 +111,7 @@ static int connect_to_resident(void)
         return -1;
     memcpy(address.sun_path, SOCKET, strlen(SOCKET));
     int connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (connection > LAST_STREAM && !connect(connection, (struct sockaddr *)&address, sizeof address))
+    if (connection > STDERR_FILENO && !connect(connection, (struct sockaddr *)&address, sizeof address))
         return connection;
     return -1;
 }
@@ -126,46 +125,40 @@ static bool make_descriptors(int *descriptors)
     return (descriptors[CALLER] = (int)syscall(SYS_pidfd_open, getpid(), 0)) >= 0;
 }
 
+/* Make memory for standard input that this process alone has, and that can become its standard input again. */
+static bool make_input(int *memory, struct text *text)
+{
+    *memory = memfd_create("input", MFD_CLOEXEC);
+    if (*memory < 0 || ftruncate(*memory, MOST_READ))
+        return false;
+    text->start = mmap(NULL, MOST_READ, PROT_READ | PROT_WRITE, MAP_SHARED, *memory, 0);
+    return text->start != MAP_FAILED;
+}
+
 /* Read at most one chunk more than the largest input; false where that fails. */
 static bool read_input(struct text *text)
 {
-    ssize_t more = 1;
+    ssize_t more = 0;
     while (text->size <= LARGEST_INPUT && (more = read(STDIN_FILENO, text->start + text->size, CHUNK)) > 0)
         text->size += (size_t)more;
-    if (more < 0 && text->size)
-        close(STDIN_FILENO); /* what was read is lost: let nobody take the rest for all */
     return more >= 0;
 }
 
-/* Make standard input what it was before it was read: from memory, or by a process where memory did not take it. */
 static void give_input_back(int memory, struct text text)
 {
-    int ends[2];
-    struct stat status;
-    if (!fstat(memory, &status) && (size_t)status.st_size == text.size && !lseek(memory, 0, SEEK_SET) &&
-        dup2(memory, STDIN_FILENO) == STDIN_FILENO)
-        return;
-    pid_t child = pipe2(ends, O_CLOEXEC) ? -1 : fork();
-    if (!child) {
-        for (int stream = STDIN_FILENO; stream <= LAST_STREAM; stream++)
-            close(stream); /* the caller waits until nobody has them */
-        close(ends[0]);
-        write_all(ends[1], text);
-        _exit(0);
-    }
-    if (child < 0 || dup2(ends[0], STDIN_FILENO) != STDIN_FILENO)
+    if (ftruncate(memory, (off_t)text.size) || dup2(memory, STDIN_FILENO) != STDIN_FILENO)
         close(STDIN_FILENO); /* the Python executable then says that it cannot be read */
 }
 
 static bool send_request(int connection, const int *descriptors)
 {
-    char file[64] = "";
+    char netns_file[64] = "";
     struct stat netns;
     struct iovec parts[2 + 2 * LENGTH(variables)] = {{IDENTITY, sizeof IDENTITY}}; /* the NUL after it included */
     size_t count = 1;
     if (!stat(value_of("CNI_NETNS"), &netns))
-        snprintf(file, sizeof file, "%llu:%llu", (unsigned long long)netns.st_dev, (unsigned long long)netns.st_ino);
-    parts[count++] = (struct iovec){file, strlen(file)};
+        snprintf(netns_file, sizeof netns_file, "%llu:%llu", (unsigned long long)netns.st_dev, (unsigned long long)netns.st_ino);
+    parts[count++] = (struct iovec){netns_file, strlen(netns_file)};
     for (size_t number = 0; number < LENGTH(variables); number++) {
         char *value = getenv(variables[number]);
         if (value) {
@@ -174,10 +167,12 @@ static bool send_request(int connection, const int *descriptors)
             parts[count++] = (struct iovec){entry, strlen(entry)};
         }
     }
-    union rights rights = {.header = {CMSG_LEN(DESCRIPTORS * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
-    memcpy(CMSG_DATA(&rights.header), descriptors, DESCRIPTORS * sizeof(int));
+    union ancillary ancillary = {.header = {
+        .cmsg_len = CMSG_LEN(DESCRIPTORS * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS
+    }};
+    memcpy(CMSG_DATA(&ancillary.header), descriptors, DESCRIPTORS * sizeof(int));
     struct msghdr message = {
-        .msg_iov = parts, .msg_iovlen = count, .msg_control = &rights, .msg_controllen = sizeof rights.space
+        .msg_iov = parts, .msg_iovlen = count, .msg_control = &ancillary, .msg_controllen = sizeof ancillary.space
     };
     return sendmsg(connection, &message, 0) >= 0;
 }
@@ -189,19 +184,19 @@ static bool is_readable(int descriptor, int milliseconds)
 }
 
 /* Receive the first answer: return its size, and the descriptor of the process that takes the call, or -1. */
-static ssize_t receive_taken(int connection, int *process)
+static ssize_t receive_taken(int connection, int *process_descriptor)
 {
     char answer[sizeof TAKEN - 1];
     struct iovec place = {answer, sizeof answer};
-    union rights rights;
+    union ancillary ancillary;
     struct msghdr message = {
-        .msg_iov = &place, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = CMSG_SPACE(sizeof(int))
+        .msg_iov = &place, .msg_iovlen = 1, .msg_control = &ancillary, .msg_controllen = CMSG_SPACE(sizeof(int))
     };
     ssize_t size = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
     struct cmsghdr *found = size == sizeof answer && !memcmp(answer, TAKEN, sizeof answer) ? CMSG_FIRSTHDR(&message) : NULL;
-    *process = -1;
+    *process_descriptor = -1;
     if (found && found->cmsg_type == SCM_RIGHTS && found->cmsg_len == CMSG_LEN(sizeof(int)))
-        memcpy(process, CMSG_DATA(found), sizeof(int));
+        memcpy(process_descriptor, CMSG_DATA(found), sizeof(int));
     return size;
 }
 
@@ -209,15 +204,15 @@ static ssize_t receive_taken(int connection, int *process)
 static int run_elsewhere(int connection, const int *descriptors)
 {
     char answer[sizeof AT_WORK - 1];
-    int process;
+    int process_descriptor;
     if (!send_request(connection, descriptors))
         return NOT_RUN;
-    bool in_time = is_readable(connection, UNTIL_TAKEN) && receive_taken(connection, &process) >= 0;
+    bool in_time = is_readable(connection, UNTIL_TAKEN) && receive_taken(connection, &process_descriptor) >= 0;
     if (!in_time) {
         shutdown(connection, SHUT_RDWR);
-        receive_taken(connection, &process);
+        receive_taken(connection, &process_descriptor);
     }
-    if (process < 0)
+    if (process_descriptor < 0)
         return NOT_RUN;
     while (in_time && is_readable(connection, UNTIL_DONE)) {
         ssize_t size = recv(connection, answer, sizeof answer, 0);
@@ -228,13 +223,13 @@ static int run_elsewhere(int connection, const int *descriptors)
         if (size != sizeof answer || memcmp(answer, AT_WORK, sizeof answer))
             return (unsigned char)answer[0];
     }
-    if (!syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0))
-        is_readable(process, -1); /* which it is once it is dead */
+    if (!syscall(SYS_pidfd_send_signal, process_descriptor, SIGKILL, NULL, 0))
+        is_readable(process_descriptor, -1); /* which it is once it is dead */
     return NOT_RUN;
 }
 
-/* Show what the call has written to a stream; false where that fails. */
-static bool map(int memory, struct text *text)
+/* Map the memory of a stream; false where that fails. */
+static bool map_memory(int memory, struct text *text)
 {
     struct stat status;
     if (fstat(memory, &status))
@@ -246,17 +241,20 @@ static bool map(int memory, struct text *text)
 
 int main(int argc, char **argv)
 {
-    int connection, descriptors[DESCRIPTORS], status = NOT_RUN;
-    struct text given = {.start = input}, out, log;
-    signal(SIGPIPE, SIG_IGN); /* both are errors of the call that meets them, as they are in Python */
+    int connection, descriptors[DESCRIPTORS], memory, status = NOT_RUN;
+    struct text given = {.size = 0}, out, log;
+    signal(SIGPIPE, SIG_IGN); /* a write that would raise one of them fails with an error instead, as in Python */
     signal(SIGXFSZ, SIG_IGN);
     if (!can_be_handed_over() || (connection = connect_to_resident()) < 0 || !make_descriptors(descriptors) ||
-        !read_input(&given))
+        !make_input(&memory, &given))
         execute_python(argc, argv, "", 0);
+    if (!read_input(&given))
+        execute_python(argc, argv, "", errno);
     if (given.size <= LARGEST_INPUT && write_all(descriptors[STDIN], given) && !lseek(descriptors[STDIN], 0, SEEK_SET))
         status = run_elsewhere(connection, descriptors);
-    if (status == NOT_RUN || !map(descriptors[STDERR], &log) || !map(descriptors[STDOUT], &out)) {
-        give_input_back(descriptors[STDIN], given);
+    if (status == NOT_RUN || !map_memory(descriptors[STDERR], &log) || !map_memory(descriptors[STDOUT], &out)) {
+        close(connection);
+        give_input_back(memory, given);
         execute_python(argc, argv, "", 0);
     }
     write_all(STDERR_FILENO, log); /* no call fails because nobody listens */
@@ -264,7 +262,7 @@ int main(int argc, char **argv)
         int error = errno;
         if (status)
             write_all(STDERR_FILENO, out); /* a runtime shows it where there is no error JSON */
-        give_input_back(descriptors[STDIN], given);
+        give_input_back(memory, given);
         execute_python(argc, argv, status ? "1" : "0", error);
     }
     _exit(status);

@@ -17,7 +17,8 @@ can say that it is ``AT_WORK``. If it dies instead, or has to be killed because 
 call is run here. So it is when anything of this fails here.
 
 The native executable gives standard input back, and tells this module by its first arguments, after ``NATIVE``: its own
-path; the status of a call whose result could not be written, or nothing; and the number of that error.
+path; the status of a call whose result could not be written, or nothing; and the number of the error with which writing
+that, or reading the input, has ended, 0 if there was none.
 """
 
 import os
@@ -41,15 +42,16 @@ UNTIL_TAKEN = 0.5  # seconds; a process that is under no pressure needs less tha
 CHUNK = 1 << 16  # bytes
 UNTIL_DONE = 30  # seconds without a word; an operation that meets no difficulty needs a few milliseconds
 NATIVE = "--native"
+NATIVE_ARGUMENTS = 5  # those before the caller's own
 # code 5 is Code.IO_FAILURE
 CANNOT_START = '{"cniVersion": "1.1.0", "code": 5, "msg": "the plugin cannot be loaded: %s"}\n'
 
 
 def main(path: str = SOCKET) -> None:
     """Run one call, in the resident process that listens at ``path`` or here, and exit with its status."""
-    stdin = None
-    if sys.argv[1:2] == [NATIVE]:
-        _continue_natives_call()
+    stdin: bytes | Exception | None = None
+    if sys.argv[1:2] == [NATIVE] and len(sys.argv) >= NATIVE_ARGUMENTS:
+        stdin = _continue_natives_call()
     elif _can_be_handed_over():
         status, stdin = _hand_over(path)
         if status is not None:
@@ -86,14 +88,19 @@ def file_at(path: str) -> str:
     return f"{status.st_dev}:{status.st_ino}"
 
 
-def _continue_natives_call() -> None:
-    """Take the native executable's place; does not return if a result could not be written."""
-    _, _, executable, status, error, *arguments = sys.argv
+def _continue_natives_call() -> Exception | None:
+    """Take the native executable's place, and return the error with which its reading of standard input ended.
+
+    Does not return if a result could not be written.
+    """
+    _, _, executable, status, number, *arguments = sys.argv
     sys.argv[:] = executable, *arguments
+    error = OSError(int(number), os.strerror(int(number))) if int(number) else None
     if status:
         from cni_hostport.__main__ import withdraw
 
-        withdraw(int(status), None, OSError(int(error), os.strerror(int(error))))
+        withdraw(int(status), None, error or OSError())
+    return error
 
 
 def _can_be_handed_over() -> bool:

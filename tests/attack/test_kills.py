@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-import resident as resident_process
+import resident as executables
 from attack import ruleset
 from attack.effort import FACTOR, chance
 from lab import Node, config, mapping
@@ -59,7 +59,7 @@ def mode(
     if request.param == "cold":
         yield request.param, lambda caller: [caller]
         return
-    monkeypatch.setattr(resident_process, "kind", NATIVE if request.param == "native" else PYTHON)
+    monkeypatch.setattr(executables, "kind", NATIVE if request.param == "native" else PYTHON)
     with Resident(tmp_path / "socket") as resident:
         node.launcher = launcher(tmp_path, tmp_path / "socket")
 

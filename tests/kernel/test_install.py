@@ -52,6 +52,24 @@ def test_with_a_compiler_the_executable_is_native_and_needs_no_library(machine: 
     assert b"/ld-linux" not in content
 
 
+NO_STATIC = """#!/bin/sh
+case " $* " in *" -static "*) echo "no static libc"; exit 1 ;; esac
+exec cc "$@"
+"""
+
+
+@pytest.mark.parametrize(("text", "options"), [(NO_STATIC, ""), ('#!/bin/sh\nexec cc "$@"\n', "-g -s")])
+def test_a_compiler_may_have_options_and_need_not_have_a_static_libc(
+    machine: Machine, tmp_path: Path, text: str, options: str
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(text)
+    compiler.chmod(0o755)
+    assert "native" in machine.install(CC=f"{compiler} {options}").stderr
+    assert machine.executable.read_bytes().startswith(b"\x7fELF")
+    assert machine.install().returncode == 0
+
+
 @pytest.mark.parametrize("compiler", ["/nonexistent", "true", "false"])
 def test_without_a_compiler_that_works_the_executable_is_the_python_one(machine: Machine, compiler: str) -> None:
     installed = machine.install(CC=compiler)
@@ -177,6 +195,14 @@ def test_an_executable_that_is_not_this_projects_is_left_alone(machine: Machine,
     assert refused.returncode == 1
     assert f"{foreign} is not of this script's making" in refused.stderr
     assert "somebody else's" in foreign.read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF\0\xff\n\0", b"#!/x/bin/python -IS\nimport sys\n"])
+def test_a_file_that_is_none_of_ours_is_left_alone(machine: Machine, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "hostport").write_bytes(content)
+    for option in ((), ("--uninstall",)):
+        assert machine.install("--bin-dir", str(tmp_path), *option).returncode == 1
+    assert (tmp_path / "hostport").read_bytes() == content
 
 
 def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machine) -> None:

@@ -3,17 +3,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, config, mapping
-from resident import NEVER_COLD, Resident, launcher, run, server, with_executables
+from resident import NATIVE, NEVER_COLD, PYTHON, Resident, launcher, run, server, with_executables
 
 from cni_hostport.handover import IDENTITY, VARIABLES
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -212,11 +212,50 @@ def test_an_answer_that_cannot_be_written_is_a_failure_as_it_is_without_the_resi
 
 
 @with_executables()
-@pytest.mark.parametrize("blocks", [0, 1])
-def test_a_limit_on_the_size_of_files_does_not_matter(resident: Resident, tmp_path: Path, blocks: int) -> None:
-    command = ["sh", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', *launcher(tmp_path, resident.path)]
-    outcome = run(command, json.dumps(CALL | {"note": "x" * 2000}).encode(), **VALID)
+@pytest.mark.parametrize("version", [IDENTITY, "another"], ids=["served", "not served"])
+@pytest.mark.parametrize("size", [2000, 200_000])
+@pytest.mark.parametrize("blocks", [0, 100])
+def test_a_limit_on_the_size_of_files_does_not_matter(
+    resident: Resident, tmp_path: Path, blocks: int, size: int, version: str
+) -> None:
+    executable = launcher(tmp_path, resident.path, "import cni_hostport.handover as h", f"h.IDENTITY = {version!r}")
+    command = ["sh", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', *executable]
+    outcome = run(command, json.dumps(CALL | {"note": "x" * size}).encode(), **VALID)
     assert (outcome.returncode, json.loads(outcome.stdout)) == (0, CALL["prevResult"])
+
+
+@with_executables(PYTHON, NATIVE)
+def test_with_few_descriptors_a_call_is_as_good(resident: Resident, tmp_path: Path) -> None:
+    executable = launcher(tmp_path, resident.path)
+    for descriptors in range(5, 14):
+        for _ in range(4):
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" "$@"', *executable]
+            outcome = run(command, json.dumps(CALL).encode(), **VALID | {"COMMAND": "DEL"})
+            assert (outcome.returncode, outcome.stdout, descriptors) == (0, b"", descriptors)
+
+
+@with_executables(PYTHON, NATIVE)
+@pytest.mark.parametrize("limit", ["-d 16000", "-d 12000"])
+def test_with_little_memory_a_command_is_answered(resident: Resident, tmp_path: Path, limit: str) -> None:
+    command = ["sh", "-c", f'ulimit {limit}; exec "$0" "$@"', *launcher(tmp_path, resident.path)]
+    outcome = run(command, b"", COMMAND="VERSION")
+    assert (outcome.returncode, "supportedVersions" in json.loads(outcome.stdout)) == (0, True)
+
+
+@with_executables()
+def test_an_error_that_ends_the_input_is_told(resident: Resident, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.send(b'{"cniVersion": "1.1.0"')
+        theirs.setblocking(False)  # noqa: FBT003 - the method's own
+        environment = {f"CNI_{name}": value for name, value in VALID.items()}
+        ran = subprocess.run(
+            launcher(tmp_path, resident.path), stdin=theirs.fileno(), capture_output=True, env=environment, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert json.loads(ran.stdout)["msg"] == (
+        "cannot read the network configuration from stdin: [Errno 11] Resource temporarily unavailable"
+    )
 
 
 @with_executables()

@@ -7,8 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import resident as executables
 from lab import LAUNCHER, Node, config, mapping
-from resident import NEVER_COLD, Resident, launcher
+from resident import NATIVE, NEVER_COLD, PYTHON, Resident, launcher
 
 from cni_hostport import LARGEST_INPUT
 
@@ -30,10 +31,13 @@ def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
-@pytest.fixture(params=["cold", "warm"])
-def ready(request: pytest.FixtureRequest, node: Node, resident: Resident, tmp_path: Path) -> Node:
-    """A node, with a resident process or without one."""
-    if request.param == "warm":
+@pytest.fixture(params=["cold", PYTHON, NATIVE])
+def ready(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, node: Node, resident: Resident, tmp_path: Path
+) -> Node:
+    """A node, without a resident process or with one, and one kind of executable."""
+    if request.param != "cold":
+        monkeypatch.setattr(executables, "kind", request.param)
         node.launcher = launcher(tmp_path, resident.path)
     return node
 
