@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.contenders import OURS, call_for, environment, median
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
     from lab import Pod
 
 PAUSE = 0.4  # seconds before each burst, in which what earlier calls left to be done after their answer is done
-Bursts = dict[str, tuple[int, float, float, int]]  # contender: pods, median of ADDs and DELs in milliseconds, failures
+COMMANDS = ("ADD", "DEL")
 
 
-def measure(installation: Installation, options: argparse.Namespace) -> Bursts:
+@dataclass
+class Burst:
+    """What became of one contender's calls, of all rounds."""
+
+    pods: int
+    took: dict[str, list[float]]  # command: milliseconds for all pods
+    failures: int = 0
+
+
+def measure(installation: Installation, options: argparse.Namespace) -> dict[str, Burst]:
     """Start the ADDs of all pods of a node together, then their DELs; each contender in turn."""
-    figures: dict[str, list[tuple[float, float, int]]] = {}
+    found = {item.name: Burst(options.burst, {command: [] for command in COMMANDS}) for item in installation.contenders}
     with ExitStack() as stack:
         places = []
         for contender in installation.contenders:
@@ -32,15 +42,12 @@ def measure(installation: Installation, options: argparse.Namespace) -> Bursts:
             places.append((contender, node, [node.pod(4) for _ in range(options.burst)]))
         for turn in range(options.rounds + 1):
             for contender, node, pods in places:
-                adds, failed = _at_once(contender, node, "ADD", pods)
-                deletions, undeleted = _at_once(contender, node, "DEL", pods)
-                if turn:
-                    figures.setdefault(contender.name, []).append((adds, deletions, failed + undeleted))
-    return {
-        name: (options.burst, median([add for add, _, _ in rounds]), median([delete for _, delete, _ in rounds]),
-               sum(failures for *_, failures in rounds))
-        for name, rounds in figures.items()
-    }  # fmt: skip
+                for command in COMMANDS:
+                    took, failures = _at_once(contender, node, command, pods)
+                    found[contender.name].failures += failures
+                    if turn:
+                        found[contender.name].took[command].append(took)
+    return found
 
 
 def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]) -> tuple[float, int]:
@@ -66,21 +73,23 @@ def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]
     return took * 1000, sum(process.returncode != 0 for process in processes)
 
 
-def report(bursts: Bursts) -> str:
+def report(bursts: dict[str, Burst]) -> str:
     """Return the medians as Markdown, and what they are of the better portmap's."""
-    best = [min((found[which] for name, found in bursts.items() if name not in OURS), default=None) for which in (1, 2)]
-    pods = next(iter(bursts.values()))[0]
-    lines = [
-        f"Milliseconds from the first start to the last end of {pods} calls started together"
-        " (in brackets: as a ratio to the better of portmap's back ends).",
-        "",
-        "| at once | ADDs | DELs | failed calls |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, (_, *took, failures) in bursts.items():
-        cells = [
-            f"{value:.0f}" + (f" ({value / least:.2f})" if least and name in OURS else "")
-            for value, least in zip(took, best, strict=True)
+    rows = []
+    for name, burst in bursts.items():
+        cells = []
+        for command, took in burst.took.items():
+            best = min((median(other.took[command]) for key, other in bursts.items() if key not in OURS), default=None)
+            ratio = f" ({median(took) / best:.2f})" if best and name in OURS else ""
+            cells.append(f"{median(took):.0f}{ratio}")
+        rows.append(f"| {name} | {burst.pods} | {' | '.join(cells)} | {burst.failures} |")
+    return "\n".join(
+        [
+            "Milliseconds until calls for so many pods, started together, have ended (in brackets: as a ratio to the",
+            "better of portmap's back ends).",
+            "",
+            "| at once | pods | ADDs | DELs | failed calls |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {failures} |")
-    return "\n".join(lines)
+    )

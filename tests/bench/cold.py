@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import stopwatch
@@ -13,6 +12,7 @@ from lab import Node, mapping
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from bench.contenders import Installation
 

@@ -1,8 +1,8 @@
 """New connections per second through the last of many mappings, beside a node that has only that one.
 
-A connection is made and reset by one process, in which the kernel does everything else as well: the pod's end of it is
-established by the time ``connect`` returns, and accepted after the turn. So a turn waits for no other process and can be
-short, and what disturbs the machine meets both nodes of a pair alike.
+A connection is made and reset by one process, in whose time the kernel does everything else as well: the pod's end is
+established by the time ``connect`` returns, and accepted after the turn. So a turn waits for no other process and can
+be short, and what disturbs the machine meets both nodes of a pair alike.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ OTHERS, OWN = "of other pods", "of the same pod"
 
 
 def measure(installation: Installation, options: argparse.Namespace) -> Ratios:
-    """Compare each case with the only mapping, in pairs of turns, in one order and the other.
+    """Compare each case with an only mapping, in pairs of turns, in one order and the other.
 
-    One of the cases is the only mapping once more: what its ratio is beside 1 is the method's own error.
+    Each has an only mapping of its own: a node that has more turns than the other of a pair is a hundredth faster. One
+    of the cases is an only mapping itself: what its ratio is beside 1 is the method's own error.
     """
     # portmap's iptables back end runs three commands for each mapping, each of which reads all rules: hours
     measured = [item for item in installation.contenders if item.name not in {IPTABLES, *OURS} or item.name == COLD]
@@ -41,10 +42,10 @@ def measure(installation: Installation, options: argparse.Namespace) -> Ratios:
     with ExitStack() as stack:
         pairs = []
         for contender in measured:
-            only = _Target(stack, contender, OTHERS, 0)
             for kind in (OTHERS, OWN) if contender.is_ours else (OTHERS,):
                 for size in (0, *options.connections) if kind == OTHERS else options.connections:
                     case = f"{contender.name.removesuffix(' cold')}, {kind}", size
+                    only = _Target(stack, contender, OTHERS, 0)
                     pairs.append((case, _Target(stack, contender, kind, size), only))
         gc.disable()
         stack.callback(gc.enable)
@@ -70,7 +71,7 @@ class _Target:
         self._listening = stack.enter_context(pod.socket("tcp", "0.0.0.0"))
         self._listening.bind(("0.0.0.0", 80))
         self._listening.listen(2 * CONNECTIONS)
-        self._listening.setblocking(False)
+        self._listening.settimeout(0)
         ports = [PORT - number for number in range(size)] if kind == OWN else [PORT]
         mappings = [mapping(port) for port in reversed(ports)]
         run(contender, node, "ADD", (pod.id, pod.path), call_for(contender, pod, *mappings))
@@ -97,9 +98,9 @@ def report(ratios: Ratios) -> str:
     """Return the ratios as Markdown."""
     sizes = sorted({size for _, size in ratios})
     lines = [
-        "New connections per second through the last of so many mappings, as a ratio to those of the only one: median"
-        " of pairs of turns, and in which interval it lies in 95 of 100 cases. With 0, the only one is compared with"
-        " another only one.",
+        "New connections per second through the last of so many mappings, as a ratio to those of the only one:",
+        "median of pairs of turns, and in which interval it lies in 95 of 100 cases. With 0, the only one is compared",
+        "with another only one.",
         "",
         f"| mappings | {' | '.join(f'{size:,}' for size in sizes)} |",
         f"| --- |{' --- |' * len(sizes)}",

@@ -7,9 +7,9 @@ import resource
 import select
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 from bench.contenders import FIRST_PORT, call_for, run
@@ -17,10 +17,11 @@ from lab import NODE4, Node, mapping
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from multiprocessing.pool import Pool
 
     from bench.contenders import Contender, Installation
+    from lab import Pod
 
 SERVERS, CLIENTS, COMING = 8, 4, 4  # pods that answer; processes that ask; pods that come and go
 ROUNDS = 5
@@ -43,16 +44,16 @@ def measure(installation: Installation, options: argparse.Namespace) -> dict[str
     """Flood the mappings of each contender, in turns."""
     found = {contender.name: Flood() for contender in installation.contenders}
     with ExitStack() as stack:
-        places = [(contender, _node(stack, contender)) for contender in installation.contenders]
+        places = [(contender, *_node(stack, contender)) for contender in installation.contenders]
         for _ in range(min(options.rounds, ROUNDS)):
-            for contender, node in places:
+            for contender, node, pods in places:
                 with _clients(node) as clients:
-                    _flood(contender, node, clients, options.flood // CLIENTS, found[contender.name])
+                    _flood(contender, node, pods, clients, options.flood // CLIENTS, found[contender.name])
     return found
 
 
-def _node(stack: ExitStack, contender: Contender) -> Node:
-    """Make a node with pods that answer each connection with one byte."""
+def _node(stack: ExitStack, contender: Contender) -> tuple[Node, list[Pod]]:
+    """Make a node with pods that answer each connection with one byte, and others without mappings."""
     node = stack.enter_context(Node())
     node.client.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
     for number in range(SERVERS):
@@ -68,7 +69,7 @@ def _node(stack: ExitStack, contender: Contender) -> Node:
         stack.callback(server.kill)
         call = call_for(contender, pod, mapping(FIRST_PORT + number))
         run(contender, node, "ADD", (pod.id, pod.path), call)
-    return node
+    return node, [node.pod(4) for _ in range(COMING)]
 
 
 def _answer(listening: socket.socket) -> None:
@@ -84,16 +85,21 @@ def _clients(node: Node) -> Iterator[Pool]:
         yield pool
 
 
-def _flood(contender: Contender, node: Node, clients: Pool, share: int, flood: Flood) -> None:
-    """Have each client process open its share, and meanwhile add and delete pods until all have ended."""
-    pods = cycle([node.pod(4) for _ in range(COMING)])
+def _flood(contender: Contender, node: Node, pods: Sequence[Pod], clients: Pool, share: int, flood: Flood) -> None:
+    """Have each client process open its share, and meanwhile add and delete each pod again and again."""
     start = time.monotonic() + 0.5
     asked = clients.starmap_async(_ask, [(share, start)] * CLIENTS)
-    while not asked.ready():
-        pod = next(pods)
-        for command in ("ADD", "DEL"):
-            run(contender, node, command, (pod.id, pod.path), call_for(contender, pod, mapping(9000)))
-            flood.calls += time.monotonic() > start and not asked.ready()
+
+    def come_and_go(pod: Pod, port: int) -> int:
+        calls = 0
+        while not asked.ready():
+            for command in ("ADD", "DEL"):
+                run(contender, node, command, (pod.id, pod.path), call_for(contender, pod, mapping(port)))
+                calls += time.monotonic() > start and not asked.ready()
+        return calls
+
+    with ThreadPoolExecutor() as threads:
+        flood.calls += sum(threads.map(come_and_go, pods, range(9000, 9000 + len(pods))))
     answers = [answer for client in asked.get() for answer in client]
     flood.attempted += share * CLIENTS
     flood.waits += [end - begin for begin, end in answers]
@@ -109,7 +115,7 @@ def _ask(share: int, start: float) -> list[tuple[float, float]]:
     with select.epoll() as polled:
         for number in range(share):
             connection = socket.socket()
-            connection.setblocking(False)
+            connection.settimeout(0)
             begin = time.monotonic()
             connection.connect_ex((NODE4, FIRST_PORT + number % SERVERS))
             waiting[connection.fileno()] = connection, begin

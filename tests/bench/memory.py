@@ -27,7 +27,8 @@ def measure(installation: Installation, _options: argparse.Namespace) -> dict[st
             pod = node.pod(4)
             for call, mappings in (("ADD", [mapping(8080)]), ("ADD without mappings", [])):
                 call_config = json.dumps(call_for(contender, pod, *mappings)).encode()
-                found[f"{contender.name}, {call}, peak"] = _peak(contender, installation.interpreter, node, pod, call_config)
+                peak = _peak(contender, installation.interpreter, node, pod, call_config)
+                found[f"{contender.name}, {call}, peak"] = peak
     resident = installation.resident_id
     children = Path(f"/proc/{resident}/task/{resident}/children").read_text().split()
     found["resident process"] = _kib(resident, "Rss") / KIB

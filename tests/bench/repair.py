@@ -1,8 +1,8 @@
 """How long the commands for people take on a node with many pods: ``restore``, ``list`` and ``doctor``.
 
 The pods are real as far as these look: each has a network namespace with an ``eth0``, whose other end is on the node,
-with a host route, as of ptp or Calico (a bridge takes 1,023 ports at most). Their files are mounted in a mount namespace
-of this part's own thread, so that all of it goes when the thread ends. A pod takes about 5 ms to make.
+with a host route, as of ptp or Calico (a bridge takes 1,023 ports at most). They are mounted in a mount namespace of
+this part's own thread, so that all of it goes when the thread ends. A pod takes about 5 ms to make.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,14 +26,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from lab import Pod
-
     from bench.contenders import Installation
+    from lab import Pod
 
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 ROUNDS = 3
-COMMANDS = ("restore", "restore again", "list", "doctor")
 Times = dict[tuple[str, int], float]  # command, pods: median in seconds
 
 
@@ -143,13 +140,12 @@ def _seconds(command: list[str]) -> float:
 def report(times: Times) -> str:
     """Return the medians as Markdown."""
     sizes = sorted({size for _, size in times})
-    rows = [f"| {name} | {' | '.join(f'{times[name, size]:.2f}' for size in sizes)} |" for name in COMMANDS]
-    return "\n".join(
-        [
-            "Seconds of the commands for people, by pods with one mapping each. Before `restore` the ruleset is flushed.",
-            "",
-            f"| command | {' | '.join(f'{size:,}' for size in sizes)} |",
-            f"| --- |{' --- |' * len(sizes)}",
-            *rows,
-        ]
-    )
+    lines = [
+        "Seconds of the commands for people, by pods with one mapping each; the ruleset is flushed before `restore`.",
+        "",
+        f"| command | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| --- |{' --- |' * len(sizes)}",
+    ]
+    commands = dict.fromkeys(command for command, _ in times)
+    rows = [f"| {command} | {' | '.join(f'{times[command, size]:.2f}' for size in sizes)} |" for command in commands]
+    return "\n".join([*lines, *rows])

