@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.contenders import OURS, call_for, environment, median
+from bench.contenders import OURS, PAUSES, call_for, environment, median
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bench.contenders import Contender, Installation
     from lab import Pod
 
-PAUSE = 0.4  # seconds before each burst, in which what earlier calls left to be done after their answer is done
 COMMANDS = ("ADD", "DEL")
 
 
@@ -56,7 +55,7 @@ def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]
         (environment(command, pod.id, pod.path), json.dumps(call_for(contender, pod, mapping(8000 + number))).encode())
         for number, pod in enumerate(pods)
     ]
-    time.sleep(PAUSE)
+    time.sleep(PAUSES[command])
     with node.inside():
         started, processes = time.perf_counter(), []
         for variables, stdin in calls:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import PAUSE, call_for, median, run
+from bench.contenders import PAUSES, call_for, median, run
 from conntrack_entries import crowd
 from lab import Node, mapping
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 PORT = 5353
 COMMANDS = ("ADD", "DEL")
 PROTOCOLS = ("tcp", "udp")
-PAUSES = {"ADD": PAUSE, "DEL": 0.4}  # seconds before each, in which what an ADD left to be done afterwards is done
 Times = dict[tuple[str, str, str, int], float]  # command, protocol, contender, entries: median in milliseconds
 
 

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,12 @@ from lab import NODE4, Node, mapping
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.pool import Pool
 
     from bench.contenders import Contender, Installation
     from lab import Pod
 
 SERVERS, CLIENTS, COMING = 8, 4, 4  # pods that answer; processes that ask; pods that come and go
+COMMANDS = ("ADD", "DEL")
 ROUNDS = 5
 DEADLINE = 30  # seconds in which an answer counts
 BACKLOG = 65535
@@ -42,34 +41,59 @@ class Flood:
 
 def measure(installation: Installation, options: argparse.Namespace) -> dict[str, Flood]:
     """Flood the mappings of each contender, in turns."""
-    found = {contender.name: Flood() for contender in installation.contenders}
     with ExitStack() as stack:
-        places = [(contender, *_node(stack, contender)) for contender in installation.contenders]
+        targets = [_Target(stack, contender) for contender in installation.contenders]
         for _ in range(min(options.rounds, ROUNDS)):
-            for contender, node, pods in places:
-                with _clients(node) as clients:
-                    _flood(contender, node, pods, clients, options.flood // CLIENTS, found[contender.name])
-    return found
+            for target in targets:
+                target.flood(options.flood // CLIENTS)
+        return {target.contender.name: target.found for target in targets}
 
 
-def _node(stack: ExitStack, contender: Contender) -> tuple[Node, list[Pod]]:
-    """Make a node with pods that answer each connection with one byte, and others without mappings."""
-    node = stack.enter_context(Node())
-    node.client.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
-    for number in range(SERVERS):
-        pod = node.pod(4)
-        pod.set_sysctl("net/core/somaxconn", BACKLOG)
-        pod.set_sysctl("net/ipv4/tcp_max_syn_backlog", BACKLOG)
-        listening = stack.enter_context(pod.socket("tcp", "0.0.0.0"))
-        listening.bind(("0.0.0.0", 80))
-        listening.listen(BACKLOG)
-        server = FORK.Process(target=_answer, args=(listening,), daemon=True)
-        server.start()
-        stack.callback(server.join)
-        stack.callback(server.kill)
-        call = call_for(contender, pod, mapping(FIRST_PORT + number))
-        run(contender, node, "ADD", (pod.id, pod.path), call)
-    return node, [node.pod(4) for _ in range(COMING)]
+class _Target:
+    """A node with pods that answer each connection with one byte, and others that come and go."""
+
+    def __init__(self, stack: ExitStack, contender: Contender) -> None:
+        self.contender, self.found = contender, Flood()
+        self._node = node = stack.enter_context(Node())
+        node.client.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+        for number in range(SERVERS):
+            pod = node.pod(4)
+            pod.set_sysctl("net/core/somaxconn", BACKLOG)
+            pod.set_sysctl("net/ipv4/tcp_max_syn_backlog", BACKLOG)
+            listening = stack.enter_context(pod.socket("tcp", "0.0.0.0"))
+            listening.bind(("0.0.0.0", 80))
+            listening.listen(BACKLOG)
+            server = FORK.Process(target=_answer, args=(listening,), daemon=True)
+            server.start()
+            stack.callback(server.join)
+            stack.callback(server.kill)
+            self._run("ADD", pod, FIRST_PORT + number)
+        self._coming = [node.pod(4) for _ in range(COMING)]
+
+    def _run(self, command: str, pod: Pod, port: int) -> None:
+        run(self.contender, self._node, command, (pod.id, pod.path), call_for(self.contender, pod, mapping(port)))
+
+    def flood(self, share: int) -> None:
+        """Have each client process open so many, and meanwhile add and delete each pod again and again."""
+        with self._node.client.inside():
+            clients = FORK.Pool(CLIENTS)
+        start = time.monotonic() + 0.5
+        asked = clients.starmap_async(_ask, [(share, start)] * CLIENTS)
+
+        def come_and_go(pod: Pod, port: int) -> int:
+            calls = 0
+            while not asked.ready():
+                for command in COMMANDS:
+                    self._run(command, pod, port)
+                    calls += time.monotonic() > start and not asked.ready()
+            return calls
+
+        with clients, ThreadPoolExecutor() as threads:
+            self.found.calls += sum(threads.map(come_and_go, self._coming, range(9000, 9000 + COMING)))
+        answers = [answer for client in asked.get() for answer in client]
+        self.found.attempted += share * CLIENTS
+        self.found.waits += [end - begin for begin, end in answers]
+        self.found.seconds += max((end for _, end in answers), default=start) - start
 
 
 def _answer(listening: socket.socket) -> None:
@@ -77,33 +101,6 @@ def _answer(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         connection.send(b"!")
         connection.close()
-
-
-@contextmanager
-def _clients(node: Node) -> Iterator[Pool]:
-    with node.client.inside(), FORK.Pool(CLIENTS) as pool:
-        yield pool
-
-
-def _flood(contender: Contender, node: Node, pods: Sequence[Pod], clients: Pool, share: int, flood: Flood) -> None:
-    """Have each client process open its share, and meanwhile add and delete each pod again and again."""
-    start = time.monotonic() + 0.5
-    asked = clients.starmap_async(_ask, [(share, start)] * CLIENTS)
-
-    def come_and_go(pod: Pod, port: int) -> int:
-        calls = 0
-        while not asked.ready():
-            for command in ("ADD", "DEL"):
-                run(contender, node, command, (pod.id, pod.path), call_for(contender, pod, mapping(port)))
-                calls += time.monotonic() > start and not asked.ready()
-        return calls
-
-    with ThreadPoolExecutor() as threads:
-        flood.calls += sum(threads.map(come_and_go, pods, range(9000, 9000 + len(pods))))
-    answers = [answer for client in asked.get() for answer in client]
-    flood.attempted += share * CLIENTS
-    flood.waits += [end - begin for begin, end in answers]
-    flood.seconds += max((end for _, end in answers), default=start) - start
 
 
 def _ask(share: int, start: float) -> list[tuple[float, float]]:
