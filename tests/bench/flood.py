@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.contenders import Contender, Installation
     from lab import Pod
 
-SERVERS, CLIENTS, COMING = 8, 4, 4  # pods that answer; processes that ask; pods that come and go
+SERVERS, CLIENTS, COMING = 4, 4, 4  # pods that answer; processes that ask; pods that come and go
 COMMANDS = ("ADD", "DEL")
 ROUNDS = 5
 DEADLINE = 30  # seconds in which an answer counts

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lab import Pod
 
 CLONE_NEWNS = 0x20000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2
 ROUNDS = 3
 Times = dict[tuple[str, int], float]  # command, pods: median in seconds
 
@@ -81,22 +82,24 @@ def _must(status: int) -> None:
 
 def _measure(executable: str, options: argparse.Namespace) -> Times:
     figures: dict[tuple[str, int], list[float]] = {}
-    with tempfile.TemporaryDirectory() as top, Node() as node:
-        for name in ("pods", "conf"):
-            Path(top, name).mkdir()
-        _must(LIBC.mount(b"pods", str(Path(top, "pods")).encode(), b"tmpfs", 0, None))
+    with tempfile.TemporaryDirectory() as top, Node() as node, ExitStack() as stack:
+        pods, conf, cache = Path(top, "pods"), Path(top, "conf"), Cache(Path(top, "cni"))
+        pods.mkdir()
+        _must(LIBC.mount(b"pods", str(pods).encode(), b"tmpfs", 0, None))
+        stack.callback(LIBC.umount2, str(pods).encode(), MNT_DETACH)
         conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, CAPABLE]}
-        Path(top, "conf", "10-pods.conflist").write_text(json.dumps(conflist))
-        cache, present = Cache(Path(top, "cni")), 0
+        conf.mkdir()
+        (conf / "10-pods.conflist").write_text(json.dumps(conflist))
         places = [f"--cache-dir={cache.directory}"]
         commands = {
             "restore": ["restore", "--watch=0", *places],
             "restore again": ["restore", "--watch=0", *places],
             "list": ["list"],
-            "doctor": ["doctor", f"--conf-dir={top}/conf", *places],
+            "doctor": ["doctor", f"--conf-dir={conf}", *places],
         }
+        present = 0
         for size in sorted(options.attachments):
-            _add_pods(node, cache, [_Pod(Path(top, "pods"), number) for number in range(present, size)])
+            _add_pods(node, cache, [_Pod(pods, number) for number in range(present, size)])
             present = size
             for _ in range(min(options.rounds, ROUNDS)):
                 node.nft("flush ruleset")
@@ -104,7 +107,6 @@ def _measure(executable: str, options: argparse.Namespace) -> Times:
                     with node.inside():
                         took = _seconds([executable, *arguments])
                     figures.setdefault((command, size), []).append(took)
-        _must(LIBC.umount2(str(Path(top, "pods")).encode(), 2))
     return {key: median(values) for key, values in figures.items()}
 
 
