@@ -6,13 +6,13 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bench.contenders import COLD, COMMANDS, PAUSE, WARM, call_for, median, run, timed
+from bench.contenders import COLD, COMMANDS, OURS, PAUSE, call_for, median, run, timed
 from lab import Node, mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
 
-    from bench.contenders import Contender
+    from bench.contenders import Installation
 
 PORT = 65000
 FLOORS = {"python3 -IS -c pass": "pass", "python3 -IS -c 'import json'": "import json"}
@@ -20,37 +20,39 @@ Times = dict[tuple[int, str, str], float]  # pods on the node, call, contender: 
 CALLS = [f"{command}{without}" for without in ("", " without mappings") for command in COMMANDS]
 
 
-def measure(contenders: Sequence[Contender], interpreter: str, sizes: Sequence[int], rounds: int) -> Times:
-    """Time every call of every contender, in turns, on nodes with this many pods; and the bare interpreter's start."""
+def measure(installation: Installation, options: argparse.Namespace) -> Times:
+    """Time every call of every contender on every number of pods in turns, and the bare interpreter's start.
+
+    Each has a node of its own. Only hostport's have the greatest number of pods: portmap would need hours to add them.
+    """
     figures: dict[tuple[int, str, str], list[float]] = {}
     with ExitStack() as stack:
-        nodes = [(contender, stack.enter_context(Node())) for contender in contenders]
-        places = [(contender, node, node.pod(4)) for contender, node in nodes]
-        present = 0
-        for size in sorted(sizes):
-            for contender, node in nodes:
-                contender.fill(node, present, size)
-            present = size
-            for turn in range(rounds + 1):  # the first one does not count: it loads what later ones find in memory
-                found = {}
-                for contender, node, pod in places:
-                    for call in CALLS:
-                        mappings = [] if "without" in call else [mapping(PORT)]
-                        time.sleep(PAUSE)
-                        command, subject = call.partition(" ")[0], call_for(contender, pod, *mappings)
-                        found[size, call, contender.name] = run(contender, node, command, (pod.id, pod.path), subject)
-                for name, code in FLOORS.items():
+        places = []
+        for contender in installation.contenders:
+            for size in sorted({*options.sizes, *([options.most] if contender.is_ours else [])}):
+                node = stack.enter_context(Node())
+                contender.fill(node, size)
+                places.append((contender, size, node, node.pod(4)))
+        for turn in range(options.rounds + 1):  # the first does not count: it loads what later ones find in memory
+            found = {}
+            for contender, size, node, pod in places:
+                for call in CALLS:
+                    mappings = [] if "without" in call else [mapping(PORT)]
                     time.sleep(PAUSE)
-                    found[size, name, ""] = timed([interpreter, "-IS", "-c", code], b"", {})
-                for key, took in found.items() if turn else ():
-                    figures.setdefault(key, []).append(took)
+                    command, subject = call.partition(" ")[0], call_for(contender, pod, *mappings)
+                    found[size, call, contender.name] = run(contender, node, command, (pod.id, pod.path), subject)
+            for name, code in FLOORS.items():
+                time.sleep(PAUSE)
+                found[0, name, ""] = timed([installation.interpreter, "-IS", "-c", code], b"", {})
+            for key, took in found.items() if turn else ():
+                figures.setdefault(key, []).append(took)
     return {key: median(values) for key, values in figures.items()}
 
 
 def report(times: Times) -> str:
-    """Return the medians as Markdown, and what they are of the better portmap's."""
+    """Return the medians as Markdown, what they are of the better portmap's, and how ours grow with the pods."""
     names = list(dict.fromkeys(name for _, call, name in times if call in CALLS))
-    sizes = sorted({size for size, _, _ in times})
+    sizes = sorted({size for size, call, _ in times if call in CALLS})
     lines = [
         "Milliseconds from start to end (in brackets: as a ratio to the better of portmap's back ends).",
         "",
@@ -59,18 +61,26 @@ def report(times: Times) -> str:
     ]
     for call in CALLS:
         for size in sizes:
-            theirs = [times[size, call, name] for name in names if name not in {WARM, COLD}]
-            cells = []
-            for name in names:
-                took = times[size, call, name]
-                ratio = f" ({took / min(theirs):.2f})" if theirs and name in {WARM, COLD} else ""
-                cells.append(f"{took:.1f}{ratio}")
-            lines.append(f"| {call} | {size:,} | {' | '.join(cells)} |")
-    floors = {name: median([times[size, name, ""] for size in sizes]) for name in FLOORS}
-    lines += ["", *(f"`{name}`: {took:.1f} ms." for name, took in floors.items())]
-    without = times[sizes[0], "ADD without mappings", COLD] / times[sizes[0], "python3 -IS -c 'import json'", ""]
+            took = {name: times[size, call, name] for name in names if (size, call, name) in times}
+            best = min((value for name, value in took.items() if name not in OURS), default=None)
+            cells = {
+                name: f"{value:.1f}" + (f" ({value / best:.2f})" if best and name in OURS else "")
+                for name, value in took.items()
+            }
+            lines.append(f"| {call} | {size:,} | {' | '.join(cells.get(name, '') for name in names)} |")
+    fewest, most = sizes[0], sizes[-1]
+    ours = [name for name in names if name in OURS]
+    lines += [
+        "",
+        f"With {most:,} pods, as a ratio to the same call with {fewest:,}.",
+        "",
+        f"| growth | {' | '.join(ours)} |",
+        f"| --- |{' --- |' * len(ours)}",
+    ]
+    for call in CALLS:
+        ratios = [f"{times[most, call, name] / times[fewest, call, name]:.2f}" for name in ours]
+        lines.append(f"| {call} | {' | '.join(ratios)} |")
+    lines += ["", *(f"`{name}`: {times[0, name, '']:.1f} ms." for name in FLOORS)]
+    without = times[fewest, "ADD without mappings", COLD] / times[0, "python3 -IS -c 'import json'", ""]
     lines += [f"ADD without mappings, cold, as a ratio to `import json`: {without:.2f}."]
-    if len(sizes) > 1:
-        growth = times[sizes[-1], "DEL", WARM] / times[sizes[0], "DEL", WARM]
-        lines += [f"Warm DEL with {sizes[-1]:,} pods as a ratio to that with {sizes[0]:,}: {growth:.2f}."]
     return "\n".join(lines)

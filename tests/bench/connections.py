@@ -1,82 +1,113 @@
-"""New connections per second through the last of many mappings, beside a node that has only that one."""
+"""New connections per second through the last of many mappings, beside a node that has only that one.
+
+A connection is made and reset by one process, in whose time the kernel does everything else as well: the pod's end is
+established by the time ``connect`` returns, and accepted after the turn. So a turn waits for no other process and can
+be short, and what disturbs the machine meets both nodes of a pair alike.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import socket
+import struct
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bench.contenders import IPTABLES, WARM, call_for, fill_with_few_pods, median, run
+from bench.contenders import COLD, IPTABLES, OURS, call_for, fill_with_few_pods, interval, median, run
 from lab import NODE4, Node, mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
 
-    from bench.contenders import Contender
+    from bench.contenders import Contender, Installation
 
-CONNECTIONS = 1500  # in one turn
+CONNECTIONS = 100  # in one turn
 PORT = 65000
-Ratios = dict[tuple[str, int], float]  # contender and kind of mappings, how many of them: ratio to none
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: nothing stays in TIME_WAIT, where it would keep its port
+Ratios = dict[tuple[str, int], tuple[float, float, float]]  # kind of mappings, how many: median ratio, its interval
 OTHERS, OWN = "of other pods", "of the same pod"
 
 
-def measure(contenders: Sequence[Contender], sizes: Sequence[int], rounds: int) -> Ratios:
-    """Measure all cases in turns, so that a machine whose speed drifts slows all of them."""
+def measure(installation: Installation, options: argparse.Namespace) -> Ratios:
+    """Compare each case with an only mapping, in pairs of turns, in one order and the other.
+
+    Each has an only mapping of its own: a node that has more turns than the other of a pair is a hundredth faster. One
+    of the cases is an only mapping itself: what its ratio is beside 1 is the method's own error.
+    """
     # portmap's iptables back end runs three commands for each mapping, each of which reads all rules: hours
-    measured = [contender for contender in contenders if contender.name not in {WARM, IPTABLES}]
+    measured = [item for item in installation.contenders if item.name not in {IPTABLES, *OURS} or item.name == COLD]
+    figures: dict[tuple[str, int], list[float]] = {}
     with ExitStack() as stack:
-        nodes = {}
+        pairs = []
         for contender in measured:
-            kinds = [(OTHERS, size) for size in (0, *sizes)] + [(OWN, size) for size in sizes if contender.is_ours]
-            for kind, size in kinds:
-                nodes[f"{contender.name.partition(' cold')[0]}, {kind}", size] = _node(stack, contender, kind, size)
-        figures: dict[tuple[str, int], list[float]] = {case: [] for case in nodes}
-        for _ in range(rounds):
-            for case, node in nodes.items():
-                figures[case].append(_per_second(node))
-    medians = {case: median(found) for case, found in figures.items()}
-    return {
-        (name, size): found / medians[f"{name.partition(',')[0]}, {OTHERS}", 0]
-        for (name, size), found in medians.items()
-    }
+            for kind in (OTHERS, OWN) if contender.is_ours else (OTHERS,):
+                for size in (0, *options.connections) if kind == OTHERS else options.connections:
+                    case = f"{contender.name.removesuffix(' cold')}, {kind}", size
+                    only = _Target(stack, contender, OTHERS, 0)
+                    pairs.append((case, _Target(stack, contender, kind, size), only))
+        gc.disable()
+        stack.callback(gc.enable)
+        for turn in range(options.turns):
+            for case, target, only in pairs:
+                order = (target, only) if turn % 2 else (only, target)
+                rates = {item: item.per_second() for item in order}
+                figures.setdefault(case, []).append(rates[target] / rates[only])
+    return {case: (median(ratios), *interval(ratios)) for case, ratios in figures.items()}
 
 
-def _node(stack: ExitStack, contender: Contender, kind: str, size: int) -> Node:
-    """Make a node with a pod that answers on ``PORT``, mapped after all others."""
-    node = stack.enter_context(Node())
-    # every connection leaves an entry in TIME_WAIT; their ports are to be used again at once
-    node.client.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
-    node.client.set_sysctl("net/ipv4/tcp_tw_reuse", 1)
-    if kind == OTHERS:
-        fill_with_few_pods(contender, node, size)
-    pod = node.pod(4)
-    pod.serve("tcp", 80, "last")
-    ports = [PORT - number for number in range(size)] if kind == OWN else []
-    mappings = [mapping(port) for port in reversed(ports or [PORT])]
-    run(contender, node, "ADD", (pod.id, pod.path), call_for(contender, pod, *mappings))
-    return node
+class _Target:
+    """A node with a pod that listens at ``PORT``, mapped after all others."""
 
+    def __init__(self, stack: ExitStack, contender: Contender, kind: str, size: int) -> None:
+        node = stack.enter_context(Node())
+        self._client = node.client
+        node.client.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+        if kind == OTHERS:
+            fill_with_few_pods(contender, node, size)
+        pod = node.pod(4)
+        pod.set_sysctl("net/core/somaxconn", 2 * CONNECTIONS)
+        self._listening = stack.enter_context(pod.socket("tcp", "0.0.0.0"))
+        self._listening.bind(("0.0.0.0", 80))
+        self._listening.listen(2 * CONNECTIONS)
+        self._listening.settimeout(0)
+        ports = [PORT - number for number in range(size)] if kind == OWN else [PORT]
+        mappings = [mapping(port) for port in reversed(ports)]
+        run(contender, node, "ADD", (pod.id, pod.path), call_for(contender, pod, *mappings))
+        node.set_sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", 1)
+        self.per_second()  # loads what later turns find in memory
 
-def _per_second(node: Node) -> float:
-    """Open connections from the client, one after the other."""
-    with node.client.inside():
-        started = time.perf_counter()
-        for _ in range(CONNECTIONS):
-            socket.create_connection((NODE4, PORT)).close()
-        return CONNECTIONS / (time.perf_counter() - started)
+    def per_second(self) -> float:
+        """Open connections from the client, one after the other."""
+        with self._client.inside():
+            started = time.perf_counter()
+            for _ in range(CONNECTIONS):
+                connection = socket.socket()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                connection.connect((NODE4, PORT))
+                connection.close()
+            took = time.perf_counter() - started
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._listening.accept()[0].close()
+        return CONNECTIONS / took
 
 
 def report(ratios: Ratios) -> str:
     """Return the ratios as Markdown."""
     sizes = sorted({size for _, size in ratios})
     lines = [
-        "New connections per second through the last of so many mappings, as a ratio to those of the only one.",
+        "New connections per second through the last of so many mappings, as a ratio to those of the only one:",
+        "median of pairs of turns, and in which interval it lies in 95 of 100 cases. With 0, the only one is compared",
+        "with another only one.",
         "",
         f"| mappings | {' | '.join(f'{size:,}' for size in sizes)} |",
         f"| --- |{' --- |' * len(sizes)}",
     ]
     for name in dict.fromkeys(name for name, _ in ratios):
-        cells = [f"{ratios[name, size]:.2f}" if (name, size) in ratios else "" for size in sizes]
+        cells = [
+            "{:.3f} ({:.3f} to {:.3f})".format(*ratios[name, size]) if (name, size) in ratios else "" for size in sizes
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -7,41 +7,43 @@ from contextlib import ExitStack
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import call_for, median, run
+from bench.contenders import AFTER_ADD, PAUSE, call_for, median, run
 from conntrack_entries import crowd
 from lab import Node, mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
 
-    from bench.contenders import Contender
+    from bench.contenders import Installation
 
 PORT = 5353
 COMMANDS = ("ADD", "DEL")
 PROTOCOLS = ("tcp", "udp")
-PAUSE = 0.4  # seconds before each call, in which what an ADD left to be done after its answer is done
 Times = dict[tuple[str, str, str, int], float]  # command, protocol, contender, entries: median in milliseconds
 
 
-def measure(contenders: Sequence[Contender], entries: int, rounds: int) -> Times:
+def measure(installation: Installation, options: argparse.Namespace) -> Times:
     """Time calls in turns, first without entries, then with so many, of which each node has its share.
 
     The kernel has one table for all nodes, and who looks for some of its entries passes those of others as well.
     """
     figures: dict[tuple[str, str, str, int], list[float]] = {}
     with ExitStack() as stack:
-        places = [(contender, node, node.pod(4)) for contender in contenders for node in [stack.enter_context(Node())]]
-        for count in (0, entries):
-            for turn in range(rounds + 1):
-                for (contender, node, pod), protocol, command in product(places, PROTOCOLS, COMMANDS):
-                    time.sleep(PAUSE)
-                    call = call_for(contender, pod, mapping(PORT, 53, protocol))
-                    took = run(contender, node, command, (pod.id, pod.path), call)
-                    if turn:
-                        figures.setdefault((command, protocol, contender.name, count), []).append(took)
+        nodes = [(contender, stack.enter_context(Node())) for contender in installation.contenders]
+        places = [(contender, node, node.pod(4)) for contender, node in nodes]
+        for count in (0, options.entries):
+            for turn in range(options.rounds + 1):
+                for protocol, command in product(PROTOCOLS, COMMANDS):
+                    time.sleep(AFTER_ADD)
+                    for contender, node, pod in places:
+                        time.sleep(PAUSE)
+                        call = call_for(contender, pod, mapping(PORT, 53, protocol))
+                        took = run(contender, node, command, (pod.id, pod.path), call)
+                        if turn:
+                            figures.setdefault((command, protocol, contender.name, count), []).append(took)
             if not count:
                 for _, node, _ in places:
-                    crowd(node, entries // len(places))
+                    crowd(node, options.entries // len(places))
     return {key: median(values) for key, values in figures.items()}
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from lab import Pod
 
 WARM, COLD, NFTABLES, IPTABLES = "hostport warm", "hostport cold", "portmap nftables", "portmap iptables"
+OURS = (WARM, COLD)
 PAUSE = 0.06  # seconds before each call, in which what earlier ones left to the kernel is done
+AFTER_ADD = 0.4  # seconds, in which what an ADD left to be done after its answer is done, where that would matter
 FIRST_PORT = 1024  # of the pods that are there
 PAPER_NETNS = "/run/netns/paper"
 COMMANDS = ("ADD", "CHECK", "DEL")
@@ -48,11 +51,11 @@ class Contender:
 
     @property
     def is_ours(self) -> bool:
-        return self.name in {WARM, COLD}
+        return self.name in OURS
 
-    def fill(self, node: Node, present: int, wanted: int) -> None:
-        """Raise the number of pods on a node, with one mapping each; they exist in its ruleset only."""
-        calls = [(f"paper{number}", _paper(number, FIRST_PORT + number)) for number in range(present, wanted)]
+    def fill(self, node: Node, count: int) -> None:
+        """Put so many pods with one mapping each on a node; they exist in its ruleset only."""
+        calls = [(f"paper{number}", _paper(number, FIRST_PORT + number)) for number in range(count)]
         if self.is_ours:
             with node.inside():
                 _attach_all(calls)
@@ -135,6 +138,7 @@ class Installation:
     """An installed hostport, cold and warm, in directories of its own."""
 
     machine: Machine
+    resident_id: int = 0  # of the resident process, while that runs
 
     @property
     def socket(self) -> Path:
@@ -151,12 +155,15 @@ class Installation:
         path.chmod(0o755)
         return str(path)
 
+    @cached_property
+    def cold(self) -> str:
+        """An executable that finds no resident process."""
+        return self.executable(self.machine.top / "absent")
+
+    @cached_property
     def contenders(self) -> list[Contender]:
-        """Return all that can run here."""
-        ours = [
-            Contender(WARM, [self.executable(self.socket)]),
-            Contender(COLD, [self.executable(self.machine.top / "absent")]),
-        ]
+        """All that can run here."""
+        ours = [Contender(WARM, [self.executable(self.socket)]), Contender(COLD, [self.cold])]
         portmap = portmap_executable()
         if portmap is None:
             return ours
@@ -164,8 +171,8 @@ class Installation:
         return ours + [Contender(name, [str(portmap)], {"backend": backend}) for name, backend in theirs]
 
     @contextmanager
-    def resident(self) -> Iterator[int]:
-        """Have the resident process run, and give its process ID."""
+    def resident(self) -> Iterator[None]:
+        """Have the resident process run."""
         command = [str(self.machine.executable), "serve", str(self.socket)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
         with subprocess.Popen(command, env=environment) as process:
@@ -175,7 +182,8 @@ class Installation:
                         sys.exit("the resident process did not start")
                     time.sleep(0.05)
                 time.sleep(0.5)
-                yield process.pid
+                self.resident_id = process.pid
+                yield
             finally:
                 process.kill()
 
@@ -204,3 +212,10 @@ def portmap_version() -> str:
 def median(values: list[float]) -> float:
     """Return the median, NaN of nothing."""
     return statistics.median(values) if values else float("nan")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return within which values the true median lies in 95 of 100 cases, by the binomial distribution of ranks."""
+    ordered, half_width = sorted(values), 0.98 * len(values) ** 0.5
+    low = max(0, round(len(values) / 2 - half_width) - 1)
+    return ordered[low], ordered[-1 - low]

@@ -11,23 +11,25 @@ from bench.contenders import call_for, environment
 from lab import Node, mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
 
-    from bench.contenders import Contender
+    from bench.contenders import Contender, Installation
     from lab import Pod
 
 KIB = 1024
 
 
-def measure(contenders: Sequence[Contender], interpreter: str, resident: int) -> dict[str, float]:
+def measure(installation: Installation, _options: argparse.Namespace) -> dict[str, float]:
     """Return MiB by what uses them."""
     found = {}
-    for contender in contenders:
+    for contender in installation.contenders:
         with Node() as node:
             pod = node.pod(4)
             for call, mappings in (("ADD", [mapping(8080)]), ("ADD without mappings", [])):
                 call_config = json.dumps(call_for(contender, pod, *mappings)).encode()
-                found[f"{contender.name}, {call}, peak"] = _peak(contender, interpreter, node, pod, call_config)
+                peak = _peak(contender, installation.interpreter, node, pod, call_config)
+                found[f"{contender.name}, {call}, peak"] = peak
+    resident = installation.resident_id
     children = Path(f"/proc/{resident}/task/{resident}/children").read_text().split()
     found["resident process"] = _kib(resident, "Rss") / KIB
     found["resident process and its waiting children, shared memory counted once"] = (

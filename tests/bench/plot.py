@@ -22,14 +22,13 @@ def draw(path: Path, times: calls.Times, ratios: connections.Ratios) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "hostport", "font.size": 8, "axes.titlesize": 9})
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     *panels, last = figure.subplots(1, 4)
-    sizes = sorted({size for size, _, _ in times})
     for panel, command in zip(panels, COMMANDS, strict=True):
         for name, colour in COLOURS.items():
-            known = [(size, times[size, command, name]) for size in sizes if (size, command, name) in times]
+            known = sorted((size, took) for (size, *which), took in times.items() if which == [command, name])
             panel.plot(*zip(*known, strict=True) if known else ([], []), "o-", color=colour, label=name, markersize=3)
         panel.set(title=f"{command}, ms", xlabel="pods on the node", ylim=(0, None))
     for name in dict.fromkeys(name for name, _ in ratios):
-        known = sorted((size, ratio) for (kind, size), ratio in ratios.items() if kind == name)
+        known = sorted((size, ratio) for (kind, size), (ratio, *_) in ratios.items() if kind == name)
         colour = CONNECTION_COLOURS.get(name, COLOURS[NFTABLES])
         last.plot(*zip(*known, strict=True), "o-", color=colour, label=name, markersize=3)
     last.set(title="new connections/s, ratio", xlabel="mappings on the node", ylim=(0, 1.1))

@@ -9,12 +9,33 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from bench import calls, connections, conntrack, memory
+from bench import burst, calls, cold, connections, conntrack, flood, memory, repair
 from bench.contenders import Installation, portmap_version
 from installation import Machine
 
-PARTS = ("calls", "connections", "memory", "conntrack")
+PARTS = {
+    "calls": calls,
+    "burst": burst,
+    "connections": connections,
+    "flood": flood,
+    "repair": repair,
+    "cold": cold,
+    "memory": memory,
+    "conntrack": conntrack,
+}
+AMOUNTS: dict[str, tuple[str, int | list[int], str]] = {  # option: unit, default, of what it is the amount
+    "rounds": ("TIMES", 15, "how often each is measured, at most in some parts"),
+    "sizes": ("PODS", [0, 250, 1000], "calls: on the nodes"),
+    "most": ("PODS", 5000, "calls: on further nodes, which only hostport has"),
+    "burst": ("PODS", 20, "burst: at once"),
+    "connections": ("MAPPINGS", [1000, 5000, 20_000], "connections: on the nodes"),
+    "turns": ("TIMES", 2000, "connections: how often each pair is measured"),
+    "flood": ("CONNECTIONS", 10_000, "flood: at once"),
+    "attachments": ("PODS", [500, 1000, 5000], "repair: on the node"),
+    "entries": ("ENTRIES", 200_000, "conntrack: in the table"),
+}
 
 
 def main() -> int:
@@ -22,49 +43,27 @@ def main() -> int:
     options = _options().parse_args()
     if os.geteuid():
         sys.exit("the benchmark makes network namespaces and needs root")
-    parts = options.only or PARTS
-    times: calls.Times = {}
-    ratios: connections.Ratios = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as top:
         installation = Installation(Machine.installed(Path(top)))
-        contenders = installation.contenders()
         _print(_conditions())
-        with installation.resident() as resident:
-            if "calls" in parts:
-                times = calls.measure(contenders, installation.interpreter, options.sizes, options.rounds)
-                _print(calls.report(times))
-            if "connections" in parts:
-                ratios = connections.measure(contenders, options.connections, options.rounds)
-                _print(connections.report(ratios))
-            if "memory" in parts:
-                _print(memory.report(memory.measure(contenders, installation.interpreter, resident)))
-            if "conntrack" in parts:
-                _print(conntrack.report(conntrack.measure(contenders, options.entries, options.rounds)))
-    if options.plot and times:
+        with installation.resident():
+            for part in options.only or PARTS:
+                found[part] = PARTS[part].measure(installation, options)
+                _print(PARTS[part].report(found[part]))
+    if options.plot and "calls" in found:
         from bench.plot import draw
 
-        draw(options.plot, times, ratios)
+        draw(options.plot, found["calls"], found.get("connections", {}))
     return 0
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tests/bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each is measured (default: %(default)s)")
-    parser.add_argument(
-        "--sizes",
-        type=int,
-        nargs="+",
-        default=[0, 100, 250, 1000],
-        metavar="PODS",
-        help="on the nodes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--connections", type=int, nargs="+", default=[1000, 5000, 20000], metavar="MAPPINGS",
-        help="on the nodes, for the part connections (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--entries", type=int, default=200_000, help="in the table, for the part conntrack (default: %(default)s)"
-    )
+    for name, (unit, default, purpose) in AMOUNTS.items():
+        many: dict[str, Any] = {"nargs": "+"} if isinstance(default, list) else {}
+        explanation = f"{purpose} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=explanation, **many)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts (default: all)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw calls and connections (.svg or .png)")
     return parser

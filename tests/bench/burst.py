@@ -1,0 +1,95 @@
+"""Many ADDs at once, as on a node that boots: the time from the first one's start to the last one's end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.contenders import AFTER_ADD, OURS, PAUSE, call_for, environment, median
+from lab import Node, mapping
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from bench.contenders import Contender, Installation
+    from lab import Pod
+
+COMMANDS = ("ADD", "DEL")
+
+
+@dataclass
+class Burst:
+    """What became of one contender's calls, of all rounds."""
+
+    pods: int
+    took: dict[str, list[float]]  # command: milliseconds for all pods
+    failures: int = 0
+
+
+def measure(installation: Installation, options: argparse.Namespace) -> dict[str, Burst]:
+    """Start the ADDs of all pods of a node together, then their DELs; each contender in turn."""
+    found = {item.name: Burst(options.burst, {command: [] for command in COMMANDS}) for item in installation.contenders}
+    with ExitStack() as stack:
+        places = []
+        for contender in installation.contenders:
+            node = stack.enter_context(Node())
+            places.append((contender, node, [node.pod(4) for _ in range(options.burst)]))
+        for turn in range(options.rounds + 1):
+            for command in COMMANDS:
+                time.sleep(AFTER_ADD)
+                for contender, node, pods in places:
+                    took, failures = _at_once(contender, node, command, pods)
+                    found[contender.name].failures += failures
+                    if turn:
+                        found[contender.name].took[command].append(took)
+    return found
+
+
+def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]) -> tuple[float, int]:
+    """Return the milliseconds that a call for each pod takes, all together, and how many of them failed."""
+    calls = [
+        (environment(command, pod.id, pod.path), json.dumps(call_for(contender, pod, mapping(8000 + number))).encode())
+        for number, pod in enumerate(pods)
+    ]
+    time.sleep(PAUSE)
+    with node.inside():
+        started, processes = time.perf_counter(), []
+        for variables, stdin in calls:
+            process = subprocess.Popen(
+                contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
+            )
+            processes.append(process)
+            process.stdin.write(stdin)  # type: ignore[union-attr]  # a pipe holds it all
+            process.stdin.close()  # type: ignore[union-attr]
+            process.stdin = None
+        for process in processes:
+            process.communicate()
+    took = time.perf_counter() - started
+    return took * 1000, sum(process.returncode != 0 for process in processes)
+
+
+def report(bursts: dict[str, Burst]) -> str:
+    """Return the medians as Markdown, and what they are of the better portmap's."""
+    rows = []
+    for name, burst in bursts.items():
+        cells = []
+        for command, took in burst.took.items():
+            best = min((median(other.took[command]) for key, other in bursts.items() if key not in OURS), default=None)
+            ratio = f" ({median(took) / best:.2f})" if best and name in OURS else ""
+            cells.append(f"{median(took):.0f}{ratio}")
+        rows.append(f"| {name} | {burst.pods} | {' | '.join(cells)} | {burst.failures} |")
+    return "\n".join(
+        [
+            "Milliseconds until calls for so many pods, started together, have ended (in brackets: as a ratio to the",
+            "better of portmap's back ends).",
+            "",
+            "| at once | pods | ADDs | DELs | failed calls |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
