@@ -26,7 +26,7 @@ def measure(installation: Installation, options: argparse.Namespace) -> Parts:
     figures: dict[tuple[str, str], list[float]] = {}
     (contender,) = (item for item in installation.contenders if item.name == COLD)
     file = installation.machine.top / "figures"
-    watched = [installation.interpreter, "-IS", stopwatch.__file__, str(file), installation.cold]
+    watched = [installation.interpreter, "-IS", stopwatch.__file__, str(file), str(installation.cold["Python"])]
     with Node() as node:
         pod = node.pod(4)
         call = call_for(contender, pod, mapping(8080))

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from lab import Pod
 
 WARM, COLD, NFTABLES, IPTABLES = "hostport warm", "hostport cold", "portmap nftables", "portmap iptables"
-OURS = (WARM, COLD)
+WARM_PYTHON = "hostport warm, in Python"  # as it is installed where there is no C compiler
+OURS = (WARM, WARM_PYTHON, COLD)
 PAUSE = 0.06  # seconds before each call, in which what earlier ones left to the kernel is done
 AFTER_ADD = 0.4  # seconds, in which what an ADD left to be done after its answer is done, where that would matter
 FIRST_PORT = 1024  # of the pods that are there
@@ -146,24 +147,22 @@ class Installation:
 
     @property
     def interpreter(self) -> str:
-        return self.machine.executable.read_text().splitlines()[0].removeprefix("#!").partition(" ")[0]
-
-    def executable(self, socket: Path) -> str:
-        """Return the installed executable, but with another place for the resident process's socket."""
-        path = self.machine.top / f"hostport-{socket.name}"
-        path.write_text(self.machine.executable.read_text().replace("main()", f'main("{socket}")'))
-        path.chmod(0o755)
-        return str(path)
+        return str(self.machine.python_executable.with_name("python"))
 
     @cached_property
-    def cold(self) -> str:
-        """An executable that finds no resident process."""
-        return self.executable(self.machine.top / "absent")
+    def cold(self) -> dict[str, Path]:
+        """Executables that find no resident process, by their kind."""
+        return self.machine.executables(self.machine.top / "absent")
 
     @cached_property
     def contenders(self) -> list[Contender]:
         """All that can run here."""
-        ours = [Contender(WARM, [self.executable(self.socket)]), Contender(COLD, [self.cold])]
+        warm = self.machine.executables(self.socket)
+        ours = [
+            Contender(WARM, [str(warm["native"])]),
+            Contender(WARM_PYTHON, [str(warm["Python"])]),
+            Contender(COLD, [str(self.cold["native"])]),
+        ]
         portmap = portmap_executable()
         if portmap is None:
             return ours

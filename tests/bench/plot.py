@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
-from bench.contenders import COLD, COMMANDS, IPTABLES, NFTABLES, WARM
+from bench.contenders import COLD, COMMANDS, IPTABLES, NFTABLES, WARM, WARM_PYTHON
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from bench import calls, connections
 
-COLOURS = {WARM: "#c0392b", COLD: "#e59866", NFTABLES: "#2e6da4", IPTABLES: "#7f8c8d"}
+COLOURS = {WARM: "#c0392b", WARM_PYTHON: "#d98880", COLD: "#e59866", NFTABLES: "#2e6da4", IPTABLES: "#7f8c8d"}
 CONNECTION_COLOURS = {"hostport, of other pods": "#c0392b", "hostport, of the same pod": "#e59866"}
 
 
@@ -34,5 +34,5 @@ def draw(path: Path, times: calls.Times, ratios: connections.Ratios) -> None:
     last.set(title="new connections/s, ratio", xlabel="mappings on the node", ylim=(0, 1.1))
     if ratios:
         last.legend(fontsize=6, frameon=False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -36,8 +36,8 @@ def test_the_benchmark_measures_every_part_and_draws_it(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     lines = ran.stdout.splitlines()
     assert [above for above, line in itertools.pairwise(lines) if line.startswith("| --- |")] == [
-        "| call | pods on the node | hostport warm | hostport cold | portmap nftables | portmap iptables |",
-        "| growth | hostport warm | hostport cold |",
+        "| call | pods on the node | hostport warm | hostport warm, in Python | hostport cold | portmap nftables | portmap iptables |",
+        "| growth | hostport warm | hostport warm, in Python | hostport cold |",
         "| at once | pods | ADDs | DELs | failed calls |",
         "| mappings | 0 | 20 |",
         "| flood | attempted | answered | slowest answer, s | connections per second | ADDs and DELs meanwhile |",
