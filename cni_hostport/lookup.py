@@ -181,7 +181,7 @@ class Lookup:
         """Run a transaction; tell whether it was run: not if the ruleset is not as the changes expect it."""
         self.leave_open()
         batch = nf_tables.transaction(*changes)
-        beginning, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
+        beginning, *outcomes = (error for error, _ in self._exchange(batch, are_changes=True)[:-1])
         if beginning not in {0, errno.EIO}:  # the error of a transaction as a whole stands at its beginning
             raise _failure(beginning)
         errors = set(outcomes) - {0}
@@ -231,9 +231,9 @@ class Lookup:
                 raise _failure(error)
         return [answers[0] if answers else None for _, answers in outcomes]
 
-    def _exchange(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
+    def _exchange(self, messages: Sequence[Message], *, are_changes: bool = False) -> list[tuple[int, list[bytes]]]:
         try:
-            return self._netlink.ask(messages)
+            return self._netlink.ask(messages, are_changes=are_changes)
         except OSError as error:
             raise _failure(error.errno or 0) from error
 

@@ -59,10 +59,11 @@ def snapshot(lookup: Lookup, key: str) -> object:
     messages = [get_table(), *map(get_set, (*MAPS, *SETS)), *map(get_chain, chains)]
     answers = zip(messages, lookup.ask(*messages), strict=True)
     objects = [answer and effect(kind, answer) for (kind, _, _), answer in answers]
-    rules = [[effect_of_rule(rule) for rule in lookup.rules(chain)] for chain in chains]
-    if any(None in rules_of_chain for rules_of_chain in rules):
+    rules = [lookup.rules(chain) for chain in chains]
+    effects = [[effect_of_rule(rule) for rule in rules_of_chain] for rules_of_chain in rules]
+    if any(None in effects_of_chain for effects_of_chain in effects):
         return None
-    return objects, rules, lookup.elements(key, lookup.rules(dnat_chain(key))), lookup.guarded_interface(key)
+    return objects, effects, lookup.elements(key, rules[-1]), lookup.guarded_interface(key)
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
