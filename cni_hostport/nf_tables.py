@@ -285,6 +285,16 @@ def payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
 
 def expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
     """Return name and attributes of each expression from the answer for a rule."""
-    for _, expression in attributes(nested_value(rule[4:], RULE_EXPRESSIONS)):
+    return unpacked_expressions(packed_expressions(rule))
+
+
+def packed_expressions(rule: bytes) -> bytes:
+    """Return the expressions from the answer for a rule, as the kernel has them."""
+    return nested_value(rule[4:], RULE_EXPRESSIONS)
+
+
+def unpacked_expressions(packed: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return name and attributes of each expression."""
+    for _, expression in attributes(packed):
         parts = dict(attributes(expression))
         yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")
