@@ -163,11 +163,19 @@ class Lookup:
 
         ``None`` where one does, or it is not guarded.
         """
-        question = nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
-        chain, guarded = self.ask(*question)
+        chain, guarded = self._guard(interface)
         if chain is None or guarded is None or nf_tables.uses(chain):
             return None
         return nf_tables.has_comment(guarded)
+
+    def is_guarded(self, interface: int) -> bool:
+        """Tell whether an interface is guarded."""
+        return None not in self._guard(interface)
+
+    def _guard(self, interface: int) -> list[bytes | None]:
+        return self.ask(
+            nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
+        )
 
     def unguard(self, interface: int) -> bool:
         """Take the guard off an interface; tell whether that was done: not if an attachment needs it."""
