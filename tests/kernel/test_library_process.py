@@ -46,8 +46,10 @@ def test_status_says_that_there_is_no_netlink_in_the_words_of_libnftables(node: 
     assert "libnftables" in outcome.json["details"]
 
 
-def test_an_add_is_told_no_chain_of_others(node: Node, tmp_path: Path) -> None:
+def test_libnftables_is_told_no_chains_and_no_interfaces_for_an_add(node: Node, tmp_path: Path) -> None:
     require(shutil.which("strace"), "needs strace")
+    node.add(node.pod(), mapping(8081))  # the first on the bridge has that guarded, by its index
+    node.ip("link add bystander type veth peer name bystander1")
     node.nft_file(f"table inet others {{ {' '.join(f'chain bystander{number} {{ }};' for number in range(500))} }}")
     trace = tmp_path / "trace"
     traced = ["strace", "-f", "-xx", "-s", "40000", "-e", "trace=recvmsg", "-o", str(trace), *LAUNCHER]
