@@ -185,7 +185,7 @@ def _rehearse(stage: int) -> None:
     Memory that a call touches first has to be copied from the parent's; afterwards most of it is this process's.
     """
     netns.enter_namespace(stage)
-    rights = credentials.Process(os.getpid()).rights
+    this = credentials.Process(os.getpid())
     process = os.pidfd_open(os.getpid())
     for command in ("ADD", "DEL"):
         variables = *REHEARSED, f"CNI_COMMAND={command}"
@@ -193,10 +193,11 @@ def _rehearse(stage: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         socket.send_fds(ours, [os.fsencode(request)], [0, 1, 2, process])
-        _answer(theirs, rights, _run_in_rehearsal)
+        _answer(theirs, this.rights, _run_in_rehearsal)
         theirs.close()  # before the other end, whose end would be that of this process
         ours.close()
     os.close(process)
+    this.close()
     netlink.close_all()
 
 
