@@ -96,7 +96,8 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # validators take time to build: of what is part of another model, no use is made of one of its own
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class PortMapping(_Model):
@@ -214,8 +215,8 @@ class NetworkConfig(_Model):
     host_addresses: Annotated[
         tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Field(alias="hostAddresses")
     ] = ()
-    runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig()
-    prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult()
+    runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig.model_construct()
+    prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult.model_construct()
     # accepted or refused for portmap's sake, and not used
     backend: Literal["nftables"] = "nftables"
     mark_masq_bit: Annotated[int | None, Field(alias="markMasqBit", ge=0, le=MAX_MARK_BIT, strict=True)] = None

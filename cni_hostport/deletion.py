@@ -6,14 +6,19 @@ from cni_hostport.errors import NFTError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_hostport.log import Log
     from cni_hostport.lookup import Held, Lookup
 
 
-def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
+def remove(
+    lookup: Lookup, key: str, held: Held, log: Log, leave: Callable[[Callable[[], None]], None] | None = None
+) -> None:
     """Remove what was found of an attachment, note that, and forget the flows to it.
 
-    Raises ``CNIError`` with ``Code.TRY_AGAIN`` if too many races were lost, and ``NFTError`` if nftables refuses.
+    ``leave`` takes what need not be done before the answer. Raises ``CNIError`` with ``Code.TRY_AGAIN`` if too many
+    races were lost, and ``NFTError`` if nftables refuses.
     """
     if not lookup.remove(key, held):
         from cni_hostport import ownership
@@ -21,10 +26,17 @@ def remove(lookup: Lookup, key: str, held: Held, log: Log) -> None:
 
         ownership.release(Nft(), key, log)
         return
-    if held.pods and held.ports:
+    pods, ports = held.pods, held.ports
+    if pods and ports:
         from cni_hostport.kernel import conntrack
 
-        conntrack.forget_to(held.pods, held.ports, log)
+        # clients of UDP may be sending right now, and their server may answer
+        at_once = [port for port in ports if port[0] == "udp"] if leave else ports
+        if at_once:
+            conntrack.forget_to(pods, at_once, log)
+        left = [port for port in ports if port[0] != "udp"]
+        if leave and left:
+            leave(lambda: conntrack.forget_to_gone(pods, left, log))
     if held.interface:
         from cni_hostport.kernel import localnet
 

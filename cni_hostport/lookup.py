@@ -163,11 +163,19 @@ class Lookup:
 
         ``None`` where one does, or it is not guarded.
         """
-        question = nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
-        chain, guarded = self.ask(*question)
+        chain, guarded = self._guard(interface)
         if chain is None or guarded is None or nf_tables.uses(chain):
             return None
         return nf_tables.has_comment(guarded)
+
+    def is_guarded(self, interface: int) -> bool:
+        """Tell whether an interface is guarded."""
+        return None not in self._guard(interface)
+
+    def _guard(self, interface: int) -> list[bytes | None]:
+        return self.ask(
+            nf_tables.get_chain(localnet_chain(interface)), nf_tables.get_element(nf_tables.localnet(interface))
+        )
 
     def unguard(self, interface: int) -> bool:
         """Take the guard off an interface; tell whether that was done: not if an attachment needs it."""
@@ -181,7 +189,7 @@ class Lookup:
         """Run a transaction; tell whether it was run: not if the ruleset is not as the changes expect it."""
         self.leave_open()
         batch = nf_tables.transaction(*changes)
-        beginning, *outcomes = (error for error, _ in self._exchange(batch)[:-1])
+        beginning, *outcomes = (error for error, _ in self._exchange(batch, are_changes=True)[:-1])
         if beginning not in {0, errno.EIO}:  # the error of a transaction as a whole stands at its beginning
             raise _failure(beginning)
         errors = set(outcomes) - {0}
@@ -231,9 +239,9 @@ class Lookup:
                 raise _failure(error)
         return [answers[0] if answers else None for _, answers in outcomes]
 
-    def _exchange(self, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
+    def _exchange(self, messages: Sequence[Message], *, are_changes: bool = False) -> list[tuple[int, list[bytes]]]:
         try:
-            return self._netlink.ask(messages)
+            return self._netlink.ask(messages, are_changes=are_changes)
         except OSError as error:
             raise _failure(error.errno or 0) from error
 

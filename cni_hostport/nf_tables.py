@@ -114,6 +114,11 @@ def get_element(element: ElementKey) -> Message:
     return GETSETELEM, 0, _elements([element])
 
 
+def get_pod(address: bytes) -> Message:
+    """Ask for the element of a pod, by its packed address."""
+    return get_element((PODS[4 if len(address) == 4 else 6], address))  # noqa: PLR2004 - bytes
+
+
 def get_elements(name: str) -> Message:
     """Ask for all elements of a set."""
     return GETSETELEM, NLM_F_DUMP, body(table_attribute(), attribute(SET_ELEM_LIST_SET, c_string(name)))
@@ -280,6 +285,16 @@ def payload(values: Mapping[int, bytes]) -> tuple[int, ...]:
 
 def expressions(rule: bytes) -> Iterator[tuple[str, bytes]]:
     """Return name and attributes of each expression from the answer for a rule."""
-    for _, expression in attributes(nested_value(rule[4:], RULE_EXPRESSIONS)):
+    return unpacked_expressions(packed_expressions(rule))
+
+
+def packed_expressions(rule: bytes) -> bytes:
+    """Return the expressions from the answer for a rule, as the kernel has them."""
+    return nested_value(rule[4:], RULE_EXPRESSIONS)
+
+
+def unpacked_expressions(packed: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return name and attributes of each expression."""
+    for _, expression in attributes(packed):
         parts = dict(attributes(expression))
         yield parts[EXPR_NAME].rstrip(b"\0").decode(), parts.get(EXPR_DATA, b"")

@@ -13,7 +13,7 @@ from cni_hostport.lookup import Lookup
 from cni_hostport.names import POD_MAPS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
-from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
+from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key, need_command
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -158,9 +158,13 @@ def install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwar
     key = attachment.key
     commands = [*base_commands(), deleted_command(verb, key), deleted_command("delete", key), *ipvs.fill()]
     if plan.local_route_to and plan.interface:
-        # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
-        opens = verb == "create" or not localnet.is_open(plan.interface)
-        commands += guard_commands(plan.interface, opens=opens, needed_by=key)
+        if Lookup(shared=True).is_guarded(plan.interface):
+            # to name the interface would have libnftables read all interfaces of the node
+            commands.append(need_command(plan.interface, key))
+        else:
+            # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
+            opens = verb == "create" or not localnet.is_open(plan.interface)
+            commands += guard_commands(plan.interface, opens=opens, needed_by=key)
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 

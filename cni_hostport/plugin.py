@@ -92,8 +92,9 @@ def _remove_former(call: Call, log: Log) -> None:
         return
     if held:
         from cni_hostport import deletion
+        from cni_hostport.skel import AFTERWARDS
 
-        deletion.remove(lookup, key, held, log)
+        deletion.remove(lookup, key, held, log, AFTERWARDS.append)
 
 
 def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
@@ -119,6 +120,7 @@ def delete(call: Call, log: Log) -> None:
     from cni_hostport import deletion, portmap
     from cni_hostport.lookup import Lookup
     from cni_hostport.names import RESTORING
+    from cni_hostport.skel import AFTERWARDS
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
@@ -126,7 +128,7 @@ def delete(call: Call, log: Log) -> None:
         deletion.note(lookup, key)
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
-        deletion.remove(lookup, key, held, log)
+        deletion.remove(lookup, key, held, log, AFTERWARDS.append)
     portmap_rules = portmap.Rules(lookup)
     if portmap_rules.may_exist():
         from cni_hostport.migration import removal

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -89,7 +89,8 @@ class Resident:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to its children."""
         for process in self.family:
-            os.kill(process, number)
+            with suppress(ProcessLookupError):  # a child ends when its call has
+                os.kill(process, number)
 
 
 def _waits(child: int) -> bool:

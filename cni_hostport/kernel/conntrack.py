@@ -126,8 +126,26 @@ def forget_the_rest(plan: Plan, log: Log) -> None:
     forget_elsewhere(plan, lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
 
 
-def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
-    """Delete the flows between these host ports and these pods, by packed addresses, whichever side spoke first."""
+def forget_to_gone(pods: Sequence[bytes], ports: Iterable[Port], log: Log) -> None:
+    """Delete what ``forget_to`` deletes, except flows to pods that have come back; for a process without streams."""
+    from cni_hostport import nf_tables
+    from cni_hostport.log import announce
+    from cni_hostport.lookup import Lookup
+
+    def returned() -> list[bytes]:
+        answers = Lookup(shared=True).ask(*map(nf_tables.get_pod, pods))
+        return [pod for pod, answer in zip(pods, answers, strict=True) if answer]
+
+    forget_to(pods, ports, lambda line: announce(log, line), returned)
+
+
+def forget_to(
+    pods: Iterable[bytes], ports: Iterable[Port], log: Log, returned: Callable[[], Iterable[bytes]] = tuple
+) -> None:
+    """Delete the flows between these host ports and these pods, by packed addresses, whichever side spoke first.
+
+    ``returned`` is asked once the flows are known: which of the pods have host ports again, whose flows may be new.
+    """
     pods, mapped, local = set(pods), set(ports), _LocalAddresses()
 
     def is_theirs(flow: Flow) -> bool:
@@ -147,7 +165,7 @@ def forget_to(pods: Iterable[bytes], ports: Iterable[Port], log: Log) -> None:
             questions += [with_port(size, protocol, direction, port) for direction in EVERYBODY]
         else:
             questions.append(of_protocol(size, protocol))
-    _forget(questions, {port for _, _, port in mapped}, is_theirs, log)
+    _forget(questions, {port for _, _, port in mapped}, is_theirs, log, lambda: pods.difference_update(returned()))
 
 
 def _has_only_begun(flow: Flow) -> bool:
@@ -174,14 +192,26 @@ class _LocalAddresses:
         return self._known[address]
 
 
-def _forget(questions: Sequence[Message], ports: Iterable[int], unwanted: Callable[[Flow], bool], log: Log) -> None:
-    """Ask the kernel for flows, and delete those that have one of these ports and are unwanted."""
+def _forget(
+    questions: Sequence[Message],
+    ports: Iterable[int],
+    unwanted: Callable[[Flow], bool],
+    log: Log,
+    look_again: Callable[[], None] = lambda: None,
+) -> None:
+    """Ask the kernel for flows, and delete those that have one of these ports and are unwanted.
+
+    ``look_again`` is called when they are known, if there are any: fewer may be unwanted by then.
+    """
     try:
         packed = {port.to_bytes(2) for port in ports}
         kernel = shared(NETLINK_NETFILTER)
         flows = (Flow(answer) for answer in _answers(kernel, questions) if has_port(answer, packed))
         # the tuple alone, by which entries are deleted, names one of the default zone
-        _delete(kernel, [flow for flow in flows if not flow.in_a_zone and unwanted(flow)])
+        found = [flow for flow in flows if not flow.in_a_zone and unwanted(flow)]
+        if found:
+            look_again()
+            _delete(kernel, list(filter(unwanted, found)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the ports are installed or gone as they should be
         log(f"warning: connection tracking entries were not deleted: {type(error).__name__}: {error}")
 

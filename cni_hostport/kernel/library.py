@@ -2,7 +2,7 @@
 
 It reads the sets of all tables before it runs a transaction, and up to version 1.1.1 crashes on those that 1.1.3 and
 later have declared with ``type``. These can be kept from it: it then knows only of sets that the transaction itself
-declares.
+declares. Until version 1.1.0 it reads all chains as well, for which it has no use: these are kept from it always.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Context:
                 [(f"libnftables cannot be used: {str(error) or type(error).__name__}", "")]
             ) from error
         self._netlink, self._output = first_unused, set[str]()
-        make_room_for_refusals(self._netlink)
+        self._is_known = make_room_for_refusals(self._netlink)
         # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
         look_names_up_in_files("hosts")
         with suppress(AttributeError):
@@ -55,11 +55,14 @@ class Context:
         for kind in self._output.symmetric_difference(output):
             getattr(self._context, f"set_{kind}_output")(kind in output)
         self._output = set(output)
-        if not without_sets:
-            return self._context.cmd(command)  # type: ignore[no-any-return]
-        from cni_hostport.kernel.library_socket import sets_left_out
+        from cni_hostport.kernel.library_socket import NEWCHAIN, NEWSET, left_out
 
-        with sets_left_out(self._netlink):
+        kinds = [NEWSET] if without_sets else []
+        if self._is_known and not command.startswith(b"list "):
+            kinds.append(NEWCHAIN)
+        if not kinds:
+            return self._context.cmd(command)  # type: ignore[no-any-return]
+        with left_out(self._netlink, kinds):
             return self._context.cmd(command)  # type: ignore[no-any-return]
 
 

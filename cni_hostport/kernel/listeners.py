@@ -8,8 +8,8 @@ linux/inet_diag.h and include/net/tcp_states.h.
 from __future__ import annotations
 
 import struct
+from _socket import AF_INET, AF_INET6
 from ipaddress import IPv4Address, IPv6Address
-from socket import AF_INET, AF_INET6
 
 from cni_hostport.netlink import NLM_F_DUMP, Netlink, attribute, attributes
 

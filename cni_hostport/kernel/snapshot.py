@@ -6,6 +6,7 @@ where two snapshots differ, or where there is none.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cni_hostport.names import MAPS, SETS, dnat_chain, masq_chain
@@ -28,11 +29,12 @@ from cni_hostport.nf_tables import (
     SET_TIMEOUT,
     TABLE_FLAGS,
     c_string,
-    expressions,
     get_chain,
     get_set,
     get_table,
     nested_value,
+    packed_expressions,
+    unpacked_expressions,
 )
 from cni_hostport.ruleset.base import BASE_CHAINS
 
@@ -47,6 +49,7 @@ COMPARED = {
     GETCHAIN: (CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS),
 }
 
+SAME_RULES = 64  # so many or more are the same in what is compared: those of the base
 _BASE_SETS = {c_string(name) for name in (*MAPS, *SETS)}
 
 
@@ -59,10 +62,11 @@ def snapshot(lookup: Lookup, key: str) -> object:
     messages = [get_table(), *map(get_set, (*MAPS, *SETS)), *map(get_chain, chains)]
     answers = zip(messages, lookup.ask(*messages), strict=True)
     objects = [answer and effect(kind, answer) for (kind, _, _), answer in answers]
-    rules = [[effect_of_rule(rule) for rule in lookup.rules(chain)] for chain in chains]
-    if any(None in rules_of_chain for rules_of_chain in rules):
+    rules = [lookup.rules(chain) for chain in chains]
+    effects = [[effect_of_rule(rule) for rule in rules_of_chain] for rules_of_chain in rules]
+    if any(None in effects_of_chain for effects_of_chain in effects):
         return None
-    return objects, rules, lookup.elements(key, lookup.rules(dnat_chain(key))), lookup.guarded_interface(key)
+    return objects, effects, lookup.elements(key, rules[-1]), lookup.guarded_interface(key)
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
@@ -75,6 +79,11 @@ def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
 
     What is in such a set is part of the rule's effect, and one without a name has another name in every table.
     """
-    effects = [(name, b"" if name == "counter" else data) for name, data in expressions(rule)]
+    return _effect_of_expressions(packed_expressions(rule))
+
+
+@lru_cache(SAME_RULES)
+def _effect_of_expressions(packed: bytes) -> list[tuple[str, bytes]] | None:
+    effects = [(name, b"" if name == "counter" else data) for name, data in unpacked_expressions(packed)]
     used = {nested_value(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
     return effects if used <= _BASE_SETS else None

@@ -12,6 +12,7 @@ import os
 import sys
 from importlib import import_module
 
+from cni_hostport.config import NetworkConfig
 from cni_hostport.kernel.library import LIBRARY, look_names_up_in_files
 
 TYPE_CHECKING = False
@@ -55,6 +56,7 @@ def load() -> None:
     """Load the code of all operations, so that children share it; raises ``OSError`` if libnftables cannot be."""
     for module in OPERATIONS_IMPORT:
         import_module(module)
+    NetworkConfig.parse({})  # builds the validator, which otherwise is left to the first call
     ctypes.CDLL(LIBRARY)
     look_names_up_in_files(*DATABASES)
     ctypes.CDLL(None).getprotobyname(b"tcp")  # before glibc 2.34, the lookup in files is a library too

@@ -69,8 +69,11 @@ class Process:
         except OSError as error:
             if error.errno != ENOPROTOOPT:
                 raise
-            descriptor = request.descriptors[-1]  # on an older kernel
-        found = NUMBER.search(_content(f"/proc/self/fdinfo/{descriptor}"))
+            descriptor = os.dup(request.descriptors[-1])  # on an older kernel
+        try:
+            found = NUMBER.search(_content(f"/proc/self/fdinfo/{descriptor}"))
+        finally:
+            os.close(descriptor)
         return found is not None and int(found[1]) == self._number
 
     def follow(self) -> None:
@@ -81,8 +84,13 @@ class Process:
         os.fchdir(root)
         os.chroot(".")
         os.fchdir(directory)
-        for descriptor in [*places, self._directory]:
+        for descriptor in places:
             os.close(descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Look at it no more."""
+        os.close(self._directory)
 
 
 class Request(NamedTuple):

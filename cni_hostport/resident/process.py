@@ -48,6 +48,7 @@ LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # number of them in a request: standard streams, and the process that sends it
 EXIT_STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # by the signal that ends it; of the latter, a shell's status
 FIRST_INHERITED = 3  # sd_listen_fds(3)
+REHEARSED = "CNI_CONTAINERID=rehearsal", "CNI_IFNAME=eth0", "CNI_PATH=/", "CNI_NETNS=/"
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
     b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
@@ -160,6 +161,7 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, answer:
             signal.signal(number, signal.SIG_DFL)
         if stage is not None:
             _rehearse(stage)
+        code.close()
         ready = select.epoll()
         ready.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         ready.register(lifeline, select.EPOLLIN)
@@ -178,17 +180,31 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, answer:
 
 
 def _rehearse(stage: int) -> None:
-    """Add and delete an attachment in a network namespace of its own.
+    """Answer calls of its own in a network namespace of its own.
 
     Memory that a call touches first has to be copied from the parent's; afterwards most of it is this process's.
     """
     netns.enter_namespace(stage)
-    variables = {"CNI_CONTAINERID": "rehearsal", "CNI_IFNAME": "eth0", "CNI_PATH": "/", "CNI_NETNS": "/"}
+    this = credentials.Process(os.getpid())
+    process = os.pidfd_open(os.getpid())
     for command in ("ADD", "DEL"):
-        environ = variables | {"CNI_COMMAND": command}
-        skel.run(environ, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO(), plugin.OPERATIONS.__getitem__)
+        variables = *REHEARSED, f"CNI_COMMAND={command}"
+        request = "\0".join([IDENTITY, handover.file_at("/"), *variables])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        socket.send_fds(ours, [os.fsencode(request)], [0, 1, 2, process])
+        _answer(theirs, this.rights, _run_in_rehearsal)
+        theirs.close()  # before the other end, whose end would be that of this process
+        ours.close()
+    os.close(process)
+    this.close()
     netlink.close_all()
+
+
+def _run_in_rehearsal(environ: Mapping[str, str]) -> int:
+    status = skel.run(environ, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO(), plugin.OPERATIONS.__getitem__)
     skel.AFTERWARDS.clear()
+    return status
 
 
 def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall) -> None:
@@ -208,18 +224,19 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
     ):
         return
     caller.follow()
-    code.close()
     environ = dict(variable.partition("=")[::2] for variable in variables)
     if netns != handover.file_at(environ.get("CNI_NETNS", "")):
         return  # the path means another file here, as paths in /proc/self do
     for target, stream in enumerate(request.descriptors[:-1]):
         os.dup2(stream, target)
-        os.close(stream)
+    for descriptor in request.descriptors:
+        os.close(descriptor)
     # the caller's end is the end of its call, wherever that runs: SIGIO, when the connection is closed, terminates
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    process = os.pidfd_open(os.getpid())
     with suppress(BrokenPipeError, ConnectionResetError):  # the caller does not wait any longer
-        socket.send_fds(connection, [TAKEN], [os.pidfd_open(os.getpid())])
+        socket.send_fds(connection, [TAKEN], [process])
         netlink.PROGRESS_REPORTS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
         netlink.PROGRESS_REPORTS.clear()
@@ -228,6 +245,8 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
         if skel.AFTERWARDS:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         connection.send(bytes([status]))
+        os.sched_yield()  # the caller may have been woken to run on this processor
+    os.close(process)
     if skel.AFTERWARDS:
         afterwards.run(skel.AFTERWARDS)
 

@@ -80,8 +80,9 @@ BASE_CHAINS = {
     ),
     "prerouting": (
         "type nat hook prerouting priority dstnat + 1; policy accept;",
-        # a port published on 127.0.0.1 is for the node itself
-        ('iif != "lo" ip daddr 127.0.0.0/8 return', "fib daddr type local goto dispatch"),
+        # a port published on 127.0.0.1 is for the node itself; by its name, since libnftables looks for an index among
+        # all interfaces of the node
+        ('iifname != "lo" ip daddr 127.0.0.0/8 return', "fib daddr type local goto dispatch"),
     ),
     # nftables 1.0.6 knows the name dstnat for prerouting only
     "output": (

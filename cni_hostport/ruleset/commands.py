@@ -77,9 +77,12 @@ def guard_commands(interface: int, *, opens: bool, needed_by: str = "") -> list[
         f"add chain {FAMILY} {TABLE} {chain}",
         f"add element {FAMILY} {TABLE} {LOCALNET} {{ {interface}{opened} }}",
     ]
-    return commands + (
-        [create_command(LOCALNET_NEEDS, f"{address_form(needed_by)} : goto {chain}")] if needed_by else []
-    )
+    return [*commands, need_command(interface, needed_by)] if needed_by else commands
+
+
+def need_command(interface: int, key: str) -> str:
+    """Return the command by which an attachment needs an interface that is guarded; it fails without the guard."""
+    return create_command(LOCALNET_NEEDS, f"{address_form(key)} : goto {localnet_chain(interface)}")
 
 
 def holder_element(port: str, comment: str, key: str) -> str:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kernel.test_conntrack import Talker, udp
 from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
-from lab import NODE4, Node, config, mapping
+from lab import LAUNCHER, NODE4, QUIET, Node, Pod, config, mapping
 from resident import Resident, eventually, launcher
+from tcp_connection import Conversation
 
 from cni_hostport.resident.process import MAX_CHILDREN
 
@@ -18,20 +20,22 @@ PORT = 8080
 WAITS = """
 import os, time
 from cni_hostport.kernel import conntrack
-look = conntrack.forget_the_rest
-def wait(*arguments):
-    with open("{notes}", "w") as out:
-        out.write(str(os.getpid()))
-    while not os.path.exists("{gate}"):
-        time.sleep(0.01)
-    look(*arguments)
-conntrack.forget_the_rest = wait
+def late(forget):
+    def wait(*arguments):
+        with open("{notes}", "w") as out:
+            out.write(str(os.getpid()))
+        while not os.path.exists("{gate}"):
+            time.sleep(0.01)
+        forget(*arguments)
+    return wait
+conntrack.forget_the_rest = late(conntrack.forget_the_rest)
+conntrack.forget_to_gone = late(conntrack.forget_to_gone)
 """
 NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 
 
 class Sweep:
-    """What an ADD leaves to be done afterwards, made to wait, and the process that does it."""
+    """What a call leaves to be done afterwards, made to wait, and the process that does it."""
 
     def __init__(self, directory: Path) -> None:
         self._notes, self._gate = directory / "notes", directory / "gate"
@@ -96,6 +100,45 @@ def test_what_is_left_to_be_done_is_done_although_the_caller_has_gone(node: Node
         sweep.go_on()
         assert dialling.hears() == "web"
     assert eventually(lambda: not sweep.is_alive)
+
+
+def added(node: Node, *mappings: dict[str, object]) -> Pod:
+    """Return a pod whose ADD is over, with all that was left to be done after it."""
+    pod, late, node.launcher = node.pod(4), node.launcher, LAUNCHER
+    node.add(pod, *mappings)
+    node.launcher = late
+    return pod
+
+
+@pytest.mark.usefixtures("start")
+def test_a_del_is_answered_when_clients_of_udp_are_forgotten_and_connections_end_later(
+    node: Node, sweep: Sweep
+) -> None:
+    pod = added(node, mapping(PORT, 8888), *udp())
+    pod.serve("udp", 53, "web")
+    with Conversation(node.client, NODE4, PORT, pod) as connection, Talker(node.client, NODE4) as talker:
+        assert talker.hears() == "web"
+        node.delete(pod)
+        assert talker.hears_nothing()
+        assert sweep.is_alive
+        assert connection.goes_on()
+        sweep.go_on()
+        assert eventually(lambda: not opened(node))
+        assert not connection.is_heard(QUIET)
+
+
+@pytest.mark.usefixtures("start")
+def test_what_a_del_left_to_be_done_spares_connections_by_a_later_add_of_the_pod(node: Node, sweep: Sweep) -> None:
+    pod = added(node, mapping(PORT, 8888))
+    node.delete(pod)
+    process = sweep.process
+    node.launcher = LAUNCHER
+    node.add(pod, mapping(PORT, 8888))
+    with Conversation(node.client, NODE4, PORT, pod) as connection:
+        sweep.go_on()
+        assert eventually(lambda: not Path(f"/proc/{process}/fd/0").exists())
+        assert connection.goes_on()
+        assert opened(node)
 
 
 def test_it_is_no_longer_the_resident_process_that_does_it(node: Node, tmp_path: Path, sweep: Sweep) -> None:

@@ -213,7 +213,7 @@ def test_a_connection_that_the_pod_opened_ends_with_its_mapping(node: Node, fami
             listening.accept()[0].close()
             assert len(flows(node, "tcp")) == 1
             node.delete(pod)
-            assert not flows(node, "tcp")
+            assert eventually(lambda: not flows(node, "tcp"))
 
 
 @FAMILY

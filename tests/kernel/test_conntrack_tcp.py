@@ -100,7 +100,7 @@ def test_a_connection_ends_with_its_mapping(node: Node, node_address: str, entri
     node.add(pod, mapping(PORT, 8888, hostIP=node_address if given else ""))
     with Conversation(node.client, node_address, PORT, pod) as connection:
         node.delete(pod)
-        assert not opened(node)
+        assert eventually(lambda: not opened(node))
         assert not connection.is_heard(QUIET)
 
 

@@ -46,6 +46,19 @@ def test_status_says_that_there_is_no_netlink_in_the_words_of_libnftables(node: 
     assert "libnftables" in outcome.json["details"]
 
 
+def test_libnftables_is_told_no_chains_and_no_interfaces_for_an_add(node: Node, tmp_path: Path) -> None:
+    require(shutil.which("strace"), "needs strace")
+    node.add(node.pod(), mapping(8081))  # the first on the bridge has that guarded, by its index
+    node.ip("link add bystander type veth peer name bystander1")
+    node.nft_file(f"table inet others {{ {' '.join(f'chain bystander{number} {{ }};' for number in range(500))} }}")
+    trace = tmp_path / "trace"
+    traced = ["strace", "-f", "-xx", "-s", "40000", "-e", "trace=recvmsg", "-o", str(trace), *LAUNCHER]
+    assert call(node, "ADD", node.pod(), traced).status == 0
+    table, chain = ("".join(f"\\x{letter:02x}" for letter in name) for name in (b"others", b"bystander"))
+    assert table in trace.read_text()
+    assert chain not in trace.read_text()
+
+
 @pytest.mark.parametrize("error", ["EIO", "ENOMEM"])
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "STATUS"])
 def test_an_error_of_netlink_within_libnftables_is_told(node: Node, command: str, error: str) -> None:

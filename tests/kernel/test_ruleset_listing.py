@@ -75,7 +75,7 @@ BASE = """\
 
     chain prerouting {
         type nat hook prerouting priority -99; policy accept;
-        iif != "lo" ip daddr 127.0.0.0/8 return
+        iifname != "lo" ip daddr 127.0.0.0/8 return
         fib daddr type local goto dispatch
     }
 

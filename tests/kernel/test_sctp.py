@@ -104,7 +104,7 @@ def test_an_open_association_ends_with_its_mapping(node: Node, address: str, cli
         inside.sendto(packet(80, 4000, INIT_ACK, 7, 9), (client, 0))
         received(outside)
         node.delete(pod)
-        assert not identities(node, "sctp", "dport=8080")
+        assert eventually(lambda: not identities(node, "sctp", "dport=8080"))
         assert not reaches(outside, address, inside, QUIET)
 
 

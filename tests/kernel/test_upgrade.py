@@ -131,7 +131,7 @@ def put_ahead(node: Node) -> None:
     listed = node.nft("list table inet hostport")
     later = r"\t(map|set|chain) (waiting_\w+|localnet\S*|ipvs_ip\d) \{.*?\n\t\}\n"
     older = re.sub(later, "", listed, flags=re.DOTALL)
-    older = re.sub(r"\t\t(ip6? daddr (@ipvs_ip\d|fe80::/10)|iif != \"lo\" .*) return\n", "", older)
+    older = re.sub(r"\t\t(ip6? daddr (@ipvs_ip\d|fe80::/10)|iif(name)? != \"lo\" .*) return\n", "", older)
     older = re.sub(r'(comment "\S+ [^@ ]+)@[\d:]+ \d+:\d+', r"\1", older).replace("iif @localnet", 'iifname != "lo"')
     older = older.replace("priority dstnat + 1", "priority dstnat - 1").replace("priority -99", "priority -101")
     node.nft("delete table inet hostport")

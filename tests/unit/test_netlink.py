@@ -6,7 +6,7 @@ import pytest
 
 from cni_hostport.netlink import Netlink, attribute, attributes, nested
 
-REQUEST, ACK, DUMP, INTERRUPTED = 0x1, 0x4, 0x300, 0x10
+REQUEST, MULTI, ACK, DUMP, INTERRUPTED = 0x1, 0x2, 0x4, 0x300, 0x10
 ERROR, DONE, OBJECT = 2, 3, 0xA03
 EIO, EINTR, ENOENT = 5, 4, 2
 
@@ -94,6 +94,20 @@ def test_messages_are_sent_at_once_numbered_and_ask_for_acknowledgements(monkeyp
     first = struct.pack("=LHHLL", 20, 10, REQUEST | ACK, 0, 0) + b"abcd"
     second = struct.pack("=LHHLL", 16, 11, REQUEST | ACK | DUMP, 1, 0)
     assert (kernel.protocol, kernel.sent) == (12, [first + second])
+
+
+def test_a_question_is_answered_by_its_object_and_nothing_more_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(message(1, OBJECT, b"one"), acknowledgement(0, ENOENT), message(2, OBJECT, b"of another"))
+    netlink = connected(monkeypatch, kernel)
+    assert netlink.ask([(10, 0, b""), (11, 0, b"")], are_changes=False) == [(ENOENT, []), (0, [b"one"])]
+    assert kernel.sent == [struct.pack("=LHHLLLHHLL", 16, 10, REQUEST, 0, 0, 16, 11, REQUEST, 1, 0)]
+    assert len(kernel.datagrams) == 1
+
+
+def test_a_dump_is_answered_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [message(0, OBJECT, part, MULTI) for part in (b"one", b"two")]
+    kernel = Kernel(*parts, message(0, DONE, struct.pack("=i", 0), MULTI))
+    assert connected(monkeypatch, kernel).ask([(10, DUMP, b"")], are_changes=False) == [(0, [b"one", b"two"])]
 
 
 def test_nothing_is_sent_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ add rule inet hostport dispatch ip6 daddr . meta l4proto . th dport vmap @hostpo
 add rule inet hostport dispatch ip daddr @ipvs_ip4 return
 add rule inet hostport dispatch ip6 daddr @ipvs_ip6 return
 add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports
-add rule inet hostport prerouting iif != "lo" ip daddr 127.0.0.0/8 return
+add rule inet hostport prerouting iifname != "lo" ip daddr 127.0.0.0/8 return
 add rule inet hostport prerouting fib daddr type local goto dispatch
 add rule inet hostport output fib daddr type local goto dispatch
 add rule inet hostport postrouting ct status dnat ct original ip daddr 127.0.0.0/8 ip daddr vmap @pods_ip4
