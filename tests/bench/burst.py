@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.contenders import AFTER_ADD, OURS, PAUSE, call_for, environment, median
+from bench.contenders import OURS, PAUSE, PAUSES, call_for, environment, median
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def measure(installation: Installation, options: argparse.Namespace) -> dict[str
             places.append((contender, node, [node.pod(4) for _ in range(options.burst)]))
         for turn in range(options.rounds + 1):
             for command in COMMANDS:
-                time.sleep(AFTER_ADD)
+                time.sleep(PAUSES[command])
                 for contender, node, pods in places:
                     took, failures = _at_once(contender, node, command, pods)
                     found[contender.name].failures += failures

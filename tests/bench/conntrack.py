@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import AFTER_ADD, PAUSE, call_for, median, run
+from bench.contenders import PAUSE, PAUSES, call_for, median, run
 from conntrack_entries import crowd
 from lab import Node, mapping
 
@@ -34,7 +34,7 @@ def measure(installation: Installation, options: argparse.Namespace) -> Times:
         for count in (0, options.entries):
             for turn in range(options.rounds + 1):
                 for protocol, command in product(PROTOCOLS, COMMANDS):
-                    time.sleep(AFTER_ADD)
+                    time.sleep(PAUSES[command])
                     for contender, node, pod in places:
                         time.sleep(PAUSE)
                         call = call_for(contender, pod, mapping(PORT, 53, protocol))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 WARM, COLD, NFTABLES, IPTABLES = "hostport warm", "hostport cold", "portmap nftables", "portmap iptables"
 OURS = (WARM, COLD)
 PAUSE = 0.06  # seconds before each call, in which what earlier ones left to the kernel is done
-AFTER_ADD = 0.4  # seconds, in which what an ADD left to be done after its answer is done, where that would matter
+PAUSES = {"ADD": 0, "DEL": 0.4}  # seconds more, in which what ADDs leave to be done after their answer is done
 FIRST_PORT = 1024  # of the pods that are there
 PAPER_NETNS = "/run/netns/paper"
 COMMANDS = ("ADD", "CHECK", "DEL")
