@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 WARM, COLD, NFTABLES, IPTABLES = "hostport warm", "hostport cold", "portmap nftables", "portmap iptables"
 OURS = (WARM, COLD)
 PAUSE = 0.06  # seconds before each call, in which what earlier ones left to the kernel is done
-PAUSES = {"ADD": 0, "DEL": 0.4}  # seconds more, in which what ADDs leave to be done after their answer is done
+PAUSES = {"ADD": PAUSE, "DEL": 0.4}  # where what an ADD leaves to be done after its answer would disturb the next call
 FIRST_PORT = 1024  # of the pods that are there
 PAPER_NETNS = "/run/netns/paper"
 COMMANDS = ("ADD", "CHECK", "DEL")
