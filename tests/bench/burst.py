@@ -7,9 +7,10 @@ import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import AFTER_ADD, OURS, PAUSE, call_for, environment, median
+from bench.contenders import OURS, PAUSES, call_for, environment, median
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ def measure(installation: Installation, options: argparse.Namespace) -> dict[str
             node = stack.enter_context(Node())
             places.append((contender, node, [node.pod(4) for _ in range(options.burst)]))
         for turn in range(options.rounds + 1):
-            for command in COMMANDS:
-                time.sleep(AFTER_ADD)
-                for contender, node, pods in places:
-                    took, failures = _at_once(contender, node, command, pods)
-                    found[contender.name].failures += failures
-                    if turn:
-                        found[contender.name].took[command].append(took)
+            for (contender, node, pods), command in product(places, COMMANDS):
+                took, failures = _at_once(contender, node, command, pods)
+                found[contender.name].failures += failures
+                if turn:
+                    found[contender.name].took[command].append(took)
     return found
 
 
@@ -56,7 +55,7 @@ def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]
         (environment(command, pod.id, pod.path), json.dumps(call_for(contender, pod, mapping(8000 + number))).encode())
         for number, pod in enumerate(pods)
     ]
-    time.sleep(PAUSE)
+    time.sleep(PAUSES[command])
     with node.inside():
         started, processes = time.perf_counter(), []
         for variables, stdin in calls:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import AFTER_ADD, PAUSE, call_for, median, run
+from bench.contenders import PAUSES, call_for, median, run
 from conntrack_entries import crowd
 from lab import Node, mapping
 
@@ -33,14 +33,12 @@ def measure(installation: Installation, options: argparse.Namespace) -> Times:
         places = [(contender, node, node.pod(4)) for contender, node in nodes]
         for count in (0, options.entries):
             for turn in range(options.rounds + 1):
-                for protocol, command in product(PROTOCOLS, COMMANDS):
-                    time.sleep(AFTER_ADD)
-                    for contender, node, pod in places:
-                        time.sleep(PAUSE)
-                        call = call_for(contender, pod, mapping(PORT, 53, protocol))
-                        took = run(contender, node, command, (pod.id, pod.path), call)
-                        if turn:
-                            figures.setdefault((command, protocol, contender.name, count), []).append(took)
+                for (contender, node, pod), protocol, command in product(places, PROTOCOLS, COMMANDS):
+                    time.sleep(PAUSES[command])
+                    call = call_for(contender, pod, mapping(PORT, 53, protocol))
+                    took = run(contender, node, command, (pod.id, pod.path), call)
+                    if turn:
+                        figures.setdefault((command, protocol, contender.name, count), []).append(took)
             if not count:
                 for _, node, _ in places:
                     crowd(node, options.entries // len(places))

@@ -34,5 +34,5 @@ def draw(path: Path, times: calls.Times, ratios: connections.Ratios) -> None:
     last.set(title="new connections/s, ratio", xlabel="mappings on the node", ylim=(0, 1.1))
     if ratios:
         last.legend(fontsize=6, frameon=False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -40,7 +40,7 @@ def test_the_benchmark_measures_every_part_and_draws_it(tmp_path: Path) -> None:
         "| growth | hostport warm | hostport warm, in Python | hostport cold |",
         "| at once | pods | ADDs | DELs | failed calls |",
         "| mappings | 0 | 20 |",
-        "| flood | attempted | answered | slowest answer, s | connections per second | ADDs and DELs meanwhile |",
+        "| flood | attempted | answered | slowest answer, s | SYNs sent again | ADDs and DELs meanwhile |",
         "| command | 2 | 5 |",
         "| cold | ADD | CHECK | DEL |",
         "| memory | MiB |",
