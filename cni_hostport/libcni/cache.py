@@ -87,12 +87,13 @@ def entries(directories: Iterable[Path]) -> list[Path]:
     return sorted(path for directory in directories if exists(directory) for path in files.names(directory / RESULTS))
 
 
-def read(path: Path) -> Call | None:
+def read(path: Path, *, waits: bool = True) -> Call | None:
     """Return the ADD to which this plugin owes an attachment, as libcni made it.
 
-    ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read.
+    ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read;
+    with ``waits``, after as long as libcni may take to write it.
     """
-    return _read(path, _call)
+    return _read(path, _call, READ_ATTEMPTS if waits else 1)
 
 
 def exists(directory: Path) -> bool:
@@ -108,8 +109,8 @@ def interface(path: Path) -> Interface | None:
     return _read(path, _interface)
 
 
-def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
-    for attempt in range(READ_ATTEMPTS):
+def _read(path: Path, parse: Callable[[_Entry], T], attempts: int = READ_ATTEMPTS) -> T | None:
+    for attempt in range(attempts):
         try:
             document = json.loads(files.read(path))
             if not isinstance(document, dict) or document.get("kind") != KIND:
@@ -121,7 +122,7 @@ def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
             raise ValueError(error.strerror or str(error)) from error
         except (RecursionError, ValueError) as error:
             failure = error
-            time.sleep(READ_PAUSE if attempt < READ_ATTEMPTS - 1 else 0)
+            time.sleep(READ_PAUSE if attempt < attempts - 1 else 0)
     raise ValueError(sentence(failure)) from failure
 
 
