@@ -27,7 +27,7 @@ class Attachment:
     ``place`` are as in ``ruleset.comment``, and ``pod`` is ``namespace/name``.
     """
 
-    __slots__ = ("container_id", "identity", "ifname", "netns", "network", "place", "pod")
+    __slots__ = ("_key", "container_id", "identity", "ifname", "netns", "network", "place", "pod")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
         """Take the names that a runtime gives it."""
@@ -38,11 +38,14 @@ class Attachment:
         self.identity = ""
         self.place = ""
         self.pod = pod
+        self._key = ""
 
     @property
     def key(self) -> str:
         """``N-A``, two hashes: the part that the names of its chains share."""
-        return f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+        if not self._key:
+            self._key = f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+        return self._key
 
     @staticmethod
     def network_key(network: str) -> str:

@@ -114,7 +114,8 @@ class Reinstatement:
     """What installs again what an attachment had, in the place of what is left of it, and of holders that are gone.
 
     It takes nothing from containers that live, their addresses included. ``held`` is the part of the plan that is in
-    force then, as ``claim`` returns it. ``commands`` come after those of the base.
+    force then, as ``claim`` returns it. ``commands`` come after those of the base. ``claims`` are what only one of
+    several attachments can have that are installed in one transaction: elements, as (map, key), and holders to remove.
     """
 
     def __init__(self, nft: Nft, attachment: Attachment, plan: Plan, installed: Installed) -> None:
@@ -125,13 +126,9 @@ class Reinstatement:
         self._attachment, self._installed = attachment, installed
         self._leaving = leaving_holders(nft, installed, attachment, self.held, is_newest=False)
         self.commands = _replace_commands(installed, self._leaving, attachment, plan, holders, verb="create")
-
-    @property
-    def claims(self) -> set[tuple[str, str]]:
-        """What only one of several reinstatements in a transaction can have: elements, as (map, key); and holders."""
-        ports = {map_and_key(forward) for forward in self.held.forwards}
-        pods = {(PODS[pod_ip.version], str(pod_ip)) for pod_ip in self.held.masquerade}
-        return ports | pods | {("", holder) for holder in (self._attachment.key, *self._leaving)}
+        ports = map(map_and_key, self.held.forwards)
+        pods = ((PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade)
+        self.claims = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
 
     def take_over(self, log: Log) -> None:
         """Do what is left to do once the commands were run, for the sake of the holders that had to leave."""

@@ -108,7 +108,7 @@ def pod_interface(path: str, ifname: str) -> PodInterface:
             return PodInterface(ifname, place, f"{place} is that of the node now")
         with netns.inside(path):
             index = interfaces.index(ifname)
-            present = [address for address in addresses() if address.interface == index] if index else []
+            present = _addresses(Netlink(NETLINK_ROUTE), index) if index else []
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
     return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present)
@@ -175,14 +175,16 @@ def _lines(path: Path) -> list[str]:
         return []  # the process has ended, or there is no IPv6
 
 
-def _addresses(netlink: Netlink) -> list[Address]:
+def _addresses(netlink: Netlink, interface: int = 0) -> list[Address]:
+    """Return the addresses of an interface, or all."""
     for _ in range(LIST_ATTEMPTS):
         [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
         if error != EINTR:
             break
     if error:
         raise OSError(error, f"cannot list addresses: {os.strerror(error)}")
-    return [address for answer in answers for address in _address(answer)]
+    wanted = (answer for answer in answers if interface in {0, IFADDRMSG.unpack_from(answer)[4]})
+    return [address for answer in wanted for address in _address(answer)]
 
 
 def _address(answer: bytes) -> Iterator[Address]:

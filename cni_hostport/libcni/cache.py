@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -62,11 +63,11 @@ class _Entry(BaseModel):
     @property
     def sandbox(self) -> str:
         """The path of the network namespace, from the result where an older libcni did not write it down."""
+        if self.netns:
+            return self.netns
         interfaces = PrevResult.model_validate(self.result).interfaces or ()
-        sandboxes = (
-            interface.sandbox for interface in interfaces if interface.name == self.ifname and interface.sandbox
-        )
-        return self.netns or next(sandboxes, "")
+        sandboxes = (interface.sandbox for interface in interfaces if interface.name == self.ifname)
+        return next(filter(None, sandboxes), "")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,14 @@ def _interface(entry: _Entry) -> Interface:
     return Interface(entry.container_id, entry.ifname, entry.sandbox, frozenset(address.ip for address in addresses))
 
 
+@cache
+def _conflist(data: bytes) -> Conflist:
+    """Parse a conflist: the entries of one network all have the same."""
+    return Conflist.parse(data)
+
+
 def _call(entry: _Entry) -> Call | None:
-    conflist = Conflist.parse(entry.config)
+    conflist = _conflist(entry.config)
     plugin = conflist.plugin()
     if plugin is None:
         return None

@@ -7,11 +7,10 @@ half of them takes a transaction of its own. So every attachment gets the outcom
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport import deletion, failures, ownership, plugin
+from cni_hostport import failures, ownership, plugin
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
 from cni_hostport.libcni import cache
@@ -19,6 +18,7 @@ from cni_hostport.lookup import Lookup
 from cni_hostport.migration import removal
 from cni_hostport.names import dnat_chain
 from cni_hostport.operate import requests
+from cni_hostport.operate.deletion_watch import DELETED, DeletionWatch, Entry
 from cni_hostport.operate.outcome import Outcome, OutcomeStatus
 from cni_hostport.ownership import Reinstatement
 from cni_hostport.portmap import Rules
@@ -37,34 +37,14 @@ if TYPE_CHECKING:
 
     Outcomes = dict[Path, Outcome | None]  # None of what has no mappings
 
-DELETED = "it was deleted"
-WATCH_INTERVAL = 0.2  # seconds between looks for what the cache has forgotten
 AT_ONCE = 500  # attachments in a transaction, at most
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A file of a cache, and the name of its attachment for people."""
-
-    path: Path
-    name: str
-
-    def is_forgotten(self) -> bool:
-        """Tell whether the cache certainly has it no more."""
-        try:
-            self.path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False
-        return False
 
 
 @dataclass(frozen=True)
 class _Wanted:
     """An attachment that a cache has, and what it wants installed."""
 
-    entry: _Entry
+    entry: Entry
     attachment: Attachment
     plan: Plan
 
@@ -73,20 +53,12 @@ class _Wanted:
         return Outcome(status, self.entry.name, tuple(mappings), text, tuple(commands))
 
 
-@dataclass(frozen=True)
-class _Restored:
-    """An attachment that was restored, and the handle of its chain, which one that is made later does not have."""
-
-    entry: _Entry
-    key: str
-    handle: bytes
-
-
 class Restoration:
     """The restoration of all attachments that caches have; ``before`` is the ruleset as it was read at its begin."""
 
     def __init__(self, nft: Nft, before: Installed, comparison: Comparison, log: Log, *, dry_run: bool) -> None:
         """Begin it; where it is a ``dry_run``, nothing is changed."""
+        self.watch = DeletionWatch(log)
         self._nft = nft
         self._comparison = comparison
         self._log = log
@@ -95,8 +67,6 @@ class Restoration:
         self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
         self._lookup = Lookup()
         self._lookup.leave_open()
-        self._restored: list[_Restored] = []
-        self._refused: list[_Entry] = []  # since somebody else has its port
 
     def restore(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
         """Restore the attachments in files; yield the outcomes of those that have mappings, in the order of the files.
@@ -135,7 +105,7 @@ class Restoration:
                 continue
             if isinstance(prepared, Outcome):
                 outcomes[item.entry.path] = prepared
-            elif prepared.claims & (claimed | self._claimed):
+            elif not (prepared.claims.isdisjoint(claimed) and prepared.claims.isdisjoint(self._claimed)):
                 later.append(item.entry.path)
             else:
                 claimed |= prepared.claims
@@ -157,7 +127,7 @@ class Restoration:
         call = cache.read(path, waits=waits)
         if call is None:
             return None
-        entry = _Entry(path, requests.attachment(call))
+        entry = Entry(path, requests.attachment(call))
         try:
             plan, gone = requests.plan(call)
         except (CNIError, ValueError) as error:
@@ -236,12 +206,7 @@ class Restoration:
 
     def _follow_up(self, ready: Sequence[tuple[_Wanted, Reinstatement]]) -> Outcomes:
         """Do what restored attachments need besides their rules."""
-        tokens = self._lookup.tokens([item.attachment.key for item, _ in ready])
-        self._restored += [
-            _Restored(item.entry, item.attachment.key, tokens[item.attachment.key])
-            for item, _ in ready
-            if item.attachment.key in tokens
-        ]
+        self.watch.note_restored({item.attachment.key: item.entry for item, _ in ready})
         outcomes: Outcomes = {}
         in_force: list[Plan] = []
         opened = set[int]()
@@ -263,44 +228,13 @@ class Restoration:
             localnet.open_for(plan, self._log)
             opened |= {plan.interface} if plan.local_route_to and plan.interface else set()
 
-    def _failed(self, entry: _Entry, error: CNIError | NFTError | ValueError) -> Outcome:
+    def _failed(self, entry: Entry, error: CNIError | NFTError | ValueError) -> Outcome:
         """Return the outcome of an attachment that was refused; if somebody else has its port, it may be gone."""
         if isinstance(error, NFTError):
             error = failures.refused(error)
         if isinstance(error, CNIError) and error.code == Code.PORT_TAKEN:
-            gone = self._why_gone(entry)
+            gone = self.watch.why_gone(entry)
             if gone:
                 return Outcome(OutcomeStatus.GONE, entry.name, text=gone)
-            self._refused.append(entry)
+            self.watch.note_refused(entry)
         return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
-
-    def _why_gone(self, entry: _Entry) -> str:
-        """Return why an attachment no longer exists, empty if it does or that cannot be told."""
-        try:
-            call = cache.read(entry.path)
-            if call is None or self._lookup.is_deleted(plugin.attachment_of(call).key):
-                return DELETED
-            return requests.plan(call)[1]
-        except (CNIError, NFTError, OSError, ValueError):
-            return ""
-
-    def remove_deleted(self, watch_seconds: float) -> Iterator[tuple[Path, Outcome]]:
-        """Remove what was restored of attachments whose deletion had begun: they are those that the cache forgets.
-
-        Attachments that were refused, since somebody else has their port, may turn out to be gone as well.
-        """
-        watched, refused, end = list(self._restored), list(self._refused), time.monotonic() + watch_seconds
-        while watched or refused:
-            for entry, gone in [(entry, gone) for entry in refused if (gone := self._why_gone(entry))]:
-                refused.remove(entry)
-                yield entry.path, Outcome(OutcomeStatus.GONE, entry.name, text=gone)
-            for restored in [restored for restored in watched if restored.entry.is_forgotten()]:
-                watched.remove(restored)
-                held = self._lookup.find(restored.key)
-                # of one with many ports, what was found does not tell the handle
-                if held and self._lookup.tokens([restored.key]).get(restored.key) == restored.handle:
-                    deletion.remove(self._lookup, restored.key, held, self._log)
-                yield restored.entry.path, Outcome(OutcomeStatus.GONE, restored.entry.name, text=DELETED)
-            if time.monotonic() > end:
-                return
-            time.sleep(WATCH_INTERVAL)

@@ -72,7 +72,7 @@ def restore(
         yield None, Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
     restoration = Restoration(nft, before, comparison, log, dry_run=dry_run)
     yield from restoration.restore(paths)
-    yield from restoration.remove_deleted(watch_seconds)
+    yield from restoration.watch.run(watch_seconds)
 
 
 def _may_have_mappings(path: Path) -> bool:
