@@ -12,7 +12,7 @@ from cni_hostport import names
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import netns
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.kernel.snapshot import snapshot, snapshots
+from cni_hostport.kernel.snapshot import base_snapshot, snapshot, snapshots
 from cni_hostport.lookup import Lookup
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
@@ -20,6 +20,7 @@ from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_a
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.ruleset.plan import Forward, Plan
@@ -99,9 +100,12 @@ class Comparison:
 
         Raises what ``differences`` does.
         """
+        lookup, scratch = self._run_in_scratch([])
+        whole = base_snapshot(lookup)
+        if whole is not None and whole == base_snapshot(self._node):
+            return []
         from cni_hostport.ruleset import differences
 
-        _, scratch = self._run_in_scratch([])
         objects = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
         expected, actual = (
             {listed: nft.listing(listed) for listed in (differences.TABLES, *objects)} for nft in (scratch, self._nft)
@@ -109,14 +113,16 @@ class Comparison:
         found = differences.differences("", expected=expected, actual=actual)
         return [chain for chain in objects if any(line.startswith(f"{chain} ") for line in found)] or found
 
-    def declared_by_type(self) -> list[str]:
+    def declared_by_type(self, table: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return the maps and sets that an older version of this plugin declared so that older nft crash.
+
+        ``table`` is nft's listing of the table.
 
         The list is empty where nftables is too old for that: such a version does not list how keys were declared.
         Raises what ``differences`` does.
         """
         _, scratch = self._run_in_scratch([])
-        expected, actual = (_declared(nft) for nft in (scratch, self._nft))
+        expected, actual = _declared(scratch.listing(f"table {names.FAMILY} {names.TABLE}")), _declared(table)
         by_type = {name for name, key in actual.items() if not isinstance(key, dict)}
         return [name for name, key in expected.items() if isinstance(key, dict) and name in by_type]
 
@@ -153,8 +159,7 @@ def _apart(wanted: Sequence[Wanted]) -> tuple[list[Wanted], list[Wanted]]:
     return apart, others
 
 
-def _declared(nft: Nft) -> dict[str, object]:
-    listed = nft.listing(f"table {names.FAMILY} {names.TABLE}")
+def _declared(listed: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return {
         f"{kind} {names.FAMILY} {names.TABLE} {item[kind]['name']}": item[kind]["type"]
         for item in listed

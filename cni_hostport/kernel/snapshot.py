@@ -81,14 +81,20 @@ def snapshot(lookup: Lookup, key: str) -> object:
 
     ``None`` where something in it cannot be compared. Raises ``NFTError`` as the methods of ``Lookup`` do.
     """
-    chains = (*BASE_CHAINS, masq_chain(key), dnat_chain(key))
+    found = base_snapshot(lookup, masq_chain(key), dnat_chain(key))
+    return found and (found, lookup.elements(key, lookup.rules(dnat_chain(key))), lookup.guarded_interface(key))
+
+
+def base_snapshot(lookup: Lookup, *others: str) -> tuple[object, object] | None:
+    """Return the base below all attachments, and other chains, to be compared with ``==``, as ``snapshot`` does."""
+    chains = (*BASE_CHAINS, *others)
     messages = [get_table(), *map(get_set, (*MAPS, *SETS)), *map(get_chain, chains)]
     answers = zip(messages, lookup.ask(*messages), strict=True)
     objects = [answer and effect(kind, answer) for (kind, _, _), answer in answers]
     rules = [[effect_of_rule(rule) for rule in lookup.rules(chain)] for chain in chains]
     if any(None in rules_of_chain for rules_of_chain in rules):
         return None
-    return objects, rules, lookup.elements(key, lookup.rules(dnat_chain(key))), lookup.guarded_interface(key)
+    return objects, rules
 
 
 def snapshots(lookup: Lookup) -> dict[str, object] | None:
