@@ -147,10 +147,10 @@ class Restoration:
 
         def is_installed(item: _Wanted) -> bool:
             """Tell whether there are no rules to install: they are as they should be, or were added since the begin."""
-            attachment, token = item.attachment, dnat_chain(item.attachment.key)
-            if attachment.key in unchanged or self._installed.chains.get(token) != self._before.chains.get(token):
+            key, token = item.attachment.key, dnat_chain(item.attachment.key)
+            if key in unchanged or self._installed.chains.get(token) not in {None, self._before.chains.get(token)}:
                 return True
-            return attachment.key in self._installed.holders and not self._comparison.is_changed(attachment, item.plan)
+            return key in self._installed.holders and not self._comparison.is_changed(item.attachment, item.plan)
 
         def prepare(item: _Wanted) -> Reinstatement | Outcome:
             attachment, plan = item.attachment, item.plan
