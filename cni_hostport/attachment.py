@@ -17,6 +17,7 @@ except (ImportError, ValueError):
 from cni_hostport.names import HASH_BYTES
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
+UNQUOTABLE = frozenset('"\\')
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
 
@@ -55,7 +56,9 @@ class Attachment:
 
 def printable(text: str) -> str:
     """Reduce a text from outside to what may stand between double quotes in an nft command."""
-    return "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in text)
+    if text.isascii() and text.isprintable() and not UNQUOTABLE & set(text):
+        return text
+    return "".join(c if " " <= c <= "~" and c not in UNQUOTABLE else "?" for c in text)
 
 
 def pod_name(cni_args: str) -> str:
