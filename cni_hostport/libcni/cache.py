@@ -9,8 +9,6 @@ import json
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
@@ -21,13 +19,12 @@ from cni_hostport.libcni.conflist import Conflist, sentence
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
+    from pathlib import Path
 
 T = TypeVar("T")
 
-DEFAULT_DIR = Path("/var/lib/cni")
-RESULTS = "results"
 KIND = "cniCacheV1"
 # libcni does not write a file at once
 READ_ATTEMPTS = 5
@@ -80,14 +77,6 @@ class Interface:
     addresses: frozenset[IPv4Address | IPv6Address]
 
 
-def entries(directories: Iterable[Path]) -> list[Path]:
-    """Return the files of caches, each cache being the directory that holds ``results``.
-
-    None of a cache that is not there; raises ``OSError`` if one cannot be looked at.
-    """
-    return sorted(path for directory in directories if exists(directory) for path in files.names(directory / RESULTS))
-
-
 def read(path: Path, *, waits: bool = True) -> Call | None:
     """Return the ADD to which this plugin owes an attachment, as libcni made it.
 
@@ -95,14 +84,6 @@ def read(path: Path, *, waits: bool = True) -> Call | None:
     with ``waits``, after as long as libcni may take to write it.
     """
     return _read(path, _call, READ_ATTEMPTS if waits else 1)
-
-
-def exists(directory: Path) -> bool:
-    """Tell whether a directory is that of a cache; raises ``OSError`` if that cannot be told."""
-    try:
-        return S_ISDIR((directory / RESULTS).stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def interface(path: Path) -> Interface | None:

@@ -20,7 +20,7 @@ from cni_hostport.check import Comparison
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import cache, directory
 from cni_hostport.names import RESTORING
 from cni_hostport.operate.outcome import Outcome, OutcomeStatus
 from cni_hostport.operate.restoration import Restoration
@@ -39,7 +39,7 @@ def candidates(directories: Sequence[Path]) -> list[Path]:
     Raises ``OSError`` if a cache cannot be looked at.
     """
     found = []
-    for path in cache.entries(directories):
+    for path in directory.entries(directories):
         try:
             found.append((path.stat().st_mtime_ns, path))
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import plugin, precedence
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import cache, directory
 from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
@@ -100,7 +100,7 @@ def differences(
 
     ``mappings`` and ``installed`` are what was read of the ruleset before.
     """
-    if not any(map(cache.exists, caches)):
+    if not any(map(directory.exists, caches)):
         yield note(
             f"there is no cache of a runtime in {', '.join(map(str, caches))}",
             "Which host ports containers asked for is not known here.",
@@ -109,7 +109,7 @@ def differences(
         return
     by_key = by_holder(mappings)
     calls: list[Call] = []
-    for path in cache.entries(caches):
+    for path in directory.entries(caches):
         try:
             call = cache.read(path)
         except ValueError as error:
