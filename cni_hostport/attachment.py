@@ -17,6 +17,7 @@ except (ImportError, ValueError):
 from cni_hostport.names import HASH_BYTES
 
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
+UNQUOTABLE = frozenset('"\\')
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 
 
@@ -27,7 +28,7 @@ class Attachment:
     ``place`` are as in ``ruleset.comment``, and ``pod`` is ``namespace/name``.
     """
 
-    __slots__ = ("container_id", "identity", "ifname", "netns", "network", "place", "pod")
+    __slots__ = ("_key", "container_id", "identity", "ifname", "netns", "network", "place", "pod")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
         """Take the names that a runtime gives it."""
@@ -38,11 +39,14 @@ class Attachment:
         self.identity = ""
         self.place = ""
         self.pod = pod
+        self._key = ""
 
     @property
     def key(self) -> str:
         """``N-A``, two hashes: the part that the names of its chains share."""
-        return f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+        if not self._key:
+            self._key = f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+        return self._key
 
     @staticmethod
     def network_key(network: str) -> str:
@@ -52,7 +56,9 @@ class Attachment:
 
 def printable(text: str) -> str:
     """Reduce a text from outside to what may stand between double quotes in an nft command."""
-    return "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in text)
+    if text.isascii() and text.isprintable() and not UNQUOTABLE & set(text):
+        return text
+    return "".join(c if " " <= c <= "~" and c not in UNQUOTABLE else "?" for c in text)
 
 
 def pod_name(cni_args: str) -> str:

@@ -9,20 +9,25 @@ from __future__ import annotations
 from functools import cached_property
 
 from cni_hostport import names
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import netns
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.kernel.snapshot import snapshot
+from cni_hostport.kernel.snapshot import base_snapshot, snapshot, snapshots
 from cni_hostport.lookup import Lookup
 from cni_hostport.ruleset import base
-from cni_hostport.ruleset.commands import attach_commands, guard_commands
+from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.ruleset.plan import Forward, Plan
+
+    Wanted = tuple[Attachment, Plan]
+
+SNAPSHOT_ATTEMPTS = 3  # each but the last was spoiled by somebody else's change
 
 
 class Comparison:
@@ -67,14 +72,40 @@ class Comparison:
         """
         return any(attachment.key in line for line in self.differences(attachment, plan))
 
+    def unchanged(self, wanted: Sequence[Wanted]) -> set[str]:
+        """Return the keys of those of many attachments that certainly are as they should be, the base aside.
+
+        They are compared all at once. Of the others, ``is_changed`` tells.
+        """
+        found = set[str]()
+        while wanted:
+            apart, wanted = _apart(wanted)
+            found |= self._unchanged(apart)
+        return found
+
+    def _unchanged(self, apart: Sequence[Wanted]) -> set[str]:
+        """Return what ``unchanged`` does of attachments that can be in one ruleset."""
+        commands = [command for attachment, plan in apart for command in _commands(attachment, plan)]
+        try:
+            lookup, _ = self._run_in_scratch(commands, names_refused=False)
+            expected = snapshots(lookup) or {}
+            actual = next(filter(None, (snapshots(self._node) for _ in range(SNAPSHOT_ATTEMPTS))), {})
+        except (CNIError, NFTError):
+            half = len(apart) // 2
+            return self._unchanged(apart[:half]) | self._unchanged(apart[half:]) if half else set()
+        return {key for key, held in expected.items() if actual.get(key) == held}
+
     def damaged_base_chains(self, chains: Sequence[str] = tuple(base.BASE_CHAINS)) -> list[str]:
         """Return which of the base's chains, as in ``chain inet hostport dispatch``, are not as ADD makes them.
 
         Raises what ``differences`` does.
         """
+        lookup, scratch = self._run_in_scratch([])
+        whole = base_snapshot(lookup)
+        if whole is not None and whole == base_snapshot(self._node):
+            return []
         from cni_hostport.ruleset import differences
 
-        _, scratch = self._run_in_scratch([])
         objects = [f"chain {names.FAMILY} {names.TABLE} {name}" for name in chains]
         expected, actual = (
             {listed: nft.listing(listed) for listed in (differences.TABLES, *objects)} for nft in (scratch, self._nft)
@@ -82,14 +113,16 @@ class Comparison:
         found = differences.differences("", expected=expected, actual=actual)
         return [chain for chain in objects if any(line.startswith(f"{chain} ") for line in found)] or found
 
-    def declared_by_type(self) -> list[str]:
+    def declared_by_type(self, table: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return the maps and sets that an older version of this plugin declared so that older nft crash.
+
+        ``table`` is nft's listing of the table.
 
         The list is empty where nftables is too old for that: such a version does not list how keys were declared.
         Raises what ``differences`` does.
         """
         _, scratch = self._run_in_scratch([])
-        expected, actual = (_declared(nft) for nft in (scratch, self._nft))
+        expected, actual = _declared(scratch.listing(f"table {names.FAMILY} {names.TABLE}")), _declared(table)
         by_type = {name for name, key in actual.items() if not isinstance(key, dict)}
         return [name for name, key in expected.items() if isinstance(key, dict) and name in by_type]
 
@@ -106,16 +139,27 @@ class Comparison:
             found.append(f"set {names.FAMILY} {names.TABLE} {names.LOCALNET} lacks interface {interface} for {key}")
         return found
 
-    def _run_in_scratch(self, commands: Sequence[str]) -> tuple[Lookup, Nft]:
+    def _run_in_scratch(self, commands: Sequence[str], *, names_refused: bool = True) -> tuple[Lookup, Nft]:
         """Have the base and what these commands make in the empty network namespace, and return the ways to look."""
         emptied = [] if self._is_empty else [base.table_command(), f"delete table {names.FAMILY} {names.TABLE}"]
         self._is_empty = False
-        self._scratch[1].run([*emptied, *base.base_commands(), *commands])
+        self._scratch[1].run([*emptied, *base.base_commands(), *commands], names_refused=names_refused)
         return self._scratch
 
 
-def _declared(nft: Nft) -> dict[str, object]:
-    listed = nft.listing(f"table {names.FAMILY} {names.TABLE}")
+def _apart(wanted: Sequence[Wanted]) -> tuple[list[Wanted], list[Wanted]]:
+    """Part attachments: the first that want a port or have an address can be in one ruleset, the others not beside."""
+    apart: list[Wanted] = []
+    others: list[Wanted] = []
+    claimed = set[object]()
+    for attachment, plan in wanted:
+        claims = {attachment.key, *plan.masquerade, *map(map_and_key, plan.forwards)}
+        (others if claims & claimed else apart).append((attachment, plan))
+        claimed |= claims
+    return apart, others
+
+
+def _declared(listed: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return {
         f"{kind} {names.FAMILY} {names.TABLE} {item[kind]['name']}": item[kind]["type"]
         for item in listed

@@ -16,11 +16,9 @@ from cni_hostport import netlink, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.names import (
     ANY_ADDRESS,
-    FAMILY,
     POD_MAPS,
     PORT_MAPS,
     PROTOCOLS,
-    TABLE,
     dnat_chain,
     interface_in,
     localnet_chain,
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
     from cni_hostport.foreign_rules import Chain
     from cni_hostport.netlink import Message
     from cni_hostport.nf_tables import ElementKey
+
+
+ASKED_AT_ONCE = 64  # objects; the socket's buffer has to hold all answers
 
 
 class Held:
@@ -87,8 +88,8 @@ class Lookup:
 
     def rules_of(self, chain: Chain) -> list[bytes] | None:
         """Return the rules of a chain, none if it is gone; ``None`` if some were changed while they were listed."""
-        error, rules = self._dump(chain)
-        return None if error == errno.EINTR else rules
+        family, table, name = chain
+        return self.dump(nf_tables.get_rules(name, table, family))
 
     def owner(self, table: str, family: str) -> int | None:
         """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
@@ -138,9 +139,7 @@ class Lookup:
 
         If the ruleset is changed meanwhile, some may be missing.
         """
-        [(error, answers)] = self._exchange([nf_tables.get_elements(name)])
-        if error not in {0, errno.ENOENT, errno.EINTR}:
-            raise _failure(error)
+        error, answers = self._dump(nf_tables.get_elements(name))
         return None if error == errno.ENOENT else {key for answer in answers for key in nf_tables.members(answer)}
 
     def notes_at_sets(self) -> list[tuple[str, bytes]]:
@@ -153,6 +152,16 @@ class Lookup:
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
         return self.ask(nf_tables.get_deleted(key)) != [None]
+
+    def deleted(self, keys: Sequence[str]) -> set[str]:
+        """Return which of these attachments are among those that were deleted lately."""
+        answers = self.ask(*map(nf_tables.get_deleted, keys))
+        return {key for key, answer in zip(keys, answers, strict=True) if answer}
+
+    def tokens(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the handles of attachments' tokens by the attachments' keys, without those that have none."""
+        answers = self.ask(*(nf_tables.get_chain(dnat_chain(key)) for key in keys))
+        return {key: nf_tables.handle(answer) for key, answer in zip(keys, answers, strict=True) if answer}
 
     def note_deletion(self, key: str) -> bool:
         """Put an attachment that has nothing among the deleted ones; tell whether there is a set of them."""
@@ -222,18 +231,23 @@ class Lookup:
 
     def rules(self, chain: str) -> Sequence[bytes]:
         """Return the rules of a chain of the table, none if it is gone; perhaps not those changed now."""
-        return self._dump((FAMILY, TABLE, chain))[1]
+        return self._dump(nf_tables.get_rules(chain))[1]
 
-    def _dump(self, chain: Chain) -> tuple[int, list[bytes]]:
-        family, table, name = chain
-        [(error, rules)] = self._exchange([nf_tables.get_rules(name, table, family)])
-        if error not in {0, errno.ENOENT, errno.EINTR}:
-            raise _failure(error)
-        return error, rules
+    def dump(self, message: Message) -> list[bytes] | None:
+        """Return all that a message asks for, none if that is gone; ``None`` if some was changed meanwhile."""
+        error, answers = self._dump(message)
+        return None if error == errno.EINTR else answers
+
+    def _dump(self, message: Message) -> tuple[int, list[bytes]]:
+        [outcome] = self._exchange([message])
+        if outcome[0] not in {0, errno.ENOENT, errno.EINTR}:
+            raise _failure(outcome[0])
+        return outcome
 
     def ask(self, *messages: Message) -> list[bytes | None]:
         """Return the object that each message asks for, ``None`` for one that does not exist."""
-        outcomes = self._exchange(messages)
+        parts = (messages[start : start + ASKED_AT_ONCE] for start in range(0, len(messages), ASKED_AT_ONCE))
+        outcomes = [outcome for part in parts for outcome in self._exchange(part)]
         for error, _ in outcomes:
             if error not in {0, errno.ENOENT, errno.EINVAL}:  # invalid: a key that a map of another type cannot have
                 raise _failure(error)

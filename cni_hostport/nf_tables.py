@@ -104,6 +104,16 @@ def get_chain(name: str, table: str = TABLE, family: str = FAMILY) -> Message:
     return GETCHAIN, 0, body(table_attribute(table), attribute(CHAIN_NAME, c_string(name)), family=family)
 
 
+def get_all_chains() -> Message:
+    """Ask for the chains of all tables of the family, without their rules."""
+    return GETCHAIN, NLM_F_DUMP, body()
+
+
+def get_all_rules() -> Message:
+    """Ask for the rules of all chains of the table."""
+    return GETRULE, NLM_F_DUMP, body(table_attribute())
+
+
 def get_rules(chain: str, table: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for the rules of a chain."""
     return GETRULE, NLM_F_DUMP, body(table_attribute(table), attribute(RULE_CHAIN, c_string(chain)), family=family)
@@ -196,9 +206,15 @@ def uses(chain: bytes) -> int:
 
 def members(elements: bytes) -> Iterator[bytes]:
     """Return the keys of a set from an answer for its elements."""
+    return (key for key, _ in members_with_verdicts(elements))
+
+
+def members_with_verdicts(elements: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Return the keys of a map with their verdicts from an answer for its elements; those of a set have empty ones."""
     for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)):
         # the key comes first, an attribute in an attribute (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
-        yield element[8 : int.from_bytes(element[:2], byteorder)]
+        end = int.from_bytes(element[:2], byteorder)
+        yield element[8:end], nested_value(element[end:], SET_ELEM_DATA, DATA_VERDICT)
 
 
 def has_comment(element: bytes) -> bool:

@@ -6,11 +6,12 @@ Each change is one transaction. It fails if the ruleset has changed since it was
 from __future__ import annotations
 
 import time
+from itertools import chain
 
 from cni_hostport.errors import CNIError, NFTError, NotFoundError
 from cni_hostport.kernel import conntrack, ipvs, localnet, presence
 from cni_hostport.lookup import Lookup
-from cni_hostport.names import POD_MAPS, PORT_MAPS, interface_in
+from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
 from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key, need_command
@@ -19,7 +20,7 @@ from cni_hostport.ruleset.plan import Forward, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
@@ -40,7 +41,8 @@ def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
     holders, leaving, installed = dict[Forward, str](), dict[str, str](), Installed((), {})
     for attempt in range(ATTEMPTS):
         try:
-            nft.run(_replace_commands(installed, leaving, attachment, plan, holders, verb="add"))
+            commands = _replace_commands(installed, leaving, attachment, plan, holders, verb="add")
+            nft.run([*base_and_services_commands(), *commands])
         except NFTError as error:
             from cni_hostport.kernel import refusals
 
@@ -83,7 +85,7 @@ def _replace_commands(
     wanted = {map_and_key(forward) for forward in plan.forwards if forward not in holders}
     return [
         *installed.detach_commands(*leaving, wanted=wanted),
-        *install_commands(attachment, plan, holders, verb),
+        *_install_commands(attachment, plan, holders, verb),
         *installed.waiter_commands(attachment.key, leaving, wanted),
     ]
 
@@ -108,31 +110,39 @@ def run_on_base(nft: Nft, commands: list[str]) -> None:
     raise _lost_races(refusal)
 
 
-def reinstate(nft: Nft, attachment: Attachment, plan: Plan, installed: Installed, log: Log) -> Plan:
-    """Install again what an attachment had. It takes the place of what is left of it, and of holders that are gone.
+class Reinstatement:
+    """What installs again what an attachment had, in the place of what is left of it, and of holders that are gone.
 
-    Returns the part of the plan that is in force, as ``claim`` does. But it takes nothing from containers that live,
-    their addresses included. And it is one attempt: raises ``NFTError`` if ``installed`` is no longer true, or if the
-    attachment was deleted.
+    It takes nothing from containers that live, their addresses included. ``held`` is the part of the plan that is in
+    force then, as ``claim`` returns it. ``commands`` come after those of the base. ``claims`` are what only one of
+    several attachments can have that are installed in one transaction: elements, as (map, key), and holders to remove.
     """
-    held, leaving, commands = reinstatement(nft, attachment, plan, installed)
-    nft.run(commands)
-    _take_over(attachment, held, leaving, installed, log)
-    return held
+
+    def __init__(self, nft: Nft, attachment: Attachment, plan: Plan, installed: Installed) -> None:
+        """Plan it; raises ``CNIError`` with ``PORT_TAKEN`` if a container that lives is in the way."""
+        presence.note(attachment)
+        holders = shared_ports(installed, attachment, plan)
+        self.held = plan.without(holders)
+        self._attachment, self._installed = attachment, installed
+        self._leaving = leaving_holders(nft, installed, attachment, self.held, is_newest=False)
+        self.commands = _replace_commands(installed, self._leaving, attachment, plan, holders, verb="create")
+        ports = map(map_and_key, self.held.forwards)
+        pods = ((PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade)
+        self.claims = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
+
+    def take_over(self, log: Log) -> None:
+        """Do what is left to do once the commands were run, for the sake of the holders that had to leave."""
+        _take_over(self._attachment, self.held, self._leaving, self._installed, log)
 
 
-def reinstatement(
-    nft: Nft, attachment: Attachment, plan: Plan, installed: Installed
-) -> tuple[Plan, dict[str, str], list[str]]:
-    """Return the part of a plan that would be in force again, the holders that leave with reasons, and the commands.
+def reinstate(nft: Nft, reinstatements: Sequence[Reinstatement]) -> None:
+    """Run the commands of all, as one transaction.
 
-    Raises ``CNIError`` with ``PORT_TAKEN`` if a container that lives is in the way.
+    It is one attempt: raises ``NFTError`` if the ruleset is no longer as they take it to be, or if an attachment was
+    deleted. Only where there is one, the error names the commands that were refused.
     """
-    presence.note(attachment)
-    holders = shared_ports(installed, attachment, plan)
-    held = plan.without(holders)
-    leaving = leaving_holders(nft, installed, attachment, held, is_newest=False)
-    return held, leaving, _replace_commands(installed, leaving, attachment, plan, holders, verb="create")
+    commands = chain.from_iterable(reinstatement.commands for reinstatement in reinstatements)
+    nft.run([*base_and_services_commands(), *commands], names_refused=len(reinstatements) == 1)
 
 
 def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
@@ -150,13 +160,21 @@ def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], inst
     _close_localnet(installed, leaving, log)
 
 
-def install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], verb: str) -> list[str]:
+def base_and_services_commands() -> list[str]:
+    """Return the commands that declare the base, and have its sets of Services' addresses hold what they should.
+
+    Raises what ``ipvs.fill`` does.
+    """
+    return [*base_commands(), *ipvs.fill()]
+
+
+def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward, str], verb: str) -> list[str]:
     """Return the commands that install an attachment, and take it from the deleted ones.
 
     With the verb ``create`` they fail if it is among the deleted ones. ``holders`` are as for ``attach_commands``.
     """
     key = attachment.key
-    commands = [*base_commands(), deleted_command(verb, key), deleted_command("delete", key), *ipvs.fill()]
+    commands = [deleted_command(verb, key), deleted_command("delete", key)]
     if plan.local_route_to and plan.interface:
         if Lookup(shared=True).is_guarded(plan.interface):
             # to name the interface would have libnftables read all interfaces of the node
@@ -199,8 +217,8 @@ def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> Non
 def _close_localnet(installed: Installed, leaving: Iterable[str], log: Log) -> None:
     """Close the interfaces towards attachments that have left, where no other needs them."""
     chains = {installed.localnet_chains[key] for key in leaving if key in installed.localnet_chains}
-    for chain in chains:
-        localnet.close(Lookup(shared=True), interface_in(chain), log)
+    for interface in map(interface_in, chains):
+        localnet.close(Lookup(shared=True), interface, log)
 
 
 def _forget_flows(elements: Iterable[Element], log: Log) -> None:

@@ -62,7 +62,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     if nft.crash:
         log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
     try:
-        follow_up(nft, installed, log, AFTERWARDS.append)
+        _follow_up(nft, installed, log, AFTERWARDS.append)
     except BaseException:
         from contextlib import suppress
 
@@ -97,7 +97,7 @@ def _remove_former(call: Call, log: Log) -> None:
         deletion.remove(lookup, key, held, log, AFTERWARDS.append)
 
 
-def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None] | None = None) -> None:
+def _follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None]) -> None:
     """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
 
     Raises ``CNIError`` with ``Code.HOST_SETTING`` if ``route_localnet`` cannot be set.
@@ -105,12 +105,9 @@ def follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None
     from cni_hostport.kernel import conntrack, localnet
 
     localnet.open_for(plan, log)
-    if not leave:
-        conntrack.forget_elsewhere(plan, lambda: nft.installed().given_ports, log)
-        return
     udp = plan.limited_to("udp")
     if udp.forwards:  # their clients may be sending right now
-        conntrack.forget_elsewhere(udp, lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
+        conntrack.forget_elsewhere([udp], lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
     if plan.forwards:
         leave(lambda: conntrack.forget_the_rest(plan, log))
 

@@ -27,15 +27,15 @@ def shared_ports(installed: Installed, attachment: Attachment, plan: Plan) -> di
     A runtime publishes a container's ports on each of its networks. The first attachment has them, unless it is the
     former holder of the same pod address.
     """
-    pods = {(PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade}
-    former = {element.holder for element in installed.elements if (element.map, element.key) in pods}
-    holders = {
-        (element.map, element.key): element.holder
-        for element in installed.elements
-        if element.holder not in {"", attachment.key, *former} and element.owner.is_beside(attachment)
+    elements = installed.by_key
+    pods = (elements.get((PODS[pod_ip.version], str(pod_ip))) for pod_ip in plan.masquerade)
+    others = {"", attachment.key, *(pod.holder for pod in pods if pod)}
+    holders = {forward: elements.get(map_and_key(forward)) for forward in plan.forwards}
+    return {
+        forward: element.holder
+        for forward, element in holders.items()
+        if element and element.holder not in others and element.owner.is_beside(attachment)
     }
-    keys = {forward: map_and_key(forward) for forward in plan.forwards}
-    return {forward: holders[key] for forward, key in keys.items() if key in holders}
 
 
 def leaving_holders(
@@ -49,7 +49,7 @@ def leaving_holders(
     """
     key, view = attachment.key, presence.View()
     leaving = {key: ""} if key in installed.holders or key in installed.localnet_chains else {}
-    elements = {(element.map, element.key): element for element in installed.elements}
+    elements = installed.by_key
 
     def is_gone(owner: Owner, view: presence.View | None = None) -> bool:
         # a process that does not see the runtime's namespaces, such as its own container's, would find everybody dead

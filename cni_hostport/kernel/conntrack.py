@@ -31,6 +31,7 @@ from cni_hostport.netlink import FAMILIES_BY_SIZE, NETLINK_NETFILTER, NETLINK_RO
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from ipaddress import IPv4Network, IPv6Network
 
     from cni_hostport.kernel.nf_conntrack import End
     from cni_hostport.log import Log
@@ -53,12 +54,12 @@ FILTERED_BY_PORT = ("tcp", "udp")  # ctnetlink_filter_match_tuple
 
 
 def forget_elsewhere(
-    plan: Plan,
+    plans: Sequence[Plan],
     given: Callable[[], set[tuple[str, bytes, int]]],
     log: Log,
     directions: Sequence[int] = EVERYBODY,
 ) -> None:
-    """Delete the flows at a plan's host ports, on the node's own addresses, that do not lead to the plan's pod.
+    """Delete the flows at the host ports of plans, on the node's own addresses, that do not lead to the plan's pod.
 
     Such a flow is older than the mapping: a client sent before the pod was there, or another pod spoke first, and the
     node masquerades it with this port. Flows of TCP and SCTP are deleted only while their connection is being opened,
@@ -78,18 +79,18 @@ def forget_elsewhere(
             forward.protocol,
             forward.host_ip.packed if forward.host_ip else len(forward.pod_ip.packed),
             forward.host_port,
-        ): (forward.pod_ip.packed, forward.container_port)
+        ): ((forward.pod_ip.packed, forward.container_port), plan.host_addresses[forward.version])
+        for plan in plans
         for forward in plan.forwards
     }
     given, local, services = cache(given), _LocalAddresses(), cache(ipvs.addresses)
 
     @cache
-    def is_any_address(address: bytes) -> bool:
-        """Tell whether mappings of any address answer on this one."""
+    def is_any_address(address: bytes, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+        """Tell whether mappings of any address, limited to these networks if there are some, answer on this one."""
         if address not in local:
             return False
         host_address = ip_address(address)
-        networks = plan.host_addresses[host_address.version]
         is_limited = networks and not any(host_address in network for network in networks)
         return not is_limited and host_address not in services()
 
@@ -103,10 +104,15 @@ def forget_elsewhere(
         """Tell whether a flow at a port of the node has another end than the pod, whose port counts with ``whole``."""
         address, port = at
         exact = by_port.get((flow.protocol, address, port))
-        pod = exact or by_port.get((flow.protocol, len(address), port))
-        if pod is None or (other == pod if whole else other[0] == pod[0]):
+        found = exact or by_port.get((flow.protocol, len(address), port))
+        if found is None:
             return False
-        return exact is not None or (is_any_address(address) and (flow.protocol, address, port) not in given())
+        pod, networks = found
+        if other == pod if whole else other[0] == pod[0]:
+            return False
+        return exact is not None or (
+            is_any_address(address, networks) and (flow.protocol, address, port) not in given()
+        )
 
     questions, ports = [], set()
     for protocol, size, port in sorted({(p, a if isinstance(a, int) else len(a), n) for p, a, n in by_port}):
@@ -123,7 +129,7 @@ def forget_the_rest(plan: Plan, log: Log) -> None:
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import announce
 
-    forget_elsewhere(plan, lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
+    forget_elsewhere([plan], lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
 
 
 def forget_to_gone(pods: Sequence[bytes], ports: Iterable[Port], log: Log) -> None:

@@ -16,7 +16,7 @@ from cni_hostport.kernel import files, interfaces, netns, presence, routes
 from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, Netlink, attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
@@ -69,11 +69,32 @@ def visible() -> Iterator[Namespace]:
                 raise
 
 
-def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] = ()) -> str:
-    """Return why a pod no longer is in a network namespace: a sentence, empty if it is there with its addresses.
+@dataclass(frozen=True)
+class PodInterface:
+    """What there is of a pod's interface: why it is gone, empty if it is there, and the addresses that it has."""
 
-    An interface without any global address counts as there: gVisor moves the addresses of its pods from the interface
-    into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees them.
+    name: str
+    place: str
+    why_gone: str
+    addresses: Collection[Address] = ()
+
+    def why_lost(self, pods: Iterable[IPv4Address | IPv6Address]) -> str:
+        """Return which of a pod's addresses it does not have any more: a sentence, empty if it has them.
+
+        An interface without any global address counts as one that has them: gVisor moves the addresses of its pods from
+        the interface into a network stack of its own (google/gvisor, runsc/sandbox/network.go), where nobody else sees
+        them.
+        """
+        present = {address.ip.ip for address in self.addresses}
+        lost = [str(ip) for ip in pods if ip not in present]
+        if not lost or not any(address.is_global for address in self.addresses):
+            return ""
+        return f"{self.name} in {self.place} does not have {', '.join(lost)} any more"
+
+
+def pod_interface(path: str, ifname: str) -> PodInterface:
+    """Look at a pod's interface in a network namespace.
+
     Raises ``CNIError`` (``Code.HOST_SETTING``) if it cannot be told whether the pod is there.
     """
     place = f"its network namespace {path}"
@@ -82,20 +103,15 @@ def why_gone(path: str, ifname: str, pods: Iterable[IPv4Address | IPv6Address] =
     try:
         identity = netns.identity(path)
         if not identity:
-            return _why_absent(place, path)
+            return PodInterface(ifname, place, _why_absent(place, path))
         if identity == netns.identity(OWN_NAMESPACE):
-            return f"{place} is that of the node now"
+            return PodInterface(ifname, place, f"{place} is that of the node now")
         with netns.inside(path):
             index = interfaces.index(ifname)
-            present = [address for address in addresses() if address.interface == index]
+            present = _addresses(Netlink(NETLINK_ROUTE), index) if index else []
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
-    if not index:
-        return f"{ifname} is gone from {place}"
-    lost = [str(ip) for ip in pods if ip not in {address.ip.ip for address in present}]
-    if not lost or not any(address.is_global for address in present):
-        return ""
-    return f"{ifname} in {place} does not have {', '.join(lost)} any more"
+    return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present)
 
 
 def _why_absent(place: str, path: str) -> str:
@@ -159,14 +175,16 @@ def _lines(path: Path) -> list[str]:
         return []  # the process has ended, or there is no IPv6
 
 
-def _addresses(netlink: Netlink) -> list[Address]:
+def _addresses(netlink: Netlink, interface: int = 0) -> list[Address]:
+    """Return the addresses of an interface, or all."""
     for _ in range(LIST_ATTEMPTS):
         [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
         if error != EINTR:
             break
     if error:
         raise OSError(error, f"cannot list addresses: {os.strerror(error)}")
-    return [address for answer in answers for address in _address(answer)]
+    wanted = (answer for answer in answers if interface in {0, IFADDRMSG.unpack_from(answer)[4]})
+    return [address for answer in wanted for address in _address(answer)]
 
 
 def _address(answer: bytes) -> Iterator[Address]:

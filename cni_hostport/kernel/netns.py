@@ -8,6 +8,7 @@ import os
 from _socket import AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
 from contextlib import contextmanager
 from errno import ENOENT, ENOPROTOOPT, ENOTDIR, ENOTTY, EPERM
+from functools import cache
 from sys import byteorder
 
 from cni_hostport.errors import CNIError, Code
@@ -49,8 +50,13 @@ def scratch_namespace() -> Iterator[None]:
         yield
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _unshare() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+    if _libc().unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "cannot make a network namespace")
 
 
@@ -84,7 +90,7 @@ def _entered(enter: Callable[[], None]) -> Iterator[None]:
 
 def enter_namespace(descriptor: int) -> None:
     """Move this thread to a network namespace; raises ``OSError``."""
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
+    if _libc().setns(descriptor, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
 
 

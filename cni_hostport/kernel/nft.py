@@ -46,22 +46,26 @@ class Nft:
         if len(LEFT_OPEN) < MAX_LEFT_OPEN:
             leave_open(self._context)
 
-    def run(self, commands: Sequence[str]) -> None:
-        """Run commands as one transaction: all of them or, with an ``NFTError``, none."""
+    def run(self, commands: Sequence[str], *, names_refused: bool = True) -> None:
+        """Run commands as one transaction: all of them or, with an ``NFTError``, none.
+
+        With ``names_refused``, the error names the commands that were refused. Of thousands, that takes long.
+        """
         if not commands:
             return
+        written = _in_columns if names_refused else _in_lines
         if self.crash:
             commands = with_declarations(commands)
         try:
-            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=bool(self.crash))
+            status, _, error = self._ask(written(commands), JSON, without_sets=bool(self.crash))
         except LibraryEndedError as end:
             if self.crash or not end.is_crash:
                 raise
             commands = with_declarations(commands)
-            status, _, error = self._ask(_in_columns(commands), JSON, without_sets=True)
+            status, _, error = self._ask(written(commands), JSON, without_sets=True)
             self.crash = str(end)
         if status:
-            raise _failure(error, commands)
+            raise _failure(error, commands if names_refused else ())
 
     def listing(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of ``list NAME`` in libnftables' JSON, an empty list if there is no such thing."""
@@ -146,6 +150,11 @@ def _objects(output: str) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise NFTError([(f"libnftables' listing cannot be read: {error}", "")]) from error
     return objects
+
+
+def _in_lines(commands: Sequence[str]) -> str:
+    """Return commands as one text whose first line, which libnftables repeats at each refusal, is empty."""
+    return "\n".join(("", *commands))
 
 
 def _in_columns(commands: Sequence[str]) -> str:

@@ -6,14 +6,29 @@ where two snapshots differ, or where there is none.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cni_hostport.names import MAPS, SETS, dnat_chain, masq_chain
+from cni_hostport.names import (
+    HASH_BYTES,
+    LOCALNET,
+    LOCALNET_NEEDS,
+    MAPS,
+    SETS,
+    TABLE,
+    WAITING_MAPS,
+    dnat_chain,
+    interface_in,
+    key_in,
+    masq_chain,
+    unpacked,
+)
 from cni_hostport.netlink import attributes
 from cni_hostport.nf_tables import (
     CHAIN_FLAGS,
     CHAIN_HOOK,
+    CHAIN_NAME,
     CHAIN_POLICY,
     CHAIN_TYPE,
     CHAIN_USE,
@@ -21,6 +36,9 @@ from cni_hostport.nf_tables import (
     GETSET,
     GETTABLE,
     LOOKUP_SET,
+    OBJECT_TABLE,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
     SET_DATA_LEN,
     SET_DATA_TYPE,
     SET_FLAGS,
@@ -28,10 +46,16 @@ from cni_hostport.nf_tables import (
     SET_KEY_TYPE,
     SET_TIMEOUT,
     TABLE_FLAGS,
+    VERDICT_CHAIN,
     c_string,
+    get_all_chains,
+    get_all_rules,
     get_chain,
+    get_elements,
     get_set,
     get_table,
+    localnet,
+    members_with_verdicts,
     nested_value,
     packed_expressions,
     unpacked_expressions,
@@ -50,6 +74,8 @@ COMPARED = {
 }
 
 SAME_RULES = 64  # so many or more are the same in what is compared: those of the base
+ATTACHMENT_BYTES = 2 * HASH_BYTES  # of an attachment's key
+WITH_CONTENT = c_string("lookup"), c_string("counter")  # expressions of rules, to which more belongs than is compared
 _BASE_SETS = {c_string(name) for name in (*MAPS, *SETS)}
 
 
@@ -58,7 +84,22 @@ def snapshot(lookup: Lookup, key: str) -> object:
 
     ``None`` where something in it cannot be compared. Raises ``NFTError`` as the methods of ``Lookup`` do.
     """
-    chains = (*BASE_CHAINS, masq_chain(key), dnat_chain(key))
+    found = _comparable(lookup, masq_chain(key), dnat_chain(key))
+    if not found:
+        return None
+    objects, effects, rules = found
+    return objects, effects, lookup.elements(key, rules[-1]), lookup.guarded_interface(key)
+
+
+def base_snapshot(lookup: Lookup) -> object:
+    """Return the base below all attachments, to be compared with ``==``, as ``snapshot`` does."""
+    found = _comparable(lookup)
+    return found and found[:2]
+
+
+def _comparable(lookup: Lookup, *others: str) -> tuple[list[object], list[object], list[list[bytes]]] | None:
+    """Return what is compared of the base's objects, of its rules and other chains', and these rules themselves."""
+    chains = (*BASE_CHAINS, *others)
     messages = [get_table(), *map(get_set, (*MAPS, *SETS)), *map(get_chain, chains)]
     answers = zip(messages, lookup.ask(*messages), strict=True)
     objects = [answer and effect(kind, answer) for (kind, _, _), answer in answers]
@@ -66,7 +107,51 @@ def snapshot(lookup: Lookup, key: str) -> object:
     effects = [[effect_of_rule(rule) for rule in rules_of_chain] for rules_of_chain in rules]
     if any(None in effects_of_chain for effects_of_chain in effects):
         return None
-    return objects, effects, lookup.elements(key, rules[-1]), lookup.guarded_interface(key)
+    return objects, list(effects), rules
+
+
+def snapshots(lookup: Lookup) -> dict[str, object] | None:
+    """Return what the table has of each attachment, the base aside, by its key, to be compared with ``==``.
+
+    Attachments of which something cannot be compared are left out. ``None`` if the ruleset was changed meanwhile.
+    Raises ``NFTError`` as the methods of ``Lookup`` do.
+    """
+    questions = get_all_chains(), get_all_rules(), *map(get_elements, (LOCALNET, *MAPS))
+    answers = [lookup.dump(question) for question in questions]
+    if None in answers:
+        return None
+    chains, rules, guards, *maps = (answer or () for answer in answers)
+    found: defaultdict[str, dict[object, list[object]]] = defaultdict(dict)
+    for chain in chains:
+        values = dict(attributes(chain[4:]))
+        if values[OBJECT_TABLE] == c_string(TABLE):
+            name = values[CHAIN_NAME]
+            found[_key_in(name)][name] = [effect(GETCHAIN, chain)]
+    incomparable = {""}
+    for rule in rules:
+        values = dict(attributes(rule[4:]))
+        name, expressions = values[RULE_CHAIN], values.get(RULE_EXPRESSIONS, b"")
+        found[_key_in(name)].setdefault(name, []).append(expressions)
+        if any(word in expressions for word in WITH_CONTENT):
+            incomparable.add(_key_in(name))
+    guarded = {key for answer in guards for key, _ in members_with_verdicts(answer)}
+    for map_name, elements in zip(MAPS, maps, strict=True):
+        for key, verdict in (element for answer in elements for element in members_with_verdicts(answer)):
+            chain = nested_value(verdict, VERDICT_CHAIN)
+            begins_with_waiter = map_name in WAITING_MAPS or map_name == LOCALNET_NEEDS
+            held = found[unpacked(key[:ATTACHMENT_BYTES]) if begins_with_waiter else _key_in(chain)]
+            held[map_name, key] = [verdict]
+            if map_name == LOCALNET_NEEDS:
+                held[LOCALNET] = [localnet(interface_in(_text(chain)))[1] in guarded]
+    return {key: held for key, held in found.items() if key not in incomparable}
+
+
+def _key_in(chain: bytes) -> str:
+    return key_in(_text(chain))
+
+
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode()
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:

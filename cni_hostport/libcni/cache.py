@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from stat import S_ISDIR
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
@@ -20,13 +19,12 @@ from cni_hostport.libcni.conflist import Conflist, sentence
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
+    from pathlib import Path
 
 T = TypeVar("T")
 
-DEFAULT_DIR = Path("/var/lib/cni")
-RESULTS = "results"
 KIND = "cniCacheV1"
 # libcni does not write a file at once
 READ_ATTEMPTS = 5
@@ -62,11 +60,11 @@ class _Entry(BaseModel):
     @property
     def sandbox(self) -> str:
         """The path of the network namespace, from the result where an older libcni did not write it down."""
+        if self.netns:
+            return self.netns
         interfaces = PrevResult.model_validate(self.result).interfaces or ()
-        sandboxes = (
-            interface.sandbox for interface in interfaces if interface.name == self.ifname and interface.sandbox
-        )
-        return self.netns or next(sandboxes, "")
+        sandboxes = (interface.sandbox for interface in interfaces if interface.name == self.ifname)
+        return next(filter(None, sandboxes), "")
 
 
 @dataclass(frozen=True)
@@ -79,28 +77,13 @@ class Interface:
     addresses: frozenset[IPv4Address | IPv6Address]
 
 
-def entries(directories: Iterable[Path]) -> list[Path]:
-    """Return the files of caches, each cache being the directory that holds ``results``.
-
-    None of a cache that is not there; raises ``OSError`` if one cannot be looked at.
-    """
-    return sorted(path for directory in directories if exists(directory) for path in files.names(directory / RESULTS))
-
-
-def read(path: Path) -> Call | None:
+def read(path: Path, *, waits: bool = True) -> Call | None:
     """Return the ADD to which this plugin owes an attachment, as libcni made it.
 
-    ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read.
+    ``None`` if the file is gone, or is about something else. Raises ``ValueError``, a sentence, if it cannot be read;
+    with ``waits``, after as long as libcni may take to write it.
     """
-    return _read(path, _call)
-
-
-def exists(directory: Path) -> bool:
-    """Tell whether a directory is that of a cache; raises ``OSError`` if that cannot be told."""
-    try:
-        return S_ISDIR((directory / RESULTS).stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return _read(path, _call, READ_ATTEMPTS if waits else 1)
 
 
 def interface(path: Path) -> Interface | None:
@@ -108,8 +91,8 @@ def interface(path: Path) -> Interface | None:
     return _read(path, _interface)
 
 
-def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
-    for attempt in range(READ_ATTEMPTS):
+def _read(path: Path, parse: Callable[[_Entry], T], attempts: int = READ_ATTEMPTS) -> T | None:
+    for attempt in range(attempts):
         try:
             document = json.loads(files.read(path))
             if not isinstance(document, dict) or document.get("kind") != KIND:
@@ -121,7 +104,7 @@ def _read(path: Path, parse: Callable[[_Entry], T]) -> T | None:
             raise ValueError(error.strerror or str(error)) from error
         except (RecursionError, ValueError) as error:
             failure = error
-            time.sleep(READ_PAUSE if attempt < READ_ATTEMPTS - 1 else 0)
+            time.sleep(READ_PAUSE if attempt < attempts - 1 else 0)
     raise ValueError(sentence(failure)) from failure
 
 
@@ -130,8 +113,14 @@ def _interface(entry: _Entry) -> Interface:
     return Interface(entry.container_id, entry.ifname, entry.sandbox, frozenset(address.ip for address in addresses))
 
 
+@cache
+def _conflist(data: bytes) -> Conflist:
+    """Parse a conflist: the entries of one network all have the same."""
+    return Conflist.parse(data)
+
+
 def _call(entry: _Entry) -> Call | None:
-    conflist = Conflist.parse(entry.config)
+    conflist = _conflist(entry.config)
     plugin = conflist.plugin()
     if plugin is None:
         return None

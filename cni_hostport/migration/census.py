@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import namespaces, netns, presence
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import cache, directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Census:
         the former address of another. Where it is seen, those of other containers would be seen as well, and no cache
         is needed. Raises ``CNIError`` or ``OSError`` if it cannot be told who lives.
         """
-        if not newcomer and not any(map(cache.exists, caches)):
+        if not newcomer and not any(map(directory.exists, caches)):
             raise CNIError(
                 Code.NOT_AVAILABLE,
                 f"there is no cache of a runtime in {', '.join(map(str, caches))}, and without one it cannot be told"
@@ -109,7 +109,7 @@ class Census:
 def _known(caches: Sequence[Path]) -> tuple[tuple[cache.Interface, ...], tuple[Path, ...]]:
     """Return the interfaces that caches tell of, and the files that cannot be read."""
     interfaces, unreadable = [], []
-    for path in cache.entries(caches):
+    for path in directory.entries(caches):
         try:
             interface = cache.interface(path)
         except ValueError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_hostport.attachment import SHORT_ID
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import directory
 from cni_hostport.migration import iptables, nftables
 from cni_hostport.migration.census import Census, Fate, Verdict
 from cni_hostport.migration.leftover import addresses, by_container
@@ -63,7 +63,7 @@ def _verdicts(attachment: Attachment, claimants: dict[str, list[Leftover]]) -> d
     if not claimants:
         return {}
     try:
-        census = Census.take([cache.DEFAULT_DIR], attachment.netns)
+        census = Census.take([directory.DEFAULT], attachment.netns)
     except (CNIError, OSError) as error:
         return dict.fromkeys(claimants, Verdict(Fate.UNKNOWN, f"whether it exists cannot be told: {error}"))
     return {

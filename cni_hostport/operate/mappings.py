@@ -92,11 +92,25 @@ class InstalledMapping:
         return f"pod {self.pod}" if self.pod else f"container {self.container_id}"
 
 
+def table(nft: Nft) -> list[dict[str, Any]]:
+    """Return nft's listing of the table; raises ``NFTError`` if nft cannot be asked."""
+    return nft.listing(f"table {FAMILY} {TABLE}")
+
+
+def installed_in(listing: Sequence[dict[str, Any]]) -> Installed:
+    """Return what a listing of the table shows of all attachments."""
+    return Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
+
+
 def read(nft: Nft) -> list[InstalledMapping]:
     """Return all mappings, sorted by port, protocol and host address; raises ``NFTError`` if nft cannot be asked."""
-    listing = nft.listing(f"table {FAMILY} {TABLE}")
+    return mappings_in(table(nft))
+
+
+def mappings_in(listing: Sequence[dict[str, Any]]) -> list[InstalledMapping]:
+    """Return the mappings that a listing of the table shows, sorted as ``read`` does."""
     rules = [item["rule"] for item in listing if "rule" in item]
-    installed = Installed.read(item for item in listing if "map" not in item or item["map"]["name"] in MAPS)
+    installed = installed_in(listing)
     translations = _translations(listing)
     pods = {rule["chain"]: rule["comment"] for rule in reversed(rules) if "comment" in rule}
     networks = {element.holder: element.network for element in installed.elements if element.network}

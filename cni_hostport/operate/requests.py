@@ -29,11 +29,11 @@ def plan(call: Call) -> tuple[Plan | None, str]:
 
     Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
     """
-    absence = namespaces.why_gone(call.netns, call.ifname)
-    if absence:
-        return None, absence
+    interface = namespaces.pod_interface(call.netns, call.ifname)
+    if interface.why_gone:
+        return None, interface.why_gone
     wanted = plugin.plan_of(call)
     if wanted is None or not wanted.forwards:
         return None, ""
-    absence = namespaces.why_gone(call.netns, call.ifname, wanted.masquerade)
+    absence = interface.why_lost(wanted.masquerade)
     return (None, absence) if absence else (wanted, "")

@@ -8,8 +8,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 import psutil
-from pyroute2 import DiagSocket
-from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_hostport.names import PROTOCOL_NUMBERS
 
@@ -72,6 +70,9 @@ def _dual_stack_ports(protocol: str) -> set[int] | None:
 
     ``None`` if that cannot be told.
     """
+    from pyroute2 import DiagSocket  # takes longer to import than most of what is done with sockets
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         with DiagSocket() as netlink:
             return {

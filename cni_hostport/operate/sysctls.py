@@ -5,6 +5,7 @@ A setting is named by its path below ``/proc/sys``, since the name of an interfa
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,8 @@ STRICT = 1  # of rp_filter (ip-sysctl.rst)
 
 def read(name: str) -> int:
     """Return the value of a setting; raises ``OSError`` if it cannot be read, ``ValueError`` if it is not a number."""
-    return int((SYSCTLS / name).read_text())
+    with open(f"{SYSCTLS}/{name}") as setting:  # there can be thousands
+        return int(setting.read())
 
 
 def value(name: str) -> int | None:
@@ -36,9 +38,9 @@ def interface_setting(interface: str, name: str) -> str:
 def interface_values(name: str) -> dict[str, int]:
     """Return the values of such a setting by interface, with ``all`` and ``default``; raises ``OSError``."""
     values = {}
-    for path in sorted((SYSCTLS / INTERFACES).iterdir()):
+    for interface in sorted(os.listdir(SYSCTLS / INTERFACES)):
         with suppress(FileNotFoundError):  # interfaces come and go
-            values[path.name] = read(interface_setting(path.name, name))
+            values[interface] = read(interface_setting(interface, name))
     return values
 
 

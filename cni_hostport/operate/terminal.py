@@ -58,12 +58,15 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric:
     if sum(widths) + COLUMN_GAP * (len(widths) - 1) > screen.width:
         _write(screen, *(line for row in rows for line in _record(headings, row, screen.width)))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    _write(screen, table)
+
+    def line(cells: Sequence[str]) -> str:
+        columns = zip(headings, cells, widths, strict=True)
+        blanks = ((cell, " " * (width - cell_len(cell)), heading in numeric) for heading, cell, width in columns)
+        aligned = (blank + cell if is_right else cell + blank for cell, blank, is_right in blanks)
+        return (" " * COLUMN_GAP).join(aligned).rstrip()
+
+    _write(screen, Text(line(headings), "bold"))
+    _write_text("".join(f"{line(row)}\n" for row in rows))  # a table of rich's would take a millisecond a row
 
 
 def _record(headings: Sequence[str], row: Sequence[str], width: int) -> Iterator[RenderableType]:

@@ -39,8 +39,8 @@ class Owner:
         return isinstance(other, Owner) and all(getattr(self, part) == getattr(other, part) for part in self.__slots__)
 
     def __hash__(self) -> int:
-        """Hash what is compared."""
-        return hash(self.comment())
+        """Hash part of what is compared."""
+        return hash((self.container_id, self.ifname))
 
     def comment(self) -> str:
         """Return ``<containerID> <ifname>@<place> <identity> <netns path>``, printable ASCII of at most 128 bytes.

@@ -1,6 +1,7 @@
 """What the table holds: from nft's listings to elements, holders of ports, and the commands that remove them. Pure."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -97,12 +98,30 @@ class Installed:
     waiters: tuple[Element, ...] = ()
     localnet_chains: Mapping[str, str] = field(default_factory=dict)
     _queues: dict[tuple[str, str, str], list[Element]] = field(default_factory=dict, init=False, compare=False)
+    _by_key: dict[tuple[str, str], Element] = field(default_factory=dict, init=False, compare=False)
+    _by_holder: dict[str, list[Element]] = field(default_factory=dict, init=False, compare=False)
 
     @property
-    def holders(self) -> set[str]:
+    def by_key(self) -> Mapping[tuple[str, str], Element]:
+        """The elements by their map and their key."""
+        if not self._by_key:
+            self._by_key.update({(element.map, element.key): element for element in self.elements})
+        return self._by_key
+
+    @property
+    def by_holder(self) -> Mapping[str, Sequence[Element]]:
+        """The keys of all attachments, with the elements that lead to their chains."""
+        if not self._by_holder:
+            self._by_holder.update({key: [] for chain in self.chains if (key := key_in(chain))})
+            for element in self.elements:
+                if element.holder:
+                    self._by_holder.setdefault(element.holder, []).append(element)
+        return self._by_holder
+
+    @property
+    def holders(self) -> AbstractSet[str]:
         """The keys of all attachments."""
-        holders = {key_in(chain) for chain in self.chains} | {element.holder for element in self.elements}
-        return holders - {""}
+        return self.by_holder.keys()
 
     @property
     def given_ports(self) -> set[tuple[str, bytes, int]]:
@@ -112,7 +131,10 @@ class Installed:
 
     def elements_to(self, key: str) -> tuple[Element, ...]:
         """Return the elements that lead to an attachment's chains."""
-        return tuple(element for element in self.elements if element.holder == key)
+        return tuple(self.by_holder.get(key, ()))
+
+    def _elements_to_all(self, keys: Iterable[str]) -> Iterator[Element]:
+        return (element for key in keys for element in self.by_holder.get(key, ()))
 
     def owner(self, key: str) -> Owner:
         """Return the owner that an attachment's elements name; that of a pod's address names none."""
@@ -153,8 +175,8 @@ class Installed:
     def _removed_keys(self, leaving: Collection[str]) -> dict[str, list[str]]:
         """Return, by map, the keys of the elements that go with attachments: theirs, and those that wait there."""
         removed: dict[str, list[str]] = {}
-        for element in self.elements:
-            if element.holder in leaving and element.chain in self.chains:
+        for element in self._elements_to_all(leaving):
+            if element.chain in self.chains:
                 removed.setdefault(element.map, []).append(element.key)
         for waiter in self.waiters:
             if waiter.waiter in leaving or (waiter.holder in leaving and waiter.chain in self.chains):
@@ -167,9 +189,8 @@ class Installed:
     ) -> dict[str, list[str]]:
         """Return, by map, the elements that lead each port to its first heir, and let the other heirs wait for that."""
         handed_on: dict[str, list[str]] = {}
-        for element in self.elements:
-            is_removed = element.holder in leaving and element.chain in self.chains
-            if not is_removed or (element.map, element.key) in wanted:
+        for element in self._elements_to_all(leaving):
+            if element.chain not in self.chains or (element.map, element.key) in wanted:
                 continue
             heirs = self.heirs(element, leaving)
             for heir in heirs[:1]:
@@ -183,8 +204,8 @@ class Installed:
     def waiter_commands(self, key: str, leaving: Collection[str], wanted: Collection[tuple[str, str]]) -> list[str]:
         """Return the commands that let heirs wait for a new attachment, which has ``wanted`` and got their ports."""
         waiters: dict[str, list[str]] = {}
-        for element in self.elements:
-            if element.holder in leaving and (element.map, element.key) in wanted:
+        for element in self._elements_to_all(leaving):
+            if (element.map, element.key) in wanted:
                 for heir in self.heirs(element, leaving):
                     waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), key)
                     waiters.setdefault(heir.map, []).append(waiter)

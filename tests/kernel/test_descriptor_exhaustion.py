@@ -90,7 +90,7 @@ def test_the_guard_stays_where_it_cannot_be_told_whether_the_interface_is_there(
 
 def test_a_pod_is_not_gone_because_it_cannot_be_looked_at(node: Node) -> None:
     pod = node.pod(4)
-    output = outcome(node, "namespaces.why_gone(NETNS, 'eth0')".replace("NETNS", repr(pod.path)), pod)
+    output = outcome(node, "namespaces.pod_interface(NETNS, 'eth0')".replace("NETNS", repr(pod.path)), pod)
     assert output.startswith("102 ")
     assert "cannot be looked at: [Errno 24] Too many open files" in output
 

@@ -34,10 +34,10 @@ class RacedNft(Nft):
         self._has_listed = True
         return super().listing(what)
 
-    def run(self, commands: Sequence[str]) -> None:
+    def run(self, commands: Sequence[str], *, names_refused: bool = True) -> None:
         if self._has_listed:
             self._reach(TRANSACTION)
-        super().run(commands)
+        super().run(commands, names_refused=names_refused)
 
     def _reach(self, moment: str) -> None:
         if moment == self._moment:
@@ -52,10 +52,10 @@ class AlwaysRacedNft(Nft):
         super().__init__()
         self._before, self._after = before, after
 
-    def run(self, commands: Sequence[str]) -> None:
+    def run(self, commands: Sequence[str], *, names_refused: bool = True) -> None:
         self._before()
         try:
-            super().run(commands)
+            super().run(commands, names_refused=names_refused)
         finally:
             self._after()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cni_hostport.check import Comparison
 from cni_hostport.errors import CNIError, NFTError
@@ -74,12 +74,12 @@ CHECKS = (
     Check(
         "the base rules",
         "the rules below all host ports are as they should be",
-        lambda examination: node.base_rules(examination.comparison, examination.mappings),
+        lambda examination: node.base_rules(examination.comparison, examination.table, examination.mappings),
     ),
     Check(
         "route_localnet",
         "nobody else can reach what listens on this node's 127.0.0.1",
-        lambda examination: node.route_localnet(examination.nft, examination.comparison, examination.installed),
+        lambda examination: node.route_localnet(examination.comparison, examination.table, examination.installed),
     ),
     Check(
         "the holders of host ports",
@@ -119,9 +119,14 @@ class Examination:
         return Nft()
 
     @cached_property
+    def table(self) -> list[dict[str, Any]]:
+        """All of the plugin's table, as nft lists it."""
+        return mappings.table(self.nft)
+
+    @cached_property
     def installed(self) -> Installed:
         """What the ruleset holds."""
-        return self.nft.installed()
+        return mappings.installed_in(self.table)
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -131,7 +136,7 @@ class Examination:
     @cached_property
     def mappings(self) -> list[InstalledMapping]:
         """The mappings of the ruleset."""
-        return mappings.read(self.nft)
+        return mappings.mappings_in(self.table)
 
 
 def examine(conf_dirs: Sequence[Path], caches: Sequence[Path]) -> Iterator[Statement]:

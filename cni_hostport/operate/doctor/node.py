@@ -13,13 +13,15 @@ from cni_hostport.operate.statements import note, problem
 from cni_hostport.ruleset.base import BASE_CHAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from typing import Any
 
     from cni_hostport.check import Comparison
-    from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
+
+    Listing = Sequence[Mapping[str, Any]]
 
 NOT_INTERFACES = {"all", "default"}
 GUARD_CHAIN = "loopback"
@@ -79,8 +81,10 @@ def reverse_path(mappings: Sequence[InstalledMapping], bridges: Collection[str])
         )
 
 
-def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
+def base_rules(comparison: Comparison, table: Listing, mappings: Sequence[InstalledMapping]) -> Iterator[Statement]:
     """Say in what the chains that all connections to host ports pass are not as ADD makes them, where there are any.
+
+    ``table`` is nft's listing of the table.
 
     Raises ``NFTError``, and ``CNIError`` if there is nothing to compare with.
     """
@@ -92,7 +96,7 @@ def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> 
             "hostport restore puts it right now.",
             tuple(damaged),
         )
-    declared_by_type = comparison.declared_by_type() if mappings else []
+    declared_by_type = comparison.declared_by_type(table) if mappings else []
     if declared_by_type:
         yield note(
             f"nft 1.1.1 and earlier crashes on table {FAMILY} {TABLE}, which an older version of the plugin declared",
@@ -103,14 +107,14 @@ def base_rules(comparison: Comparison, mappings: Sequence[InstalledMapping]) -> 
         )
 
 
-def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> Iterator[Statement]:
+def route_localnet(comparison: Comparison, table: Listing, installed: Installed) -> Iterator[Statement]:
     """Say where neighbours can reach 127.0.0.0/8 of the node; raises ``NFTError``, ``CNIError``, ``OSError``."""
     # that of "all" holds for every interface, that of "default" for those to come
     routed = {name for name, value in sysctls.interface_values("route_localnet").items() if value}
     if not routed:
         return
-    needed = _pod_interfaces(nft, installed)
-    guarded = set() if comparison.damaged_base_chains([GUARD_CHAIN]) else _guarded_interfaces(nft)
+    needed = _pod_interfaces(table, installed)
+    guarded = set() if comparison.damaged_base_chains([GUARD_CHAIN]) else _guarded_interfaces(table)
     open_interfaces = (needed if "all" in routed else needed & routed) - guarded
     if open_interfaces:
         yield problem(
@@ -130,19 +134,19 @@ def route_localnet(nft: Nft, comparison: Comparison, installed: Installed) -> It
         )
 
 
-def _pod_interfaces(nft: Nft, installed: Installed) -> set[str]:
+def _pod_interfaces(table: Listing, installed: Installed) -> set[str]:
     """Return the names of the interfaces to pods whose host ports answer on 127.0.0.1: they are masqueraded."""
-    masquerading = {item["rule"]["chain"] for item in nft.listing(f"table {FAMILY} {TABLE}") if "rule" in item}
-    found = set()
+    masquerading = {item["rule"]["chain"] for item in table if "rule" in item}
+    indexes = set()
     for element in installed.elements:
         if element.map == PODS[4] and element.chain in masquerading:
             with suppress(routes.NoRouteError):
                 route = routes.route_to(ip_address(element.key))
-                found |= {interfaces.name(route.interface)} - {""} if route.prefix_length else set()
-    return found
+                indexes |= {route.interface} if route.prefix_length else set()
+    return {*map(interfaces.name, indexes)} - {""}
 
 
-def _guarded_interfaces(nft: Nft) -> set[str]:
-    listed = (item["set"] for item in nft.listing(f"set {FAMILY} {TABLE} {LOCALNET}") if "set" in item)
+def _guarded_interfaces(table: Listing) -> set[str]:
+    listed = (item["set"] for item in table if "set" in item and item["set"]["name"] == LOCALNET)
     elements = (element for members in listed for element in members.get("elem", ()))
     return {element if isinstance(element, str) else element["elem"]["val"] for element in elements}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import plugin, precedence
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import cache, directory
 from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import PODS
@@ -21,13 +21,14 @@ from cni_hostport.operate.statements import RESTORE, note, problem
 from cni_hostport.ruleset.commands import map_and_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cni_hostport.check import Comparison
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
+    from cni_hostport.ruleset.plan import Plan
     from cni_hostport.skel import Call
 
 MAX_EXAMPLES = 10  # of what a statement says
@@ -99,15 +100,16 @@ def differences(
 
     ``mappings`` and ``installed`` are what was read of the ruleset before.
     """
-    if not any(map(cache.exists, caches)):
+    if not any(map(directory.exists, caches)):
         yield note(
             f"there is no cache of a runtime in {', '.join(map(str, caches))}",
             "Which host ports containers asked for is not known here.",
             "Name the directory that holds the runtime's results with --cache-dir.",
         )
         return
-    known, incomplete, by_key = set[str](), [], by_holder(mappings)
-    for path in cache.entries(caches):
+    by_key = by_holder(mappings)
+    calls: list[Call] = []
+    for path in directory.entries(caches):
         try:
             call = cache.read(path)
         except ValueError as error:
@@ -115,26 +117,10 @@ def differences(
                 f"{path} cannot be read: {error}",
                 "What its container asked for is not known here, and may not be to its runtime.",
             )
-            continue
-        if call:
-            key = plugin.attachment_of(call).key
-            known.add(key)
-            try:
-                lacking = _lacking(installed, by_key.get(key, ()), call, comparison)
-            except CNIError as error:
-                yield note(
-                    f"what {requests.attachment(call)} asked for cannot be told: {error}",
-                    "Its host ports are not compared.",
-                )
-            else:
-                incomplete += [f"{requests.attachment(call)}: {', '.join(lacking)}"] if lacking else []
-    if incomplete:
-        yield problem(
-            f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
-            "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
-            RESTORE,
-            tuple(incomplete),
-        )
+        else:
+            calls += [call] if call else []
+    yield from _incomplete(installed, by_key, calls, comparison)
+    known = {plugin.attachment_of(call).key for call in calls}
     for key, held in by_key.items():
         if key not in known and held[0].holder is not HolderState.GONE:
             yield note(
@@ -147,23 +133,53 @@ def differences(
             )
 
 
-def _lacking(
-    installed: Installed, mappings: Sequence[InstalledMapping], call: Call, comparison: Comparison
-) -> list[str]:
-    """Return what is not as an attachment, which has these mappings, asked for if it is there.
+def _incomplete(
+    installed: Installed,
+    by_key: Mapping[str, Sequence[InstalledMapping]],
+    calls: Sequence[Call],
+    comparison: Comparison,
+) -> Iterator[Statement]:
+    """Say of which calls the ruleset lacks something; ``by_key`` has the mappings of attachments."""
+    running: list[tuple[str, Attachment, Plan]] = []  # with their names for people
+    for call in calls:
+        try:
+            plan, _ = requests.plan(call)
+        except CNIError as error:
+            yield _untold(requests.attachment(call), error)
+        else:
+            running += [(requests.attachment(call), plugin.attachment_of(call), plan)] if plan else []
+    unchanged, incomplete = comparison.unchanged([(attachment, plan) for _, attachment, plan in running]), []
+    for name, attachment, plan in running:
+        held = plan.without(precedence.shared_ports(installed, attachment, plan))
+        lacking = _lacking(installed, by_key.get(attachment.key, ()), attachment, held)
+        try:
+            is_compared = not lacking and held.forwards and attachment.key not in unchanged
+            if is_compared and comparison.is_changed(attachment, plan):
+                lacking = ["its rules are not those of its ADD"]
+        except CNIError as error:
+            yield _untold(name, error)
+        # one that was deleted stays in the cache until all plugins have deleted theirs
+        if lacking and not Lookup(shared=True).is_deleted(attachment.key):
+            incomplete.append(f"{name}: {', '.join(lacking)}")
+    if incomplete:
+        yield problem(
+            f"the ruleset is not what {len(incomplete)} running container{'s' * (len(incomplete) > 1)} asked for",
+            "Something changed it after their ADD, such as 'nft flush ruleset' or a firewall's reload.",
+            RESTORE,
+            tuple(incomplete),
+        )
 
-    Raises ``CNIError`` if its plan cannot be made.
-    """
-    attachment = plugin.attachment_of(call)
-    plan, _ = requests.plan(call)
-    if plan is None:
-        return []
-    plan = plan.without(precedence.shared_ports(installed, attachment, plan))
+
+def _untold(name: str, error: CNIError) -> Statement:
+    return note(f"what {name} asked for cannot be told: {error}", "Its host ports are not compared.")
+
+
+def _lacking(
+    installed: Installed, mappings: Sequence[InstalledMapping], attachment: Attachment, held: Plan
+) -> list[str]:
+    """Return what an attachment, which has these mappings, lacks of its plan, aside from ports that it waits for."""
     present = {(element.map, element.key) for element in installed.elements_to(attachment.key)}
-    lacking = [str(forward) for forward in plan.forwards if map_and_key(forward) not in present]
-    lacking += [f"the entry of {ip}" for ip in plan.masquerade if (PODS[ip.version], str(ip)) not in present]
+    lacking = [str(forward) for forward in held.forwards if map_and_key(forward) not in present]
+    lacking += [f"the entry of {ip}" for ip in held.masquerade if (PODS[ip.version], str(ip)) not in present]
     lacking += [f"the rule of {mapping.host}" for mapping in mappings if mapping.pod_ip is None]
-    if not lacking and plan.forwards and comparison.is_changed(attachment, plan):
-        lacking = ["its rules are not those of its ADD"]
-    # one that was deleted stays in the cache until all plugins have deleted theirs
-    return list(dict.fromkeys(lacking)) if lacking and not Lookup(shared=True).is_deleted(attachment.key) else []
+    return list(dict.fromkeys(lacking))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import plugin
 from cni_hostport.errors import CNIError
-from cni_hostport.libcni import cache
+from cni_hostport.libcni import cache, directory
 from cni_hostport.lookup import Lookup
 from cni_hostport.operate import requests, sockets
 from cni_hostport.operate.statements import RESTORE, note, problem
@@ -28,7 +28,7 @@ def missing_mappings(
     ``versions`` are the IP versions of which there is no mapping of the port. Raises ``OSError`` if a cache cannot be
     looked at.
     """
-    for path in cache.entries(caches) if versions else ():
+    for path in directory.entries(caches) if versions else ():
         try:
             pod, requested_versions = _request(path, port, protocol)
         except (ValueError, CNIError) as error:

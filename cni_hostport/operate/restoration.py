@@ -1,0 +1,240 @@
+"""Many attachments, restored in as few transactions as it takes: ``operate.restore`` says what has to hold meanwhile.
+
+One that is refused costs the others nothing. Where a transaction fails, its attachments are looked at again, and each
+half of them takes a transaction of its own. So every attachment gets the outcome that it would get alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_hostport import failures, ownership, plugin
+from cni_hostport.errors import CNIError, Code, NFTError
+from cni_hostport.kernel import conntrack, localnet, refusals
+from cni_hostport.libcni import cache
+from cni_hostport.lookup import Lookup
+from cni_hostport.migration import removal
+from cni_hostport.names import dnat_chain
+from cni_hostport.operate import requests
+from cni_hostport.operate.deletion_watch import DELETED, DeletionWatch, Entry
+from cni_hostport.operate.outcome import Outcome, OutcomeStatus
+from cni_hostport.ownership import Reinstatement
+from cni_hostport.portmap import Rules
+from cni_hostport.ruleset.base import deleted_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.check import Comparison
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.log import Log
+    from cni_hostport.ruleset.installed import Installed
+    from cni_hostport.ruleset.plan import Plan
+
+    Outcomes = dict[Path, Outcome | None]  # None of what has no mappings
+
+AT_ONCE = 500  # attachments in a transaction, at most
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An attachment that a cache has, and what it wants installed."""
+
+    entry: Entry
+    attachment: Attachment
+    plan: Plan
+
+    def outcome(self, status: OutcomeStatus, text: str = "", commands: Sequence[str] = ()) -> Outcome:
+        mappings = dict.fromkeys(map(str, self.plan.forwards))  # those of both families are one to a person
+        return Outcome(status, self.entry.name, tuple(mappings), text, tuple(commands))
+
+
+class Restoration:
+    """The restoration of all attachments that caches have; ``before`` is the ruleset as it was read at its begin."""
+
+    def __init__(self, nft: Nft, before: Installed, comparison: Comparison, log: Log, *, dry_run: bool) -> None:
+        """Begin it; where it is a ``dry_run``, nothing is changed."""
+        self.watch = DeletionWatch(log)
+        self._nft = nft
+        self._comparison = comparison
+        self._log = log
+        self._dry_run = dry_run
+        self._before = self._installed = before
+        self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
+        self._lookup = Lookup()
+        self._lookup.leave_open()
+
+    def restore(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
+        """Restore the attachments in files; yield the outcomes of those that have mappings, in the order of the files.
+
+        Of two that want the same, the first one gets it.
+        """
+        for start in range(0, len(paths), AT_ONCE):
+            part = paths[start : start + AT_ONCE]
+            outcomes = self._restore(part)
+            yield from ((path, outcome) for path in part if (outcome := outcomes[path]))
+
+    def _restore(self, paths: Sequence[Path], attempt: int = 0) -> Outcomes:
+        """Restore the attachments in files by one transaction, or by more where one is not enough.
+
+        Always the ruleset is read first, then the cache: the transaction notices what was changed in between.
+        """
+        outcomes: Outcomes = {}
+        wanted, ready = list[_Wanted](), list[tuple[_Wanted, Reinstatement]]()
+        unread: list[Path] = []
+        later: list[Path] = []
+        for path in paths:
+            try:
+                read = self._read(path, waits=len(paths) == 1)
+            except ValueError as error:
+                outcomes[path] = Outcome(OutcomeStatus.FAILED, str(path), text=str(error))
+                unread += [path] if len(paths) > 1 else []  # the others do not wait until it is written
+            else:
+                outcomes[path] = None if isinstance(read, _Wanted) else read
+                wanted += [read] if isinstance(read, _Wanted) else []
+        claimed, prepare = set[tuple[str, str]](), self._preparation(wanted)
+        for item in wanted:
+            try:
+                prepared = prepare(item)
+            except (CNIError, NFTError) as error:
+                outcomes |= self._split([item], error, attempt)
+                continue
+            if isinstance(prepared, Outcome):
+                outcomes[item.entry.path] = prepared
+            elif not (prepared.claims.isdisjoint(claimed) and prepared.claims.isdisjoint(self._claimed)):
+                later.append(item.entry.path)
+            else:
+                claimed |= prepared.claims
+                ready.append((item, prepared))
+        outcomes |= self._install(ready, attempt) if ready else {}
+        if later:
+            self._list()
+            outcomes |= self._restore(later)
+        for path in unread:
+            outcomes |= self._restore([path])
+        return outcomes
+
+    def _list(self) -> None:
+        self._installed = self._nft.installed()
+        self._claimed.clear()
+
+    def _read(self, path: Path, *, waits: bool) -> _Wanted | Outcome | None:
+        """Read what a file's attachment wants; raises ``ValueError``, a sentence, if the file cannot be read."""
+        call = cache.read(path, waits=waits)
+        if call is None:
+            return None
+        entry = Entry(path, requests.attachment(call))
+        try:
+            plan, gone = requests.plan(call)
+        except (CNIError, ValueError) as error:
+            return self._failed(entry, error)
+        if plan is None:
+            return Outcome(OutcomeStatus.GONE, entry.name, text=gone) if gone else None
+        return _Wanted(entry, plugin.attachment_of(call), plan)
+
+    def _preparation(self, wanted: Sequence[_Wanted]) -> Callable[[_Wanted], Reinstatement | Outcome]:
+        """Return what prepares the reinstatement of these attachments one by one, or tells that there is none to do.
+
+        It raises ``CNIError`` and ``NFTError`` if an attachment cannot be restored.
+        """
+        kept = [item for item in wanted if item.attachment.key in self._installed.holders]
+        unchanged = self._comparison.unchanged([(item.attachment, item.plan) for item in kept])
+        rules, opened = functools.cache(lambda: Rules(self._lookup)), set[int]()
+
+        def is_installed(item: _Wanted) -> bool:
+            """Tell whether there are no rules to install: they are as they should be, or were added since the begin."""
+            key, token = item.attachment.key, dnat_chain(item.attachment.key)
+            if key in unchanged or self._installed.chains.get(token) not in {None, self._before.chains.get(token)}:
+                return True
+            return key in self._installed.holders and not self._comparison.is_changed(item.attachment, item.plan)
+
+        def prepare(item: _Wanted) -> Reinstatement | Outcome:
+            attachment, plan = item.attachment, item.plan
+            if is_installed(item):
+                if not self._dry_run:
+                    self._open(plan, opened)  # others may have reset route_localnet
+                return item.outcome(OutcomeStatus.PRESENT)
+            if self._dry_run:
+                removal.claims_of_gone_containers(rules(), attachment, plan)
+            elif rules().may_exist():
+                removal.make_room(rules(), attachment, plan, self._log)
+            reinstatement = Reinstatement(self._nft, attachment, plan, self._installed)
+            if not self._dry_run:
+                return reinstatement
+            commands = [*ownership.base_and_services_commands(), *reinstatement.commands]
+            return item.outcome(OutcomeStatus.MISSING, commands=commands)
+
+        return prepare
+
+    def _install(self, ready: Sequence[tuple[_Wanted, Reinstatement]], attempt: int) -> Outcomes:
+        """Run one transaction; where it fails, go on with parts."""
+        try:
+            deleted = self._lookup.deleted([item.attachment.key for item, _ in ready])
+            living = [(item, prepared) for item, prepared in ready if item.attachment.key not in deleted]
+            if living:
+                ownership.reinstate(self._nft, [prepared for _, prepared in living])
+        except (CNIError, NFTError) as error:
+            return self._split([item for item, _ in ready], error, attempt)
+        self._claimed.update(*(prepared.claims for _, prepared in living))
+        gone = (item for item, _ in ready if item.attachment.key in deleted)
+        return {item.entry.path: item.outcome(OutcomeStatus.GONE, DELETED) for item in gone} | self._follow_up(living)
+
+    def _split(self, items: Sequence[_Wanted], error: CNIError | NFTError, attempt: int) -> Outcomes:
+        """Go on after a transaction, or what came before it, has failed: with each half; with one alone, once more."""
+        paths = [item.entry.path for item in items]
+        is_race = isinstance(error, NFTError) and refusals.may_be_a_race(error)
+        if len(items) > 1:
+            if is_race:
+                self._list()
+            half = len(paths) // 2
+            return self._restore(paths[:half]) | self._restore(paths[half:])
+        [item], [path] = items, paths
+        if isinstance(error, NFTError):
+            note = deleted_command("create", item.attachment.key)
+            if any(command == note for _, command in error.refusals):
+                return {path: item.outcome(OutcomeStatus.GONE, DELETED)}
+            if is_race and attempt < ownership.ATTEMPTS - 1:
+                ownership.pause(attempt)
+                self._list()
+                return self._restore(paths, attempt + 1)
+            error = failures.lost_races(error, ownership.ATTEMPTS) if is_race else failures.refused(error)
+        return {path: self._failed(item.entry, error)}
+
+    def _follow_up(self, ready: Sequence[tuple[_Wanted, Reinstatement]]) -> Outcomes:
+        """Do what restored attachments need besides their rules."""
+        self.watch.note_restored({item.attachment.key: item.entry for item, _ in ready})
+        outcomes: Outcomes = {}
+        in_force: list[Plan] = []
+        opened = set[int]()
+        for item, prepared in ready:
+            try:
+                prepared.take_over(self._log)
+                self._open(prepared.held, opened)
+            except (CNIError, NFTError) as error:
+                outcomes[item.entry.path] = self._failed(item.entry, error)
+            else:
+                outcomes[item.entry.path] = item.outcome(OutcomeStatus.RESTORED)
+                in_force.append(prepared.held)
+        conntrack.forget_elsewhere(in_force, lambda: self._nft.installed().given_ports, self._log)
+        return outcomes
+
+    def _open(self, plan: Plan, opened: set[int]) -> None:
+        """Open the interface towards a pod for 127.0.0.0/8, if it is not among those that were just opened."""
+        if plan.interface not in opened:
+            localnet.open_for(plan, self._log)
+            opened |= {plan.interface} if plan.local_route_to and plan.interface else set()
+
+    def _failed(self, entry: Entry, error: CNIError | NFTError | ValueError) -> Outcome:
+        """Return the outcome of an attachment that was refused; if somebody else has its port, it may be gone."""
+        if isinstance(error, NFTError):
+            error = failures.refused(error)
+        if isinstance(error, CNIError) and error.code == Code.PORT_TAKEN:
+            gone = self.watch.why_gone(entry)
+            if gone:
+                return Outcome(OutcomeStatus.GONE, entry.name, text=gone)
+            self.watch.note_refused(entry)
+        return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
