@@ -63,6 +63,8 @@ from cni_hostport.nf_tables import (
 from cni_hostport.ruleset.base import BASE_CHAINS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cni_hostport.lookup import Lookup
 
 # by the kind of an object, the attributes on which its effect depends
@@ -97,7 +99,9 @@ def base_snapshot(lookup: Lookup) -> object:
     return found and found[:2]
 
 
-def _comparable(lookup: Lookup, *others: str) -> tuple[list[object], list[object], list[list[bytes]]] | None:
+def _comparable(
+    lookup: Lookup, *others: str
+) -> tuple[Sequence[object], Sequence[object], Sequence[Sequence[bytes]]] | None:
     """Return what is compared of the base's objects, of its rules and other chains', and these rules themselves."""
     chains = (*BASE_CHAINS, *others)
     messages = [get_table(), *map(get_set, (*MAPS, *SETS)), *map(get_chain, chains)]
@@ -107,7 +111,7 @@ def _comparable(lookup: Lookup, *others: str) -> tuple[list[object], list[object
     effects = [[effect_of_rule(rule) for rule in rules_of_chain] for rules_of_chain in rules]
     if any(None in effects_of_chain for effects_of_chain in effects):
         return None
-    return objects, list(effects), rules
+    return objects, effects, rules
 
 
 def snapshots(lookup: Lookup) -> dict[str, object] | None:
