@@ -55,15 +55,23 @@ class Context:
         for kind in self._output.symmetric_difference(output):
             getattr(self._context, f"set_{kind}_output")(kind in output)
         self._output = set(output)
-        from cni_hostport.kernel.library_socket import NEWCHAIN, NEWSET, left_out
+        from cni_hostport.kernel.library_socket import NEWCHAIN, NEWSET, leave_out
 
         kinds = [NEWSET] if without_sets else []
         if self._is_known and not command.startswith(b"list "):
             kinds.append(NEWCHAIN)
-        if not kinds:
+        try:
+            if kinds:
+                leave_out(self._netlink, kinds)
+        except OSError:
+            if without_sets:
+                raise
+            kinds = []
+        try:
             return self._context.cmd(command)  # type: ignore[no-any-return]
-        with left_out(self._netlink, kinds):
-            return self._context.cmd(command)  # type: ignore[no-any-return]
+        finally:
+            if kinds:
+                leave_out(self._netlink, [])
 
 
 def look_names_up_in_files(*databases: str) -> None:

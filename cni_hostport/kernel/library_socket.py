@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_NETLINK, SOL_SOCKET, htons, socket
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from cni_hostport.netlink import NETLINK_NETFILTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10  # linux/socket.h, linux/netlink.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -44,24 +43,23 @@ def make_room_for_refusals(descriptor: int) -> bool:
     return False
 
 
-@contextmanager
-def left_out(descriptor: int, kinds: Sequence[int]) -> Iterator[None]:
-    """For a block, have the kernel cut off listings of all objects of some kinds, such as ``NEWSET``.
+def leave_out(descriptor: int, kinds: Sequence[int]) -> None:
+    """Have the kernel cut off listings of all objects of these kinds, such as ``NEWSET``, and of no others.
 
     They are those for libnftables' socket, which has this descriptor. Raises ``OSError`` where it has no socket yet.
     """
-    from ctypes import addressof, create_string_buffer
-
-    program = create_string_buffer(_program(kinds))
-    length = len(kinds) + 6  # instructions
-    netlink = socket(fileno=os.dup(descriptor))
+    netlink = socket(fileno=descriptor)
     try:
-        # struct sock_fprog (linux/filter.h)
-        netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", length, addressof(program)))
-        yield
-        netlink.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+        if not kinds:
+            netlink.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+            return
+        from ctypes import addressof, create_string_buffer
+
+        program = create_string_buffer(_program(kinds))
+        # struct sock_fprog (linux/filter.h), with the number of instructions
+        netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(kinds) + 6, addressof(program)))
     finally:
-        netlink.close()
+        netlink.detach()
 
 
 def _program(kinds: Sequence[int]) -> bytes:
