@@ -239,7 +239,7 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
         if isinstance(key, dict) and "elem" in key:
             value, properties = key["elem"]["val"], key["elem"]
         comment = properties.get("comment", "")
-        parts = value["concat"] if isinstance(value, dict) else [value]
+        parts = [*value["concat"]] if isinstance(value, dict) else [value]
         begins_with_waiter = name in WAITING_MAPS or name == LOCALNET_NEEDS
         waiter = unpacked(ip_address(parts.pop(0)).packed) if begins_with_waiter else ""
         parts[1:2] = [PROTOCOLS.get(part, part) for part in parts[1:2]]
