@@ -71,9 +71,10 @@ def _options() -> argparse.ArgumentParser:
 
 def _conditions() -> str:
     nft = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    load = os.getloadavg()[0]  # others that use the processors slow the longer calls down more than the shorter ones
     return (
         f"Linux {platform.release().partition('-')[0]}, {os.cpu_count()} CPUs, Python {platform.python_version()},"
-        f" nftables {nft}, {portmap_version()}."
+        f" nftables {nft}, {portmap_version()}; load before: {load:.1f}."
     )
 
 
