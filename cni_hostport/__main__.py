@@ -57,7 +57,19 @@ def main(stdin: Input = None) -> NoReturn:
         _operate(sys.argv[1:])
     _keep_small()
     gc.disable()  # the process ends before that could pay
-    status = run(os.environ, stdin)
+    _end(run(os.environ, stdin))
+
+
+def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
+    """End a call that was run elsewhere, with this status, and whose output cannot be written; undo an ADD."""
+    _keep_small()
+    gc.disable()
+    skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2), _load_operation)
+    _end(1)
+
+
+def _end(status: int) -> NoReturn:
+    """End, and leave what need not be done before the answer to another process."""
     try:
         if skel.AFTERWARDS:
             from cni_hostport import afterwards
@@ -67,14 +79,6 @@ def main(stdin: Input = None) -> NoReturn:
         log_to(_Output(2))(f"what was left to be done after the answer is not done: {error}")
     finally:
         os._exit(status)  # everything is said: taking the modules down in order would only cost time
-
-
-def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
-    """End a call that was run elsewhere, with this status, and whose output cannot be written; undo an ADD."""
-    _keep_small()
-    gc.disable()
-    skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2), _load_operation)
-    os._exit(1)
 
 
 def _load_operation(command: str) -> Operation:

@@ -127,6 +127,19 @@ def test_a_del_is_answered_when_clients_of_udp_are_forgotten_and_connections_end
         assert not connection.is_heard(QUIET)
 
 
+def test_an_add_whose_result_cannot_be_written_leaves_what_its_del_leaves(
+    node: Node, tmp_path: Path, sweep: Sweep
+) -> None:
+    path = tmp_path / "socket"
+    with Resident(path):
+        lines = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20", sweep.lines)
+        node.launcher = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *launcher(tmp_path, path, *lines)]
+        pod = node.pod(4)
+        assert node.cni("ADD", pod, config(pod, mapping(PORT))).status == 1
+        assert not node.holds(pod)
+        assert sweep.is_alive
+
+
 @pytest.mark.usefixtures("start")
 def test_what_a_del_left_to_be_done_spares_connections_by_a_later_add_of_the_pod(node: Node, sweep: Sweep) -> None:
     pod = added(node, mapping(PORT, 8888))
