@@ -34,9 +34,9 @@ def remove(
         at_once = [port for port in ports if port[0] == "udp"] if leave else ports
         if at_once:
             conntrack.forget_to(pods, at_once, log)
-        left = [port for port in ports if port[0] != "udp"]
-        if leave and left:
-            leave(lambda: conntrack.forget_to_gone(pods, left, log))
+        later = [port for port in ports if port[0] != "udp"]
+        if leave and later:
+            leave(lambda: conntrack.forget_to_deleted(held, later, log))
     if held.interface:
         from cni_hostport.kernel import localnet
 

@@ -124,11 +124,6 @@ def get_element(element: ElementKey) -> Message:
     return GETSETELEM, 0, _elements([element])
 
 
-def get_pod(address: bytes) -> Message:
-    """Ask for the element of a pod, by its packed address."""
-    return get_element((PODS[4 if len(address) == 4 else 6], address))  # noqa: PLR2004 - bytes
-
-
 def get_elements(name: str) -> Message:
     """Ask for all elements of a set."""
     return GETSETELEM, NLM_F_DUMP, body(table_attribute(), attribute(SET_ELEM_LIST_SET, c_string(name)))

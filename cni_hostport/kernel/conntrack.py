@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.kernel.nf_conntrack import End
     from cni_hostport.log import Log
+    from cni_hostport.lookup import Held
     from cni_hostport.netlink import Message
     from cni_hostport.ruleset.plan import Plan
 
@@ -132,27 +133,35 @@ def forget_the_rest(plan: Plan, log: Log) -> None:
     forget_elsewhere([plan], lambda: Nft().installed().given_ports, lambda line: announce(log, line), PEERS)
 
 
-def forget_to_gone(pods: Sequence[bytes], ports: Iterable[Port], log: Log) -> None:
-    """Delete what ``forget_to`` deletes, except flows to pods that have come back; for a process without streams."""
+def forget_to_deleted(held: Held, ports: Iterable[Port], log: Log) -> None:
+    """Delete the flows between some host ports of a deleted attachment and its pod; for a process without streams.
+
+    Spared are flows by a port that leads to a pod of the same address again, since they may be new. A pod that has got
+    the address, and no host port yet, can lose a connection that it has just opened by way of such a port.
+    """
     from cni_hostport import nf_tables
     from cni_hostport.log import announce
-    from cni_hostport.lookup import Lookup
+    from cni_hostport.lookup import Held, Lookup
 
-    def returned() -> list[bytes]:
-        answers = Lookup(shared=True).ask(*map(nf_tables.get_pod, pods))
-        return [pod for pod, answer in zip(pods, answers, strict=True) if answer]
+    def returned() -> set[tuple[bytes, Port]]:
+        answers = Lookup(shared=True).ask(*map(nf_tables.get_element, held.elements))
+        again = Held([element for element, answer in zip(held.elements, answers, strict=True) if answer], [], b"", 0)
+        return {(pod, port) for pod in again.pods for port in again.ports}
 
-    forget_to(pods, ports, lambda line: announce(log, line), returned)
+    forget_to(held.pods, ports, lambda line: announce(log, line), returned)
 
 
 def forget_to(
-    pods: Iterable[bytes], ports: Iterable[Port], log: Log, returned: Callable[[], Iterable[bytes]] = tuple
+    pods: Iterable[bytes],
+    ports: Iterable[Port],
+    log: Log,
+    returned: Callable[[], Iterable[tuple[bytes, Port]]] = tuple,
 ) -> None:
     """Delete the flows between these host ports and these pods, by packed addresses, whichever side spoke first.
 
-    ``returned`` is asked once the flows are known: which of the pods have host ports again, whose flows may be new.
+    ``returned`` is asked once the flows are known: which pods have which of the ports again.
     """
-    pods, mapped, local = set(pods), set(ports), _LocalAddresses()
+    pods, mapped, local, spared = set(pods), set(ports), _LocalAddresses(), set[tuple[bytes, Port]]()
 
     def is_theirs(flow: Flow) -> bool:
         return is_mapped(flow, flow.destination, flow.reply_source) or is_mapped(
@@ -163,7 +172,9 @@ def forget_to(
         address, port = at
         if other[0] not in pods or address in pods:
             return False
-        return (flow.protocol, address, port) in mapped or ((flow.protocol, None, port) in mapped and address in local)
+        exact, any_address = (flow.protocol, address, port), (flow.protocol, None, port)
+        wanted = mapped.difference(port for pod, port in spared if pod == other[0]) if spared else mapped
+        return exact in wanted or (any_address in wanted and address in local)
 
     questions = []
     for protocol, size, port in sorted({(protocol, len(pod), port) for protocol, _, port in mapped for pod in pods}):
@@ -171,7 +182,7 @@ def forget_to(
             questions += [with_port(size, protocol, direction, port) for direction in EVERYBODY]
         else:
             questions.append(of_protocol(size, protocol))
-    _forget(questions, {port for _, _, port in mapped}, is_theirs, log, lambda: pods.difference_update(returned()))
+    _forget(questions, {port for _, _, port in mapped}, is_theirs, log, lambda: spared.update(returned()))
 
 
 def _has_only_begun(flow: Flow) -> bool:

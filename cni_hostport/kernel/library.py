@@ -2,7 +2,8 @@
 
 It reads the sets of all tables before it runs a transaction, and up to version 1.1.1 crashes on those that 1.1.3 and
 later have declared with ``type``. These can be kept from it: it then knows only of sets that the transaction itself
-declares. Until version 1.1.0 it reads all chains as well, for which it has no use: these are kept from it always.
+declares. Until version 1.1.0 it reads all chains as well. It needs them to list, to rename a chain, and for a rule that
+is named by its place (without them it asks for ever); no transaction here does that, and none is told of chains.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import struct
 from _socket import AF_NETLINK, SOL_SOCKET, htons, socket
 from contextlib import suppress
 
-from cni_hostport.netlink import NETLINK_NETFILTER
+from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_MULTI, NLMSG_DONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +17,11 @@ SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 REFUSALS_BUFFER = 4 << 20  # bytes; a refusal takes about one thousand, a message holds hundreds of elements
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
-NEWCHAIN, NEWSET, NLM_F_MULTI = 0x0A03, 0x0A09, 0x2  # linux/netfilter/nf_tables.h, linux/netlink.h
-LOAD_SHORT, JUMP_EQUAL, JUMP_SET, RETURN = 0x28, 0x15, 0x45, 0x06  # linux/bpf_common.h
+NEWCHAIN, NEWSET = 0x0A03, 0x0A09  # linux/netfilter/nf_tables.h
+# linux/bpf_common.h
+LOAD_SHORT, LOAD_SHORT_AT_INDEX, LOAD_LENGTH, TO_INDEX = 0x28, 0x48, 0x80, 0x07
+SUBTRACT, JUMP_EQUAL, JUMP_SET, RETURN = 0x14, 0x15, 0x45, 0x06
+DONE_SIZE = 20  # bytes of a message NLMSG_DONE: the header, and an error number
 CUT, WHOLE = 4, 0xFFFFFFFF  # bytes of a datagram that are left: less than a message has, which libmnl then passes over
 # struct sock_filter (linux/filter.h): what to do, how many to pass over if so and if not, with which number
 SOCK_FILTER = struct.Struct("=HBBI")
@@ -55,26 +58,31 @@ def leave_out(descriptor: int, kinds: Sequence[int]) -> None:
             return
         from ctypes import addressof, create_string_buffer
 
-        program = create_string_buffer(_program(kinds))
-        # struct sock_fprog (linux/filter.h), with the number of instructions
-        netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(kinds) + 6, addressof(program)))
+        program = _program(kinds)
+        instructions = create_string_buffer(program, len(program))
+        # struct sock_fprog (linux/filter.h)
+        fprog = struct.pack("@HP", len(program) // SOCK_FILTER.size, addressof(instructions))
+        netlink.setsockopt(SOL_SOCKET, SO_ATTACH_FILTER, fprog)
     finally:
         netlink.detach()
 
 
 def _program(kinds: Sequence[int]) -> bytes:
-    # shorts are loaded from a place of the message in the order of the network
+    # shorts are loaded from a place of the message in the order of the network. This kernel ends a listing with a
+    # datagram of its own; where the end stands in the last one of the listing, that is left whole
     return b"".join(
         SOCK_FILTER.pack(*instruction)
         for instruction in (
             (LOAD_SHORT, 0, 0, 4),  # nlmsg_type
-            *(
-                (JUMP_EQUAL, 1 + others, 0, htons(kind))
-                for others, kind in zip(range(len(kinds))[::-1], kinds, strict=True)
-            ),
+            *((JUMP_EQUAL, len(kinds) - place, 0, htons(kind)) for place, kind in enumerate(kinds)),
             (RETURN, 0, 0, WHOLE),
             (LOAD_SHORT, 0, 0, 6),  # nlmsg_flags
-            (JUMP_SET, 0, 1, htons(NLM_F_MULTI)),
+            (JUMP_SET, 0, 6, htons(NLM_F_MULTI)),
+            (LOAD_LENGTH, 0, 0, 0),
+            (SUBTRACT, 0, 0, DONE_SIZE),
+            (TO_INDEX, 0, 0, 0),
+            (LOAD_SHORT_AT_INDEX, 0, 0, 4),  # nlmsg_type of the last message, if that is the end
+            (JUMP_EQUAL, 1, 0, htons(NLMSG_DONE)),
             (RETURN, 0, 0, CUT),
             (RETURN, 0, 0, WHOLE),
         )

@@ -75,7 +75,7 @@ COMPARED = {
     GETCHAIN: (CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS),
 }
 
-SAME_RULES = 64  # so many or more are the same in what is compared: those of the base
+SAME_RULES = 64  # rules of which the effect is kept: more than the base has, which is the same in every comparison
 ATTACHMENT_BYTES = 2 * HASH_BYTES  # of an attachment's key
 WITH_CONTENT = c_string("lookup"), c_string("counter")  # expressions of rules, to which more belongs than is compared
 _BASE_SETS = {c_string(name) for name in (*MAPS, *SETS)}
@@ -163,7 +163,7 @@ def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:
     return [(number, value) for number, value in attributes(answer[4:]) if number in COMPARED[kind]]
 
 
-def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
+def effect_of_rule(rule: bytes) -> tuple[tuple[str, bytes], ...] | None:
     """Return a rule's expressions, without what its counter has counted; ``None`` if one uses a set besides the base's.
 
     What is in such a set is part of the rule's effect, and one without a name has another name in every table.
@@ -172,7 +172,7 @@ def effect_of_rule(rule: bytes) -> list[tuple[str, bytes]] | None:
 
 
 @lru_cache(SAME_RULES)
-def _effect_of_expressions(packed: bytes) -> list[tuple[str, bytes]] | None:
-    effects = [(name, b"" if name == "counter" else data) for name, data in unpacked_expressions(packed)]
+def _effect_of_expressions(packed: bytes) -> tuple[tuple[str, bytes], ...] | None:
+    effects = tuple((name, b"" if name == "counter" else data) for name, data in unpacked_expressions(packed))
     used = {nested_value(data, LOOKUP_SET) for name, data in effects if name == "lookup"}
     return effects if used <= _BASE_SETS else None

@@ -72,8 +72,9 @@ def serve(run: RunCall, path: str = SOCKET) -> NoReturn:
     for number in EXIT_STATUSES:
         signal.signal(number, end)
     try:
-        rights = credentials.Process(os.getpid()).rights
-        _serve(listener, stage, lambda connection: _answer(connection, rights, run))
+        this = credentials.Process(os.getpid())
+        this.close()
+        _serve(listener, stage, lambda connection: _answer(connection, this.rights, run))
     finally:
         remove()
 
@@ -240,12 +241,13 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
         netlink.PROGRESS_REPORTS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
         netlink.PROGRESS_REPORTS.clear()
-        if status and not os.fstat(1).st_size:
-            return  # there was no memory even for the error
         if skel.AFTERWARDS:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
-        connection.send(bytes([status]))
-        os.sched_yield()  # the caller may have been woken to run on this processor
+        if status and not os.fstat(1).st_size:
+            connection.close()  # there was no memory even for the error
+        else:
+            connection.send(bytes([status]))
+            os.sched_yield()  # the caller may have been woken to run on this processor
     os.close(process)
     if skel.AFTERWARDS:
         afterwards.run(skel.AFTERWARDS)

@@ -29,7 +29,7 @@ def late(forget):
         forget(*arguments)
     return wait
 conntrack.forget_the_rest = late(conntrack.forget_the_rest)
-conntrack.forget_to_gone = late(conntrack.forget_to_gone)
+conntrack.forget_to_deleted = late(conntrack.forget_to_deleted)
 """
 NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 

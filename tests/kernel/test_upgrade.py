@@ -30,6 +30,9 @@ OLDER = {
     "a rule has another form": "flush chain inet hostport postrouting;"
     "add rule inet hostport postrouting ct status dnat counter ip daddr vmap @pods_ip4;"
     "add rule inet hostport postrouting ct status dnat counter ip6 daddr vmap @pods_ip6;",
+    "the loopback interface is named by its index": "flush chain inet hostport prerouting;"
+    'add rule inet hostport prerouting iif != "lo" ip daddr 127.0.0.0/8 return;'
+    "add rule inet hostport prerouting fib daddr type local goto dispatch;",
     "there is a rule more": "add rule inet hostport output counter;",
     "rules stand in another order": "flush chain inet hostport dispatch;"
     "add rule inet hostport dispatch meta nfproto . meta l4proto . th dport vmap @hostports;"
