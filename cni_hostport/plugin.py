@@ -121,7 +121,7 @@ def delete(call: Call, log: Log) -> None:
 
     lookup, key = Lookup(), attachment_of(call).key
     held = lookup.find(key)
-    if held is None and (_may_have_host_ports(call) or lookup.is_deleted(RESTORING)):
+    if held is None and (may_have_host_ports(call) or lookup.is_deleted(RESTORING)):
         deletion.note(lookup, key)
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
@@ -206,7 +206,7 @@ def _has_mappings(call: Call) -> bool:
     return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
 
 
-def _may_have_host_ports(call: Call) -> bool:
+def may_have_host_ports(call: Call) -> bool:
     """Tell whether a runtime's mappings have a host port, however they are written; if in doubt, they have."""
     try:
         mappings = (call.config.get("runtimeConfig") or {}).get("portMappings") or ()

@@ -161,7 +161,8 @@ def forget_to(
 
     ``returned`` is asked once the flows are known: which pods have which of the ports again.
     """
-    pods, mapped, local, spared = set(pods), set(ports), _LocalAddresses(), set[tuple[bytes, Port]]()
+    pods, mapped, local = set(pods), set(ports), _LocalAddresses()
+    spared: set[tuple[bytes, Port]] = set()
 
     def is_theirs(flow: Flow) -> bool:
         return is_mapped(flow, flow.destination, flow.reply_source) or is_mapped(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache
+from sys import byteorder
 from typing import TYPE_CHECKING
 
 from cni_hostport.names import (
@@ -19,8 +20,8 @@ from cni_hostport.names import (
     TABLE,
     WAITING_MAPS,
     dnat_chain,
-    interface_in,
     key_in,
+    localnet_chain,
     masq_chain,
     unpacked,
 )
@@ -54,7 +55,7 @@ from cni_hostport.nf_tables import (
     get_elements,
     get_set,
     get_table,
-    localnet,
+    members,
     members_with_verdicts,
     nested_value,
     packed_expressions,
@@ -138,7 +139,7 @@ def snapshots(lookup: Lookup) -> dict[str, object] | None:
         found[_key_in(name)].setdefault(name, []).append(expressions)
         if any(word in expressions for word in WITH_CONTENT):
             incomparable.add(_key_in(name))
-    guarded = {key for answer in guards for key, _ in members_with_verdicts(answer)}
+    guarded = {c_string(localnet_chain(int.from_bytes(key, byteorder))) for answer in guards for key in members(answer)}
     for map_name, elements in zip(MAPS, maps, strict=True):
         for key, verdict in (element for answer in elements for element in members_with_verdicts(answer)):
             chain = nested_value(verdict, VERDICT_CHAIN)
@@ -146,16 +147,12 @@ def snapshots(lookup: Lookup) -> dict[str, object] | None:
             held = found[unpacked(key[:ATTACHMENT_BYTES]) if begins_with_waiter else _key_in(chain)]
             held[map_name, key] = [verdict]
             if map_name == LOCALNET_NEEDS:
-                held[LOCALNET] = [localnet(interface_in(_text(chain)))[1] in guarded]
+                held[LOCALNET] = [chain in guarded]
     return {key: held for key, held in found.items() if key not in incomparable}
 
 
 def _key_in(chain: bytes) -> str:
-    return key_in(_text(chain))
-
-
-def _text(name: bytes) -> str:
-    return name.rstrip(b"\0").decode()
+    return key_in(chain.rstrip(b"\0").decode(errors="replace"))
 
 
 def effect(kind: int, answer: bytes) -> list[tuple[int, bytes]]:

@@ -1,7 +1,7 @@
 """Many attachments, restored in as few transactions as it takes: ``operate.restore`` says what has to hold meanwhile.
 
 One that is refused costs the others nothing. Where a transaction fails, its attachments are looked at again, and each
-half of them takes a transaction of its own. So every attachment gets the outcome that it would get alone.
+half of them takes a transaction of its own. So the outcomes are those of a restoration one after another.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.plan import Plan
 
     Outcomes = dict[Path, Outcome | None]  # None of what has no mappings
+    Refusal = CNIError | NFTError | ValueError
 
 AT_ONCE = 500  # attachments in a transaction, at most
 
@@ -54,7 +55,7 @@ class _Wanted:
 
 
 class Restoration:
-    """The restoration of all attachments that caches have; ``before`` is the ruleset as it was read at its begin."""
+    """The restoration of all attachments that caches have; ``before`` is the ruleset as it was read first."""
 
     def __init__(self, nft: Nft, before: Installed, comparison: Comparison, log: Log, *, dry_run: bool) -> None:
         """Begin it; where it is a ``dry_run``, nothing is changed."""
@@ -83,10 +84,39 @@ class Restoration:
 
         Always the ruleset is read first, then the cache: the transaction notices what was changed in between.
         """
-        outcomes: Outcomes = {}
-        wanted, ready = list[_Wanted](), list[tuple[_Wanted, Reinstatement]]()
+        wanted, outcomes, unread = self._read_all(paths)
+        ready: list[tuple[_Wanted, Reinstatement]] = []
+        refused: list[tuple[_Wanted, Refusal]] = []
+        later: list[_Wanted] = []
+        claimed, prepare = set(self._claimed), self._preparation(wanted)
+        for item in wanted:
+            try:
+                prepared = prepare(item)
+            except (CNIError, NFTError, ValueError) as error:
+                refused.append((item, error))
+                continue
+            if isinstance(prepared, Outcome):
+                outcomes[item.entry.path] = prepared
+                continue
+            if prepared.claims.isdisjoint(claimed):
+                ready.append((item, prepared))
+            else:
+                later.append(item)
+            claimed |= prepared.claims  # also of one that waits: nobody younger goes before it
+        outcomes |= self._install(ready, attempt) if ready else {}
+        for item, refusal in refused:
+            outcomes |= self._go_on([item], refusal, attempt)
+        if later:
+            outcomes |= self._restore_after_listing(later)
+        for path in unread:
+            outcomes |= self._restore([path])
+        return outcomes
+
+    def _read_all(self, paths: Sequence[Path]) -> tuple[list[_Wanted], Outcomes, list[Path]]:
+        """Return what files' attachments want, the outcomes of the other files, and the files to be read once more."""
+        wanted: list[_Wanted] = []
         unread: list[Path] = []
-        later: list[Path] = []
+        outcomes: Outcomes = {}
         for path in paths:
             try:
                 read = self._read(path, waits=len(paths) == 1)
@@ -96,36 +126,21 @@ class Restoration:
             else:
                 outcomes[path] = None if isinstance(read, _Wanted) else read
                 wanted += [read] if isinstance(read, _Wanted) else []
-        claimed, prepare = set[tuple[str, str]](), self._preparation(wanted)
-        for item in wanted:
-            try:
-                prepared = prepare(item)
-            except (CNIError, NFTError) as error:
-                outcomes |= self._split([item], error, attempt)
-                continue
-            if isinstance(prepared, Outcome):
-                outcomes[item.entry.path] = prepared
-            elif not (prepared.claims.isdisjoint(claimed) and prepared.claims.isdisjoint(self._claimed)):
-                later.append(item.entry.path)
-            else:
-                claimed |= prepared.claims
-                ready.append((item, prepared))
-        outcomes |= self._install(ready, attempt) if ready else {}
-        if later:
-            self._list()
-            outcomes |= self._restore(later)
-        for path in unread:
-            outcomes |= self._restore([path])
-        return outcomes
+        return wanted, outcomes, unread
 
-    def _list(self) -> None:
-        self._installed = self._nft.installed()
+    def _restore_after_listing(self, items: Sequence[_Wanted], attempt: int = 0) -> Outcomes:
+        """Restore attachments after another look at the ruleset."""
+        try:
+            self._installed = self._nft.installed()
+        except NFTError as error:
+            return {item.entry.path: self._failed(item.entry, error) for item in items}
         self._claimed.clear()
+        return self._restore(_paths(items), attempt)
 
     def _read(self, path: Path, *, waits: bool) -> _Wanted | Outcome | None:
         """Read what a file's attachment wants; raises ``ValueError``, a sentence, if the file cannot be read."""
         call = cache.read(path, waits=waits)
-        if call is None:
+        if call is None or not plugin.may_have_host_ports(call):
             return None
         entry = Entry(path, requests.attachment(call))
         try:
@@ -144,9 +159,10 @@ class Restoration:
         kept = [item for item in wanted if item.attachment.key in self._installed.holders]
         unchanged = self._comparison.unchanged([(item.attachment, item.plan) for item in kept])
         rules, opened = functools.cache(lambda: Rules(self._lookup)), set[int]()
+        base = functools.cache(ownership.base_and_services_commands)
 
         def is_installed(item: _Wanted) -> bool:
-            """Tell whether there are no rules to install: they are as they should be, or were added since the begin."""
+            """Tell whether there are no rules to install: they are as they should be, or were added since then."""
             key, token = item.attachment.key, dnat_chain(item.attachment.key)
             if key in unchanged or self._installed.chains.get(token) not in {None, self._before.chains.get(token)}:
                 return True
@@ -165,7 +181,7 @@ class Restoration:
             reinstatement = Reinstatement(self._nft, attachment, plan, self._installed)
             if not self._dry_run:
                 return reinstatement
-            commands = [*ownership.base_and_services_commands(), *reinstatement.commands]
+            commands = [*base(), *reinstatement.commands]
             return item.outcome(OutcomeStatus.MISSING, commands=commands)
 
         return prepare
@@ -178,39 +194,40 @@ class Restoration:
             if living:
                 ownership.reinstate(self._nft, [prepared for _, prepared in living])
         except (CNIError, NFTError) as error:
-            return self._split([item for item, _ in ready], error, attempt)
+            return self._go_on([item for item, _ in ready], error, attempt)
         self._claimed.update(*(prepared.claims for _, prepared in living))
         gone = (item for item, _ in ready if item.attachment.key in deleted)
         return {item.entry.path: item.outcome(OutcomeStatus.GONE, DELETED) for item in gone} | self._follow_up(living)
 
-    def _split(self, items: Sequence[_Wanted], error: CNIError | NFTError, attempt: int) -> Outcomes:
+    def _go_on(self, items: Sequence[_Wanted], error: Refusal, attempt: int) -> Outcomes:
         """Go on after a transaction, or what came before it, has failed: with each half; with one alone, once more."""
-        paths = [item.entry.path for item in items]
         is_race = isinstance(error, NFTError) and refusals.may_be_a_race(error)
         if len(items) > 1:
-            if is_race:
-                self._list()
-            half = len(paths) // 2
-            return self._restore(paths[:half]) | self._restore(paths[half:])
-        [item], [path] = items, paths
+            half = len(items) // 2
+            first = self._restore_after_listing(items[:half]) if is_race else self._restore(_paths(items[:half]))
+            return first | self._restore(_paths(items[half:]))
+        [item] = items
+        path = item.entry.path
         if isinstance(error, NFTError):
             note = deleted_command("create", item.attachment.key)
             if any(command == note for _, command in error.refusals):
                 return {path: item.outcome(OutcomeStatus.GONE, DELETED)}
             if is_race and attempt < ownership.ATTEMPTS - 1:
                 ownership.pause(attempt)
-                self._list()
-                return self._restore(paths, attempt + 1)
+                return self._restore_after_listing(items, attempt + 1)
             error = failures.lost_races(error, ownership.ATTEMPTS) if is_race else failures.refused(error)
         return {path: self._failed(item.entry, error)}
 
-    def _follow_up(self, ready: Sequence[tuple[_Wanted, Reinstatement]]) -> Outcomes:
+    def _follow_up(self, installed: Sequence[tuple[_Wanted, Reinstatement]]) -> Outcomes:
         """Do what restored attachments need besides their rules."""
-        self.watch.note_restored({item.attachment.key: item.entry for item, _ in ready})
+        try:
+            self.watch.note_restored({item.attachment.key: item.entry for item, _ in installed})
+        except NFTError as error:  # they are restored all the same
+            self._log(f"warning: whether attachments that were restored are being deleted cannot be watched: {error}")
         outcomes: Outcomes = {}
         in_force: list[Plan] = []
         opened = set[int]()
-        for item, prepared in ready:
+        for item, prepared in installed:
             try:
                 prepared.take_over(self._log)
                 self._open(prepared.held, opened)
@@ -228,7 +245,7 @@ class Restoration:
             localnet.open_for(plan, self._log)
             opened |= {plan.interface} if plan.local_route_to and plan.interface else set()
 
-    def _failed(self, entry: Entry, error: CNIError | NFTError | ValueError) -> Outcome:
+    def _failed(self, entry: Entry, error: Refusal) -> Outcome:
         """Return the outcome of an attachment that was refused; if somebody else has its port, it may be gone."""
         if isinstance(error, NFTError):
             error = failures.refused(error)
@@ -238,3 +255,7 @@ class Restoration:
                 return Outcome(OutcomeStatus.GONE, entry.name, text=gone)
             self.watch.note_refused(entry)
         return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
+
+
+def _paths(items: Sequence[_Wanted]) -> list[Path]:
+    return [item.entry.path for item in items]

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport import ownership
+from cni_hostport import ownership, plugin
 from cni_hostport.check import Comparison
-from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache, directory
@@ -79,9 +78,9 @@ def _may_have_mappings(path: Path) -> bool:
     """Tell whether a file's attachment has host ports, or may have some since the file cannot be read."""
     try:
         call = cache.read(path)
-        return call is not None and bool(NetworkConfig.parse(call.config).mappings)
-    except (CNIError, ValueError):
+    except ValueError:
         return True
+    return call is not None and plugin.may_have_host_ports(call)
 
 
 def _damaged_base_chains(comparison: Comparison) -> list[str]:

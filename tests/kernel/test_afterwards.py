@@ -154,6 +154,22 @@ def test_what_a_del_left_to_be_done_spares_connections_by_a_later_add_of_the_pod
         assert opened(node)
 
 
+@pytest.mark.usefixtures("start")
+def test_what_a_del_left_to_be_done_ends_connections_by_a_port_that_the_pod_has_no_more(
+    node: Node, sweep: Sweep
+) -> None:
+    pod = added(node, mapping(PORT, 8888))
+    with Conversation(node.client, NODE4, PORT, pod) as connection:
+        node.delete(pod)
+        process = sweep.process
+        node.launcher = LAUNCHER
+        node.add(pod, mapping(PORT + 1, 8888))
+        sweep.go_on()
+        assert eventually(lambda: not Path(f"/proc/{process}/fd/0").exists())
+        assert not opened(node)
+        assert not connection.is_heard(QUIET)
+
+
 def test_it_is_no_longer_the_resident_process_that_does_it(node: Node, tmp_path: Path, sweep: Sweep) -> None:
     with Resident(tmp_path / "socket", sweep.lines) as resident:
         node.launcher = launcher(tmp_path, tmp_path / "socket", NEVER_COLD)

@@ -14,7 +14,9 @@ from restoration import restore, running
 
 import cni_hostport.operate.restore as restoring
 from cni_hostport import check
+from cni_hostport.errors import NFTError
 from cni_hostport.kernel.nft import Nft
+from cni_hostport.lookup import Lookup
 from cni_hostport.names import DELETED, FAMILY, TABLE
 
 if TYPE_CHECKING:
@@ -151,6 +153,60 @@ def test_two_that_take_ports_over_from_the_same_container_both_get_theirs(node: 
     assert lines == [named("restored", pod) for pod in pods]
     assert all(node.footprint(pod) for pod in pods)
     assert not node.footprint(absent)
+
+
+def in_turn(cache: Cache, pods: Sequence[Pod], *ports: Sequence[int], **keys: Any) -> None:
+    """Have the cache know these pods, each of which was added a second after the one before, with these host ports."""
+    for number, (pod, wanted) in enumerate(zip(pods, ports, strict=True)):
+        path = cache.add(pod, *map(mapping, wanted), **(keys if not number else {}))
+        os.utime(path, (1_000_000_000 + number,) * 2)
+
+
+def test_one_that_waits_for_another_look_goes_before_a_younger_one_all_the_same(node: Node, cache: Cache) -> None:
+    holder, *pods = (node.pod(4) for _ in range(4))
+    node.add(holder, mapping(8000), mapping(8001))
+    holder.remove()
+    in_turn(cache, pods, [8000], [8001, 9000], [9000])
+    lines, _ = observed(node, cache)
+    taken = f"host port 9000/tcp is taken by pod shop/{pods[1].host_end}"
+    assert lines[:2] == [named("restored", pod) for pod in pods[:2]]
+    assert lines[2].startswith(named("failed", pods[2], taken))
+
+
+def test_what_one_wants_that_is_refused_is_for_the_older_of_the_others(node: Node, cache: Cache) -> None:
+    pods = [node.pod(4) for _ in range(3)]
+    wrong = {**CAPABLE, "conditionsV4": ["ip", "saddr", "no-such-host"]}
+    in_turn(cache, pods, [8000], [8000, 9000], [9000], plugin=wrong)
+    lines, _ = observed(node, cache)
+    assert lines[0].startswith(named("failed", pods[0], "nftables refused"))
+    assert lines[1] == named("restored", pods[1])
+    assert lines[2].startswith(named("failed", pods[2], "host port 9000/tcp is taken by pod"))
+
+
+@pytest.mark.parametrize("keys", [{"netns": "/run/netns/gone"}, {"netns": None}], ids=["gone", "untold"])
+def test_nothing_is_said_of_a_pod_without_host_ports(node: Node, cache: Cache, keys: dict[str, Any]) -> None:
+    pod, other = running(node, cache, mapping(8000)), node.pod(4)
+    cache.add(other, mapping(0), **keys)
+    assert observed(node, cache)[0] == [named("present", pod)]
+
+
+@pytest.mark.parametrize("element", ["::1 : accept", "::1 : goto localnet-x"])
+def test_an_element_that_nobody_of_ours_wrote_stops_no_restoration(node: Node, cache: Cache, element: str) -> None:
+    pods = [running(node, cache, mapping(8000 + number)) for number in range(2)]
+    node.nft("flush map inet hostport hostports")
+    node.nft_file(f"add chain inet hostport localnet-x\nadd element inet hostport localnet_needs {{ {element} }}\n")
+    assert sorted(observed(node, cache)[0]) == sorted(named("restored", pod) for pod in pods)
+
+
+def test_where_what_was_restored_cannot_be_watched_it_is_restored(
+    node: Node, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NFTError([("no", "")])
+
+    monkeypatch.setattr(Lookup, "tokens", refuse)
+    pods = pods_in_turn(node, cache, 3)
+    assert observed(node, cache)[0] == [named("restored", pod) for pod in pods]
 
 
 def test_an_attachment_that_two_caches_have_is_restored_once(node: Node, cache: Cache, tmp_path: Path) -> None:
