@@ -227,9 +227,15 @@ write_native_executable() { # TARGET FILE
     for linking in "-O2 -static" -O2; do
         read -ra linking <<<"$linking"
         if "${compiler[@]}" "${linking[@]}" "${options[@]}" -o "$2" "$source_dir/cni_hostport/handover.c" 2>&1 &&
-            says_version "$2" && is_native "$2"; then return 0; fi
+            append_program "$1" "$2" && says_version "$2" && is_native "$2"; then return 0; fi
     done
     return 1
+}
+
+# a Python that the kernel has just started, for the script in whose place this file is moved, finds the same program in it
+append_program() { # TARGET FILE
+    "$1/bin/python" -I -c "import sys, zipfile
+zipfile.ZipFile(sys.argv[2], 'a').write(sys.argv[1], '__main__.py')" "$1/bin/hostport" "$2"
 }
 
 is_native() { grep -aq '^native executable of /' "$1"; } # FILE

@@ -94,6 +94,15 @@ def test_while_one_executable_takes_the_place_of_another_there_always_is_one(mac
     assert set(outcomes) == {0}
 
 
+def test_a_python_that_was_started_for_the_executable_before_finds_a_program(machine: Machine) -> None:
+    python = machine.python_executable.with_name("python")
+    ran = subprocess.run(
+        [python, "-IS", machine.executable], capture_output=True, text=True, check=False, env={"CNI_COMMAND": "VERSION"}
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "supportedVersions" in ran.stdout
+
+
 def test_the_native_executable_says_that_the_python_one_is_gone(machine: Machine) -> None:
     python = machine.python_executable
     away = python.rename(python.with_name("away"))

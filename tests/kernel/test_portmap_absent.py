@@ -28,9 +28,9 @@ def asked(_kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Messa
     questions: list[Message] = []
     ask = Netlink.ask
 
-    def noted(netlink: Netlink, messages: Sequence[Message]) -> list[tuple[int, list[bytes]]]:
+    def noted(netlink: Netlink, messages: Sequence[Message], **keys: bool) -> list[tuple[int, list[bytes]]]:
         questions.extend(message for message in messages if b"nat\0" in message[2] or b"cni_hostport\0" in message[2])
-        return ask(netlink, messages)
+        return ask(netlink, messages, **keys)
 
     monkeypatch.setattr(Netlink, "ask", noted)
     with scratch.namespace():

@@ -25,7 +25,7 @@ MOMENTS = {
     "after it has read the input": "skel._check_network_name = lambda config: die()",
     "after it has changed the ruleset": (
         "install, remove = nft.Nft.run, lookup.Lookup.remove\n"
-        "nft.Nft.run = lambda *arguments: (install(*arguments), die())\n"
+        "nft.Nft.run = lambda *arguments, **keys: (install(*arguments, **keys), die())\n"
         "lookup.Lookup.remove = lambda *arguments: (remove(*arguments), die())"
     ),
     "after it has answered": "call = run\nrun = lambda environ: (call(environ), die())",
