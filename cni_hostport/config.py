@@ -96,7 +96,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 class _Model(BaseModel):
-    # validators take time to build: of what is part of another model, no use is made of one of its own
+    # validators take time to build, and a model that is only part of another needs none of its own
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 

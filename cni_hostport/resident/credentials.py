@@ -89,7 +89,7 @@ class Process:
         self.close()
 
     def close(self) -> None:
-        """Look at it no more."""
+        """Close what shows it; its rights stay known."""
         os.close(self._directory)
 
 
