@@ -44,6 +44,7 @@ FORK_DELAY = 20  # milliseconds; while a child waits, a fork would only slow dow
 FAILURE_PAUSE = 1.0  # seconds without a fork, after one that failed and after a child that died
 REQUEST_TIMEOUT = 1.0  # seconds for a caller to say what it wants; it does so at once
 REPORT_INTERVAL = 1.0  # seconds between reports of progress; a caller waits for ``handover.UNTIL_DONE``
+GRACE = 0.005  # seconds in which a caller has the processor to itself, before its call's process cleans up and ends
 LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # number of them in a request: standard streams, and the process that sends it
 EXIT_STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # by the signal that ends it; of the latter, a shell's status
@@ -241,13 +242,12 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
         netlink.PROGRESS_REPORTS.append(_reporting(connection))
         status = run({name: value for name, value in environ.items() if name in VARIABLES})
         netlink.PROGRESS_REPORTS.clear()
-        if skel.AFTERWARDS:
-            signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the caller's end is no longer the end of this process
         if status and not os.fstat(1).st_size:
             connection.close()  # there was no memory even for the error
         else:
             connection.send(bytes([status]))
-            os.sched_yield()  # the caller may have been woken to run on this processor
+            time.sleep(GRACE)
     os.close(process)
     if skel.AFTERWARDS:
         afterwards.run(skel.AFTERWARDS)
