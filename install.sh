@@ -101,8 +101,8 @@ command -v conntrack;conntrack;conntrack-tools
 command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
 command -v strace;strace;strace
-echo "int main(void) { return 0; }" | cc -fsanitize=address,undefined -x c - -o /dev/null;gcc libc6-dev;gcc libasan libubsan
-echo "int main(void) { return 0; }" | cc -static -x c - -o /dev/null;gcc libc6-dev;gcc glibc-static
+echo "int main(void) {}" | cc -fsanitize=address,undefined -x c - -o /dev/null;gcc libc6-dev;gcc libasan libubsan
+echo "int main(void) {}" | cc -static -x c - -o /dev/null;gcc libc6-dev;gcc glibc-static
 command -v systemd-analyze;systemd;systemd
 [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
 command -v busybox;busybox-static;busybox
