@@ -15,7 +15,7 @@ from cni_hostport.errors import UnavailableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     Answer = tuple[int, bytes, bytes]  # status, output, errors
 
@@ -56,18 +56,28 @@ class Context:
         for kind in self._output.symmetric_difference(output):
             getattr(self._context, f"set_{kind}_output")(kind in output)
         self._output = set(output)
-        from cni_hostport.kernel.library_socket import NEWCHAIN, NEWSET, leave_out
+        from cni_hostport.kernel.library_socket import NEWCHAIN, NEWSET
 
         kinds = [NEWSET] if without_sets else []
         if self._is_known and not command.startswith(b"list "):
-            kinds.append(NEWCHAIN)
+            answer = self._run_without(command, [*kinds, NEWCHAIN])
+            if answer and not answer[0]:
+                return answer
+            # what it makes of a refusal can depend on the chains that it knows
+        answer = self._run_without(command, kinds)
+        if not answer:
+            raise OSError(0, "libnftables has no socket yet")
+        return answer
+
+    def _run_without(self, command: bytes, kinds: Sequence[int]) -> Answer | None:
+        """Run a command while libnftables is not told of these kinds of objects, ``None`` where that cannot be."""
+        from cni_hostport.kernel.library_socket import leave_out
+
         try:
             if kinds:
                 leave_out(self._netlink, kinds)
         except OSError:
-            if without_sets:
-                raise
-            kinds = []
+            return None
         try:
             return self._context.cmd(command)  # type: ignore[no-any-return]
         finally:
