@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bench.contenders import OURS, PAUSES, call_for, environment, median
+from bench.contenders import PAUSES, call_for, environment, median
+from bench.markdown import table, with_ratios
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -74,21 +75,15 @@ def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]
 
 def report(bursts: dict[str, Burst]) -> str:
     """Return the medians as Markdown, and what they are of the better portmap's."""
-    rows = []
-    for name, burst in bursts.items():
-        cells = []
-        for command, took in burst.took.items():
-            best = min((median(other.took[command]) for key, other in bursts.items() if key not in OURS), default=None)
-            ratio = f" ({median(took) / best:.2f})" if best and name in OURS else ""
-            cells.append(f"{median(took):.0f}{ratio}")
-        rows.append(f"| {name} | {burst.pods} | {' | '.join(cells)} | {burst.failures} |")
+    adds, dels = (
+        with_ratios({name: median(burst.took[command]) for name, burst in bursts.items()}, 0) for command in COMMANDS
+    )
+    rows = [[name, f"{burst.pods}", adds[name], dels[name], f"{burst.failures}"] for name, burst in bursts.items()]
     return "\n".join(
         [
             "Milliseconds until calls for so many pods, started together, have ended (in brackets: as a ratio to the",
             "better of portmap's back ends).",
             "",
-            "| at once | pods | ADDs | DELs | failed calls |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
+            *table(["at once", "pods", "ADDs", "DELs", "failed calls"], rows),
         ]
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from itertools import product
 from typing import TYPE_CHECKING
 
 from bench.contenders import COLD, COMMANDS, OURS, PAUSE, call_for, median, run, timed
+from bench.markdown import table, with_ratios
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -56,30 +58,27 @@ def report(times: Times) -> str:
     lines = [
         "Milliseconds from start to end (in brackets: as a ratio to the better of portmap's back ends).",
         "",
-        f"| call | pods on the node | {' | '.join(names)} |",
-        f"| --- | --- |{' --- |' * len(names)}",
     ]
-    for call in CALLS:
-        for size in sizes:
-            took = {name: times[size, call, name] for name in names if (size, call, name) in times}
-            best = min((value for name, value in took.items() if name not in OURS), default=None)
-            cells = {
-                name: f"{value:.1f}" + (f" ({value / best:.2f})" if best and name in OURS else "")
-                for name, value in took.items()
-            }
-            lines.append(f"| {call} | {size:,} | {' | '.join(cells.get(name, '') for name in names)} |")
+    rows = []
+    for call, size in product(CALLS, sizes):
+        took = {name: times[size, call, name] for name in names if (size, call, name) in times}
+        cells = with_ratios(took, 1)
+        rows.append([call, f"{size:,}", *(cells.get(name, "") for name in names)])
+    lines += table(["call", "pods on the node", *names], rows)
     fewest, most = sizes[0], sizes[-1]
     ours = [name for name in names if name in OURS]
     lines += [
         "",
         f"With {most:,} pods, as a ratio to the same call with {fewest:,}.",
         "",
-        f"| growth | {' | '.join(ours)} |",
-        f"| --- |{' --- |' * len(ours)}",
+        *table(
+            ["growth", *ours],
+            [
+                [call, *(f"{times[most, call, name] / times[fewest, call, name]:.2f}" for name in ours)]
+                for call in CALLS
+            ],
+        ),
     ]
-    for call in CALLS:
-        ratios = [f"{times[most, call, name] / times[fewest, call, name]:.2f}" for name in ours]
-        lines.append(f"| {call} | {' | '.join(ratios)} |")
     lines += ["", *(f"`{name}`: {times[0, name, '']:.1f} ms." for name in FLOORS)]
     without = times[fewest, "ADD without mappings", COLD] / times[0, "python3 -IS -c 'import json'", ""]
     lines += [f"ADD without mappings, cold, as a ratio to `import json`: {without:.2f}."]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench import stopwatch
 from bench.contenders import COLD, COMMANDS, PAUSE, call_for, environment, median, run, timed
+from bench.markdown import table
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def report(parts: Parts) -> str:
     lines = [
         "What a cold call with one mapping goes into, in milliseconds.",
         "",
-        f"| cold | {' | '.join(COMMANDS)} |",
-        f"| --- |{' --- |' * len(COMMANDS)}",
     ]
+    rows = []
     items = dict.fromkeys(item for item, _ in parts)
     for item in sorted(items, key=lambda item: (item in {WHOLE, UNWATCHED}, -parts.get((item, "ADD"), 0))):
         cells = [
@@ -71,5 +71,5 @@ def report(parts: Parts) -> str:
             else ""
             for command in COMMANDS
         ]
-        lines.append(f"| {item} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([item, *cells])
+    return "\n".join([*lines, *table(["cold", *COMMANDS], rows)])

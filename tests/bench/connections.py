@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from bench.contenders import COLD, IPTABLES, OURS, call_for, fill_with_few_pods, interval, median, run
+from bench.markdown import table
 from lab import NODE4, Node, mapping
 
 if TYPE_CHECKING:
@@ -102,12 +103,15 @@ def report(ratios: Ratios) -> str:
         "median of pairs of turns, and in which interval it lies in 95 of 100 cases. With 0, the only one is compared",
         "with another only one.",
         "",
-        f"| mappings | {' | '.join(f'{size:,}' for size in sizes)} |",
-        f"| --- |{' --- |' * len(sizes)}",
     ]
-    for name in dict.fromkeys(name for name, _ in ratios):
-        cells = [
-            "{:.3f} ({:.3f} to {:.3f})".format(*ratios[name, size]) if (name, size) in ratios else "" for size in sizes
+    rows = [
+        [
+            name,
+            *(
+                "{:.3f} ({:.3f} to {:.3f})".format(*ratios[name, size]) if (name, size) in ratios else ""
+                for size in sizes
+            ),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for name in dict.fromkeys(name for name, _ in ratios)
+    ]
+    return "\n".join([*lines, *table(["mappings", *(f"{size:,}" for size in sizes)], rows)])

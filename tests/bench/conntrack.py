@@ -8,6 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from bench.contenders import PAUSES, call_for, median, run
+from bench.markdown import table
 from conntrack_entries import crowd
 from lab import Node, mapping
 
@@ -51,10 +52,9 @@ def report(times: Times) -> str:
     lines = [
         f"Milliseconds of a call with one mapping, without connection tracking entries and with {most:,} of others.",
         "",
-        "| call | without | with | difference |",
-        "| --- | --- | --- | --- |",
     ]
+    rows = []
     for command, protocol, name in dict.fromkeys(key[:3] for key in times):
         without, full = (times[command, protocol, name, count] for count in (0, most))
-        lines.append(f"| {command} {protocol}, {name} | {without:.1f} | {full:.1f} | {full - without:.1f} |")
-    return "\n".join(lines)
+        rows.append([f"{command} {protocol}, {name}", *(f"{took:.1f}" for took in (without, full, full - without))])
+    return "\n".join([*lines, *table(["call", "without", "with", "difference"], rows)])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contenders import FIRST_PORT, call_for, run
+from bench.markdown import table
 from lab import NODE4, Node, mapping
 
 if TYPE_CHECKING:
@@ -140,13 +141,11 @@ def report(floods: dict[str, Flood]) -> str:
     lines = [
         "New connections, all started at once, while pods are added and deleted.",
         "",
-        "| flood | attempted | answered | slowest answer, s | SYNs sent again | ADDs and DELs meanwhile |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    headings = ["flood", "attempted", "answered", "slowest answer, s", "SYNs sent again", "ADDs and DELs meanwhile"]
+    rows = []
     for name, flood in floods.items():
         answered, slowest = len(flood.waits), max(flood.waits, default=float("nan"))
-        lines.append(
-            f"| {name} | {flood.attempted:,} | {answered:,} ({answered / flood.attempted:.2%}) | {slowest:.2f}"
-            f" | {flood.repeated} | {flood.calls} |"
-        )
-    return "\n".join(lines)
+        share = f"{answered:,} ({answered / flood.attempted:.2%})"
+        rows.append([name, f"{flood.attempted:,}", share, f"{slowest:.2f}", f"{flood.repeated}", f"{flood.calls}"])
+    return "\n".join([*lines, *table(headings, rows)])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contenders import call_for, environment
+from bench.markdown import table
 from lab import Node, mapping
 
 if TYPE_CHECKING:
@@ -64,5 +65,4 @@ def _kib(process: int, what: str) -> int:
 
 def report(found: dict[str, float]) -> str:
     """Return the figures as Markdown."""
-    rows = [f"| {name} | {mib:.0f} |" for name, mib in found.items()]
-    return "\n".join(["| memory | MiB |", "| --- | --- |", *rows])
+    return "\n".join(table(["memory", "MiB"], [[name, f"{mib:.0f}"] for name, mib in found.items()]))

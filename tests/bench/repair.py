@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bench.contenders import FIRST_PORT, median
+from bench.markdown import table
 from lab import CLONE_NEWNET, LIBC, Node, mapping
 from libcni_cache import CAPABLE, Cache
 from pyroute2 import IPRoute
@@ -145,9 +146,7 @@ def report(times: Times) -> str:
     lines = [
         "Seconds of the commands for people, by pods with one mapping each; the ruleset is flushed before `restore`.",
         "",
-        f"| command | {' | '.join(f'{size:,}' for size in sizes)} |",
-        f"| --- |{' --- |' * len(sizes)}",
     ]
     commands = dict.fromkeys(command for command, _ in times)
-    rows = [f"| {command} | {' | '.join(f'{times[command, size]:.2f}' for size in sizes)} |" for command in commands]
-    return "\n".join([*lines, *rows])
+    rows = [[command, *(f"{times[command, size]:.2f}" for size in sizes)] for command in commands]
+    return "\n".join([*lines, *table(["command", *(f"{size:,}" for size in sizes)], rows)])
