@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -78,7 +79,7 @@ class Element:
         return None if self.map == ANY_ADDRESS else ip_address(self.key.partition(" . ")[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Installed:
     """What the table holds of all attachments: the elements, and the handles of the chains by their names.
 
@@ -97,26 +98,28 @@ class Installed:
     outdated_maps: Mapping[str, int] = field(default_factory=dict)
     waiters: tuple[Element, ...] = ()
     localnet_chains: Mapping[str, str] = field(default_factory=dict)
-    _queues: dict[tuple[str, str, str], list[Element]] = field(default_factory=dict, init=False, compare=False)
-    _by_key: dict[tuple[str, str], Element] = field(default_factory=dict, init=False, compare=False)
-    _by_holder: dict[str, list[Element]] = field(default_factory=dict, init=False, compare=False)
 
-    @property
+    @cached_property
     def by_key(self) -> Mapping[tuple[str, str], Element]:
         """The elements by their map and their key."""
-        if not self._by_key:
-            self._by_key.update({(element.map, element.key): element for element in self.elements})
-        return self._by_key
+        return {(element.map, element.key): element for element in self.elements}
 
-    @property
+    @cached_property
     def by_holder(self) -> Mapping[str, Sequence[Element]]:
         """The keys of all attachments, with the elements that lead to their chains."""
-        if not self._by_holder:
-            self._by_holder.update({key: [] for chain in self.chains if (key := key_in(chain))})
-            for element in self.elements:
-                if element.holder:
-                    self._by_holder.setdefault(element.holder, []).append(element)
-        return self._by_holder
+        found: dict[str, list[Element]] = {key: [] for chain in self.chains if (key := key_in(chain))}
+        for element in self.elements:
+            if element.holder:
+                found.setdefault(element.holder, []).append(element)
+        return found
+
+    @cached_property
+    def _queues(self) -> Mapping[tuple[str, str, str], Sequence[Element]]:
+        """The elements that wait for a port, by its map, its key and its holder."""
+        found: dict[tuple[str, str, str], list[Element]] = {}
+        for waiter in self.waiters:
+            found.setdefault((waiter.map, waiter.key, waiter.holder), []).append(waiter)
+        return found
 
     @property
     def holders(self) -> AbstractSet[str]:
@@ -147,9 +150,6 @@ class Installed:
 
         Attachments that are ``leaving`` as well are not among them.
         """
-        if not self._queues:
-            for waiter in self.waiters:
-                self._queues.setdefault((waiter.map, waiter.key, waiter.holder), []).append(waiter)
         queue = self._queues.get((waiting_map(element.map), element.key, element.holder), ())
         return [heir for heir in queue if heir.waiter not in leaving and dnat_chain(heir.waiter) in self.chains]
 
