@@ -21,6 +21,7 @@ from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import directory
 from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import Commands
+from cni_hostport.operate.node.commands import node
 from cni_hostport.operate.statements import Status
 
 if TYPE_CHECKING:
@@ -222,3 +223,6 @@ def serve(serve_at: Callable[[str], NoReturn], socket: str) -> None:
     They are faster then. This is what hostport.service runs. SOCKET is where the executable looks for it.
     """
     serve_at(socket)
+
+
+main.add_command(node)
