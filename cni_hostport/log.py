@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     """Writes one line to wherever this call's messages go."""
 
 
+COPIES: list[Log] = []  # where else announcements go
+
+
 def announce(log: Log, line: str) -> None:
     """Tell the operator, who may not see the stderr of a plugin that succeeded: write a line to the log and syslog."""
     import syslog
 
-    log(line)
+    for write in (log, *COPIES):
+        write(line)
     syslog.openlog("hostport", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_NOTICE, escaped(line))

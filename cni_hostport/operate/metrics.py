@@ -64,14 +64,14 @@ class Mappings(Collector):
 
 def text() -> bytes:
     """Return the figures as they are now."""
-    return generate_latest(_registry())
+    return generate_latest(make_registry())
 
 
 def write(path: Path) -> None:
     """Replace a file by the figures, with one rename; raises ``OSError`` naming ``path``."""
     mask = os.umask(0o022)  # node exporter is another user, and has to be able to read it
     try:
-        write_to_textfile(str(path), _registry())
+        write_to_textfile(str(path), make_registry())
     except OSError as error:
         raise OSError(error.errno, f"cannot write it: {error.strerror}", str(path)) from error
     finally:
@@ -80,7 +80,7 @@ def write(path: Path) -> None:
 
 def serve(address: str, port: int, log: Callable[[str], None]) -> None:
     """Answer scrapes for ever; raises ``OSError`` naming the address if it cannot be listened on."""
-    registry = _registry()
+    registry = make_registry()
     generate_latest(registry)  # if the ruleset cannot be read, it fails here
     endpoint = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
@@ -93,7 +93,7 @@ def serve(address: str, port: int, log: Callable[[str], None]) -> None:
     thread.join()
 
 
-def _registry() -> CollectorRegistry:
+def make_registry() -> CollectorRegistry:
     """Return the registry that has these figures and no others."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Mappings())

@@ -21,12 +21,12 @@ from contextlib import suppress
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
-from cni_hostport import afterwards, handover, netlink, plugin, port_wait, skel
+from cni_hostport import afterwards, handover, log, netlink, plugin, port_wait, skel
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.resident import code, credentials
-from cni_hostport.text import escaped
+from cni_hostport.text import escaped, log_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,6 +62,8 @@ def serve(run: RunCall, path: str = SOCKET) -> NoReturn:
     Raises ``OSError`` if there cannot be such a socket, or no child.
     """
     code.load()
+    if "JOURNAL_STREAM" not in os.environ:  # else a line for syslog is in the same journal
+        log.COPIES.append(_own_stderr())
     with netns.scratch_namespace():
         stage = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     listener, remove = _listener(path)
@@ -78,6 +80,12 @@ def serve(run: RunCall, path: str = SOCKET) -> NoReturn:
         _serve(listener, stage, lambda connection: _answer(connection, this.rights, run))
     finally:
         remove()
+
+
+def _own_stderr() -> log.Log:
+    """Return what writes a line to where this process's messages go, and not those of a call."""
+    stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    return log_to(stderr)
 
 
 def _serve(listener: socket.socket, stage: int, answer: Answer) -> NoReturn:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import click
+
+from cni_hostport.libcni.conflist import PLUGIN
+from cni_hostport.operate import arguments, terminal
+from cni_hostport.operate.arguments import CACHES
 
 PATH = click.Path(path_type=Path)
 # where kubeadm, RKE2 and kind have it; the names of others are in conf/kubernetes
@@ -35,3 +41,46 @@ OPTIONS = click.option(
 @click.group()
 def node() -> None:
     """Put this plugin on a node of a cluster, and keep it there."""
+
+
+@node.command()
+@BIN_DIR
+@CONF_DIR
+@OPTIONS
+@CACHES
+@click.option("--listen", type=arguments.listen_address, metavar="[HOST:]PORT", help="Answer scrapes and probes there.")
+@click.option(
+    "--in-container", is_flag=True,
+    help="Enter the mount namespace of process 1, and go on there as the node's installation. All paths are the node's,"
+    " except that of the options.",
+)  # fmt: skip
+def run(
+    bin_dir: Path,
+    conf_dir: Path,
+    options: Path | None,
+    caches: tuple[Path, ...],
+    listen: tuple[str, int] | None,
+    *,
+    in_container: bool,
+) -> None:
+    """Be the agent of this node: what the DaemonSet runs.
+
+    It keeps this plugin's network configuration in step with the primary plugin's, runs the resident process, brings
+    host ports back when their table was deleted, and answers scrapes and probes. A call does without it.
+    """
+    from cni_hostport.operate.node import agent, keeper, mount_namespace
+
+    executable = bin_dir / PLUGIN
+    if in_container:
+        given = [argument for argument in sys.argv[1:] if argument != "--in-container"]
+        mount_namespace.continue_on_node(executable, given, options)
+    this = agent.Agent(executable, keeper.Keeper(conf_dir, options, terminal.log), caches, terminal.log)
+    if listen:
+        this.listen(*listen)
+    this.run()
+
+
+@node.command()
+def pause() -> None:
+    """Do nothing until SIGTERM: the container of a pod whose work is done."""
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})

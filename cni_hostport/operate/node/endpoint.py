@@ -1,0 +1,77 @@
+"""What the agent answers by HTTP: ``/metrics`` to Prometheus, ``/healthz`` and ``/readyz`` to a kubelet."""
+
+from __future__ import annotations
+
+import socket
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import make_wsgi_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from prometheus_client import CollectorRegistry
+
+    Check = Callable[[], str]
+    """Says what is wrong; nothing if all is well."""
+
+TIMEOUT = 10  # seconds for a client to say what it wants
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = TIMEOUT
+
+    def log_message(self, *_: object) -> None:
+        """Keep silent: each scrape would be a line."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind, without a look-up of this host's name, which can take long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = self.server_address[:2]
+        self.setup_environ()
+
+    def handle_error(self, *_: object) -> None:
+        """Keep silent of a client that went away."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def start(address: str, port: int, registry: CollectorRegistry, checks: dict[str, Check]) -> None:
+    """Answer in a thread from now on; ``checks`` has those that are asked by path.
+
+    Raises ``OSError`` naming the address if it cannot be listened on.
+    """
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            page: Iterable[bytes] = metrics(environ, start_response)
+            return page
+        if path not in checks:
+            status, text = "404 Not Found", f"There are {', '.join(['/metrics', *checks])}."
+        elif wrong := checks[path]():
+            status, text = "503 Service Unavailable", wrong
+        else:
+            status, text = "200 OK", "ok"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    server_class = _Server6 if ":" in address else _Server
+    try:
+        server = server_class((address, port), _Handler)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen there: {error.strerror}", f"{address} port {port}") from error
+    server.set_app(answer)
+    Thread(target=server.serve_forever, daemon=True).start()
