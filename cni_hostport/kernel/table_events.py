@@ -29,6 +29,10 @@ class TableEvents:
         """Return a descriptor that can be read when something happened."""
         return self._socket.fileno()
 
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.close()
+
     def is_deleted(self) -> bool:
         """Read all that was reported, and tell whether the table was deleted, or may have been."""
         found = False

@@ -26,6 +26,7 @@ PORT_PROTOCOLS = tuple(PROTOCOLS.values())  # the first is the default
 PATH = click.Path(path_type=Path)
 CACHES = click.option(
     "--cache-dir", "caches", type=PATH, multiple=True, default=[directory.DEFAULT], show_default=True,
+    envvar="HOSTPORT_CACHE_DIR",
     help="Where runtimes keep what they asked for (libcni's cache); can be given several times.",
 )  # fmt: skip
 

@@ -124,6 +124,7 @@ def explain(
     multiple=True,
     default=[CONF_DIR],
     show_default=True,
+    envvar="HOSTPORT_CONF_DIR",
     help="Where runtimes look for network configurations; can be given several times.",
 )
 @CACHES

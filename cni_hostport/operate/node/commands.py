@@ -15,8 +15,9 @@ from cni_hostport.operate.arguments import CACHES
 PATH = click.Path(path_type=Path)
 # where kubeadm, RKE2 and kind have it; the names of others are in conf/kubernetes
 BIN_DIR = click.option(
-    "--bin-dir", type=PATH, default=Path("/opt/cni/bin"), show_default=True, help="Where runtimes look for CNI plugins."
-)
+    "--bin-dir", type=PATH, default=Path("/opt/cni/bin"), show_default=True, envvar="HOSTPORT_BIN_DIR",
+    help="Where runtimes look for CNI plugins.",
+)  # fmt: skip
 LIB_DIR = click.option(
     "--lib-dir",
     type=PATH,
@@ -25,7 +26,7 @@ LIB_DIR = click.option(
     help="Where installations go, one a version.",
 )
 CONF_DIR = click.option(
-    "--conf-dir", type=PATH, default=Path("/etc/cni/net.d"), show_default=True,
+    "--conf-dir", type=PATH, default=Path("/etc/cni/net.d"), show_default=True, envvar="HOSTPORT_CONF_DIR",
     help="Where runtimes look for network configurations.",
 )  # fmt: skip
 ROOT = click.option(
@@ -78,6 +79,19 @@ def run(
     if listen:
         this.listen(*listen)
     this.run()
+
+
+@node.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@BIN_DIR
+@click.argument("command", nargs=-1, required=True)
+def enter(bin_dir: Path, command: tuple[str, ...]) -> None:
+    """Run a command of this plugin on the node, from within a container of the DaemonSet.
+
+    For example: hostport node enter list
+    """
+    from cni_hostport.operate.node import mount_namespace
+
+    mount_namespace.continue_on_node(bin_dir / PLUGIN, command)
 
 
 @node.command()

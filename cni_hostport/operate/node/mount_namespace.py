@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from errno import EINVAL
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 FIRST_PROCESS = "/proc/1/ns/mnt"
 CLONE_NEWNS = 0x20000  # linux/sched.h
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # nothing of the container's
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+KEPT = "HOSTPORT_"  # beginning of the environment variables that are this plugin's
 
 
-def continue_on_node(executable: Path, arguments: Sequence[str], options: Path | None) -> NoReturn:
+def continue_on_node(executable: Path, arguments: Sequence[str], options: Path | None = None) -> NoReturn:
     """Become the node's executable, with these arguments.
 
     The file of the options is one of the container. Its directory stays open, and ``--options`` is given once more, as
@@ -31,7 +33,8 @@ def continue_on_node(executable: Path, arguments: Sequence[str], options: Path |
         os.set_inheritable(directory, True)  # noqa: FBT003 - the function has no name for it
         given += ["--options", f"/proc/self/fd/{directory}/{options.name}"]
     _enter()
-    os.execve(executable, [str(executable), *given], ENVIRONMENT)  # noqa: S606 - this plugin itself
+    environment = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    os.execve(executable, [str(executable), *given], {"PATH": PATH, **environment})  # noqa: S606 - this plugin itself
 
 
 def _enter() -> None:

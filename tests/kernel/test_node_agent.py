@@ -1,0 +1,196 @@
+"""The agent of a node, as the DaemonSet's container runs it, but in a mount namespace and on a node of the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import pytest
+from lab import CLIENT4, NODE4, Node, config, mapping, wait
+from libcni_cache import Cache
+from resident import eventually
+from restoration import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 9477
+PRIMARY = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, {"type": "portmap"}]}
+# with a /run of its own, where the resident process has its socket, but with the machine's network namespaces
+WITH_OWN_RUN = """
+set -e
+mkdir "$0/netns"
+mount --rbind /run/netns "$0/netns"
+mount -t tmpfs tmpfs /run
+mkdir /run/netns
+mount --move "$0/netns" /run/netns
+exec "$@"
+"""
+
+
+class Agent:
+    """The agent on a node, which it prepares so that calls find its resident process."""
+
+    def __init__(self, node: Node, top: Path) -> None:
+        self.node, self.top = node, top
+        self.bin, self.conf, self.log = top / "bin", top / "net.d", top / "log"
+        self.bin.mkdir()
+        self.conf.mkdir()
+        self.executable = self.bin / "hostport"
+        self.executable.symlink_to(Path(sys.prefix) / "bin" / "hostport")
+        self.cache = Cache(top / "cache")
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            "unshare", "--mount", "sh", "-c", WITH_OWN_RUN, self.top, self.executable, "node", "run",
+            f"--bin-dir={self.bin}", f"--conf-dir={self.conf}", f"--cache-dir={self.cache.directory}",
+            f"--listen=0.0.0.0:{PORT}",
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            inside = ["nsenter", f"--net={self.node.path}", *command]
+            self.process = subprocess.Popen(inside, stdout=log, stderr=log)
+        self.node.launcher = ["nsenter", f"--target={self.process.pid}", "--mount", str(self.executable)]
+        assert eventually(self.has_resident), self.log.read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+    def has_resident(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/root/run/hostport.sock").exists()
+
+    def children(self) -> list[int]:
+        number = self.process.pid
+        return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+    def resident(self) -> int:
+        return next(child for child in self.children() if b"serve" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+    def write_primary(self, name: str = "10-pods.conflist") -> None:
+        written = self.conf / f".{name}"
+        written.write_text(json.dumps(PRIMARY))
+        written.rename(self.conf / name)
+
+    def get(self, path: str) -> tuple[int, str]:
+        curl = [
+            "curl",
+            "--silent",
+            "--max-time",
+            "20",
+            "--write-out",
+            "\n%{http_code}",
+            f"http://127.0.0.1:{PORT}{path}",
+        ]
+        text, _, status = self.node.run(*curl).stdout.rpartition("\n")
+        return int(status), text
+
+    def is_ready(self) -> bool:
+        return self.get("/readyz")[0] == 200
+
+
+@pytest.fixture
+def agent(node: Node, tmp_path: Path) -> Iterator[Agent]:
+    with Agent(node, tmp_path) as made:
+        yield made
+
+
+def test_it_is_ready_when_the_next_pod_gets_its_host_ports(agent: Agent) -> None:
+    status, text = agent.get("/readyz")
+    assert (status, str(agent.conf) in text) == (503, True)
+    agent.write_primary()
+    assert eventually(agent.is_ready), agent.log.read_text()
+    ours = json.loads((agent.conf / "00-hostport.conflist").read_text())
+    assert [plugin["type"] for plugin in ours["plugins"]] == ["bridge", "hostport"]
+    assert agent.get("/healthz") == (200, "ok\n")
+
+
+def test_it_is_not_ready_where_the_executable_is_another_version(agent: Agent) -> None:
+    agent.write_primary()
+    assert eventually(agent.is_ready)
+    agent.executable.unlink()
+    agent.executable.symlink_to("/opt/hostport/other/bin/hostport")
+    status, text = agent.get("/readyz")
+    assert (status, "/opt/hostport/other/bin/hostport" in text) == (503, True)
+
+
+def test_it_is_not_ready_where_nftables_cannot_be_used(agent: Agent) -> None:
+    agent.write_primary()
+    assert eventually(agent.is_ready)
+    agent.node.nft_file(
+        "add table inet hostport { flags dormant; }\nadd map inet hostport hostports { type mark : mark; }"
+    )
+    status, text = agent.get("/readyz")
+    assert (status, "host ports are not available" in text) == (503, True)
+
+
+def test_it_brings_host_ports_back_when_the_table_was_deleted(agent: Agent, node: Node) -> None:
+    pod = running(node, agent.cache, mapping(8080))
+    pod.serve("tcp", 80, "web")
+    node.nft("flush ruleset")
+    assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
+    assert node.client.ask("tcp", NODE4, 8080) == f"web {CLIENT4}"
+    assert "was deleted" in agent.log.read_text()
+
+
+def test_it_brings_host_ports_back_that_were_lost_before_its_start(agent: Agent, node: Node) -> None:
+    pod = running(node, agent.cache, mapping(8080))
+    pod.serve("tcp", 80, "web")
+    agent.end()
+    node.nft("flush ruleset")
+    agent.start()
+    assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
+
+
+def test_a_resident_process_that_is_killed_is_started_again(agent: Agent, node: Node) -> None:
+    first = agent.resident()
+    os.kill(first, signal.SIGKILL)
+    node.add(node.pod(4), mapping(8080))
+    assert eventually(lambda: [agent.resident()] != [first] and agent.has_resident())
+    assert "the resident process ended with status -9" in agent.log.read_text()
+
+
+def test_its_end_is_nobodys_loss(agent: Agent, node: Node) -> None:
+    holder, waiting = node.pod(4), node.pod(4)
+    node.add(holder, mapping(8080))
+    started = node.start("ADD", waiting, config(waiting, mapping(8080), waitForHolder=10))
+    assert eventually(lambda: "waiting" in node.ruleset()), node.ruleset()
+    agent.process.send_signal(signal.SIGTERM)
+    node.delete(holder)
+    assert wait(started).status == 0
+    agent.process.wait(timeout=30)
+    assert (agent.process.returncode, agent.has_resident()) == (0, False)
+    assert f"{waiting.ip4} . tcp . 80" in node.ruleset() or node.holds(waiting)
+
+
+def test_it_logs_take_overs(agent: Agent, node: Node) -> None:
+    dead, next_ = node.pod(4), node.pod(4)
+    node.add(dead, mapping(8080))
+    dead.remove()
+    node.add(next_, mapping(8080))
+    assert eventually(lambda: re.search("takes over", agent.log.read_text()))
+
+
+def test_it_answers_scrapes(agent: Agent, node: Node) -> None:
+    node.add(node.pod(4), mapping(8080))
+    status, text = agent.get("/metrics")
+    assert (status, 'hostport_mappings{family="ipv4",protocol="tcp"} 1.0' in text) == (200, True)
+    assert agent.get("/")[0] == 404
+
+
+def test_an_address_that_cannot_be_listened_on_is_named(node: Node, tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-m", "cni_hostport", "node", "run", "--listen=203.0.113.1:9477"]
+    ran = node.run(*command, f"--conf-dir={tmp_path}", f"--bin-dir={tmp_path}", check=False)
+    assert (ran.returncode, "203.0.113.1 port 9477: cannot listen there" in ran.stderr) == (1, True)
