@@ -49,7 +49,7 @@ class Agent:
 
     def start(self) -> None:
         command = [
-            "unshare", "--mount", "sh", "-c", WITH_OWN_RUN, self.top, self.executable, "node", "run",
+            "unshare", "--mount", "sh", "-c", WITH_OWN_RUN, str(self.top), str(self.executable), "node", "run",
             f"--bin-dir={self.bin}", f"--conf-dir={self.conf}", f"--cache-dir={self.cache.directory}",
             f"--listen=0.0.0.0:{PORT}",
         ]  # fmt: skip

@@ -36,7 +36,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         """Bind, without a look-up of this host's name, which can take long."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
     def handle_error(self, *_: object) -> None:
