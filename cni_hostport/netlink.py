@@ -112,7 +112,7 @@ class Netlink:
         missing = set(range(len(messages)))
         # the kernel has answered before send() returns, and continues a dump before recv() does: nothing to wait for
         while missing and (data := self._received()):
-            for kind, flags, sequence, body in messages(data):
+            for kind, flags, sequence, body in messages_in(data):
                 number = sequence - first
                 if number < 0:
                     continue
@@ -136,7 +136,7 @@ class Netlink:
             return b""
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Return type, flags, sequence number and body of each message in a datagram."""
     offset = 0
     while offset < len(data):

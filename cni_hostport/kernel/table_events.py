@@ -46,7 +46,7 @@ class TableEvents:
                     raise
                 found = True  # reports were lost: there were more than the socket holds
             else:
-                found |= any(_deletes(kind, body) for kind, _, _, body in netlink.messages(data))
+                found |= any(_deletes(kind, body) for kind, _, _, body in netlink.messages_in(data))
 
 
 def _deletes(kind: int, body: bytes) -> bool:
