@@ -105,14 +105,14 @@ class Configuration:
         """Tell whether it is multus', which hands pods to a configuration of another file or in itself."""
         return not MULTUS.isdisjoint(self.types)
 
-    def delegates_to(self, network: str) -> bool:
-        """Tell whether multus hands pods of a network to a configuration, of this file, that has this plugin in it."""
+    @property
+    def delegates_to_hostport(self) -> bool:
+        """Tell whether multus hands pods to a configuration within this file that has this plugin in it."""
         delegates = self.document.get("delegates")
         documents = [item for item in delegates if isinstance(item, dict)] if isinstance(delegates, list) else []
         plugins = [
             plugin
             for document in documents
-            if document.get("name") == network
             for plugin in (document["plugins"] if isinstance(document.get("plugins"), list) else [document])
         ]
         return any(isinstance(plugin, dict) and folded(plugin, "type") == PLUGIN for plugin in plugins)

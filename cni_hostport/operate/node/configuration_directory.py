@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cni_hostport.log import Log
 
 SUFFIXES = (".conflist", ".conf", ".json")
-# The first that fits is ours. It sorts behind multus' 00-multus.conf, so that multus, whenever it comes, finds ours as the
-# configuration to hand pods to, and before what others use.
+# The first that fits is ours. It sorts behind multus' 00-multus.conf, so that multus, whenever it comes, finds ours as
+# the configuration to hand pods to, and before what others use.
 NAMES = (
     "01-hostport.conflist",
     "00-hostport.conflist",
@@ -29,7 +29,7 @@ NAMES = (
     "0-hostport.conflist",
     "+hostport.conflist",
 )
-# In the same directory: containerd does not look when a file is moved in from elsewhere. Of no suffix that runtimes know.
+# of no suffix that runtimes know, and in the same directory: containerd does not notice what is moved in from elsewhere
 TEMPORARY = ".hostport-"
 CILIUM_SUFFIX = ".cilium_bak"
 MULTUS_PREFIX = "00-multus"  # multus itself knows its file by this
@@ -42,8 +42,8 @@ class Listing:
     ours: dict[str, bytes]
     others: tuple[str, ...]
 
-    def name_before(self, primary: str, multus: tuple[str, ...]) -> str | None:
-        """Return a name for ours with which it comes before the primary's and behind multus', ``None`` if there is none."""
+    def name_before(self, primary: str, multus: list[str]) -> str | None:
+        """Return a name for ours that sorts before the primary's and behind multus', ``None`` if there is none."""
         fitting = (
             name
             for name in NAMES
@@ -129,9 +129,8 @@ class Directory:
     def remove_leftovers(self) -> None:
         """Remove what Cilium renamed of ours, and what was left half written; raises ``OSError``."""
         for name in os.listdir(self.path):
-            if name.endswith(CILIUM_SUFFIX) and name.removesuffix(CILIUM_SUFFIX) in NAMES and self._ours(name):
-                self.remove(name)
-            elif name.startswith(TEMPORARY) and name.endswith(".tmp"):
+            was_ours = name.endswith(CILIUM_SUFFIX) and name.removesuffix(CILIUM_SUFFIX) in NAMES
+            if (was_ours and self._ours(name)) or (name.startswith(TEMPORARY) and name.endswith(".tmp")):
                 self.remove(name)
 
 
