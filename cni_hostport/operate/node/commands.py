@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
+
+from cni_hostport.text import escaped
 
 PATH = click.Path(path_type=Path)
 # where kubeadm, RKE2 and kind have it; the names of others are in conf/kubernetes
@@ -35,3 +38,31 @@ OPTIONS = click.option(
 @click.group()
 def node() -> None:
     """Put this plugin on a node of a cluster, and keep it there."""
+
+
+@node.command()
+@CONF_DIR
+@OPTIONS
+@click.option("--remove", is_flag=True, help="Remove this plugin's network configuration, and nobody else's.")
+def configure(conf_dir: Path, options: Path | None, *, remove: bool) -> None:
+    """Put this plugin into the network configuration that runtimes take, once.
+
+    The primary plugin's file stays as it is: a file of our own sorts before it, with the same network and this plugin
+    in the place of portmap, or behind all others.
+    """
+    from cni_hostport.operate.node import configuration_directory, configuration_keeper
+
+    def log(line: str) -> None:
+        click.echo(escaped(line), err=True)
+
+    if remove:
+        try:
+            configuration_directory.remove(conf_dir, log)
+        except OSError as error:
+            log(f"{error.filename or conf_dir}: {error.strerror}")
+            sys.exit(1)
+        return
+    with configuration_keeper.Keeper(conf_dir, options, log) as keeper:
+        while (state := keeper.update()).is_passing:
+            keeper.wait(state.again)
+    sys.exit(not state.is_ready)

@@ -200,7 +200,8 @@ def derive(primary: Configuration, options: dict[str, Any]) -> Derived:
         result = _edited(text, [*edits, (members[MARK].start, members[MARK].end, mark)])
     else:
         start = json_text.after_space(text, 0) + 1
-        result = _edited(text, [*edits, (start, start, f"\n  {json.dumps(MARK)}: {mark},")])
+        space = "" if text[start : start + 1].isspace() else " "
+        result = _edited(text, [*edits, (start, start, f"\n  {json.dumps(MARK)}: {mark},{space}")])
     return Derived(result.encode(errors="surrogateescape"), tuple(notes))
 
 

@@ -39,7 +39,7 @@ RETRY = 5  # after an error of the file system
 GRACE = 10  # for a primary that is gone; its plugin may be about to write it again
 QUIET = 1  # a primary that is being written is not worth a message
 PAUSE = 0.05  # between updates, while somebody writes without an end
-# writes at once, and then the seconds between two: where programs undo each other's work, each wakes the runtime as well
+# writes at once, and then the seconds between two: programs could undo each other's work, and each write wakes runtimes
 BURST, REFILL = 10, 10
 
 
@@ -53,7 +53,7 @@ class Keeper:
     def __init__(
         self, conf_dir: Path, options: Path | None, log: Log, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take the directory, a file with options, which is read again each time, and who gets lines for the operator."""
+        """Take the directory, a file with options that each update reads, and who gets lines for the operator."""
         self._directory = Directory(conf_dir)
         self._options_file = options
         self._log = log
@@ -152,8 +152,8 @@ class Keeper:
             state = State(Condition.IN_STEP, f"{name} is derived from {primary.file}")
         if multus and not self._multus_has_hostport(multus[0]):
             msg = (
-                f"{multus[0].file} of multus hands pods to a configuration without hostport: restart multus, which then "
-                f"takes {name}, or give it that file as its multusMasterCNI"
+                f"{multus[0].file} of multus hands pods to a configuration without hostport: restart multus, "
+                f"which then takes {name}, or give it that file as its multusMasterCNI"
             )
             raise PostponedError(msg)
         return state

@@ -21,7 +21,7 @@ class State:
     """What an update found and did.
 
     ``sentence`` is for a person. ``has_hostport`` tells whether the file that a runtime takes now leads to this plugin,
-    even where it is not the newest. ``again`` is the number of seconds until another update is due without a change, and
+    even where it is not the newest. ``again`` is the number of seconds until another update is due without a change.
     ``is_passing`` tells that another program seems to be in the middle of its work.
     """
 

@@ -94,4 +94,4 @@ def _places(directory: Path) -> list[Path]:
     """Return a directory, and the next above it that exists: there it appears, or a link to it is changed."""
     absolute = Path(os.path.abspath(directory))
     above = next((parent for parent in absolute.parents if parent.is_dir()), Path("/"))
-    return [absolute, above]
+    return [above, absolute]
