@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import bundle
 import pytest
-from go_tools import ROOT, TOOLS
-
 from cluster.cluster import pod, port
 from cluster.traffic import PodTraffic, PortTraffic
+from go_tools import ROOT, TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from cluster.machine import Machine
 
 MANIFESTS = ROOT / "conf" / "kubernetes"
-PRIMARY, OURS = "/etc/cni/net.d/10-containerd-net.conflist", "/etc/cni/net.d/00-hostport.conflist"
+PRIMARY, OURS = "/etc/cni/net.d/10-containerd-net.conflist", "/etc/cni/net.d/01-hostport.conflist"
 CONFORMANCE = "validates that there is no conflict between pods with same hostPort but different hostIP and protocol"
 AGENTS = ("--namespace=kube-system", "--selector=app.kubernetes.io/name=hostport")
 LONG = 180  # seconds
@@ -92,7 +91,7 @@ def rolled_out(with_old_pods: Cluster) -> Cluster:
 
 def test_both_nodes_switch_and_nobodys_file_is_touched(rolled_out: Cluster) -> None:
     for node in rolled_out.nodes:
-        assert files(node) == ["00-hostport.conflist", "10-containerd-net.conflist"]
+        assert files(node) == ["01-hostport.conflist", "10-containerd-net.conflist"]
         assert types(node, PRIMARY) == ["bridge", "portmap"]
         assert types(node, OURS) == ["bridge", "hostport"]
 
@@ -224,12 +223,16 @@ def test_an_upgrade_fails_no_call_and_loses_no_port(rolled_out: Cluster, tmp_pat
 def test_a_removal_leaves_running_pods_their_ports_and_then_nothing(rolled_out: Cluster) -> None:
     with rolled_out.running(*web(rolled_out, "last", 8085)):
         rolled_out.kubectl("apply", "--kustomize", MANIFESTS / "kubeadm" / "uninstall")
-        rolled_out.wait_for(lambda: all(files(node) == ["10-containerd-net.conflist"] for node in rolled_out.nodes), LONG)
+        rolled_out.wait_for(
+            lambda: all(files(node) == ["10-containerd-net.conflist"] for node in rolled_out.nodes), LONG
+        )
         assert answers(rolled_out, 8085) == both("last")
         assert answers(rolled_out, 8080) == both("old")
         with rolled_out.running(*web(rolled_out, "after", 8086)):
             assert answers(rolled_out, 8086) == both("after")
-    told = rolled_out.kubectl("rollout", "status", "daemonset/hostport", "--namespace=kube-system", f"--timeout={LONG}s")
+    told = rolled_out.kubectl(
+        "rollout", "status", "daemonset/hostport", "--namespace=kube-system", f"--timeout={LONG}s"
+    )
     assert "successfully rolled out" in told, told + rolled_out.story()
     for node in rolled_out.nodes:
         assert node.run("ls", "/opt/cni/bin").stdout.split() == ["bridge", "host-local", "loopback", "portmap"]

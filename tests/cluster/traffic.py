@@ -7,9 +7,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from resident import eventually
-
 from cluster.cluster import pod, port
+from resident import eventually
 
 if TYPE_CHECKING:
     from cluster.cluster import Cluster

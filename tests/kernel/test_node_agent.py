@@ -25,7 +25,7 @@ PRIMARY = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}
 # with a /run of its own, where the resident process has its socket, but with the machine's network namespaces
 WITH_OWN_RUN = """
 set -e
-mkdir "$0/netns"
+mkdir -p "$0/netns"
 mount --rbind /run/netns "$0/netns"
 mount -t tmpfs tmpfs /run
 mkdir /run/netns
@@ -49,7 +49,8 @@ class Agent:
 
     def start(self) -> None:
         command = [
-            "unshare", "--mount", "sh", "-c", WITH_OWN_RUN, str(self.top), str(self.executable), "node", "run",
+            "unshare", "--mount", "--propagation=slave", "sh", "-c", WITH_OWN_RUN, str(self.top),
+            str(self.executable), "node", "run",
             f"--bin-dir={self.bin}", f"--conf-dir={self.conf}", f"--cache-dir={self.cache.directory}",
             f"--listen=0.0.0.0:{PORT}",
         ]  # fmt: skip
@@ -76,11 +77,11 @@ class Agent:
         number = self.process.pid
         return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
 
-    def resident(self) -> int:
-        return next(child for child in self.children() if b"serve" in Path(f"/proc/{child}/cmdline").read_bytes())
+    def residents(self) -> list[int]:
+        return [child for child in self.children() if b"serve" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def write_primary(self, name: str = "10-pods.conflist") -> None:
-        written = self.conf / f".{name}"
+        written = self.conf / f"{name}.new"
         written.write_text(json.dumps(PRIMARY))
         written.rename(self.conf / name)
 
@@ -112,7 +113,7 @@ def test_it_is_ready_when_the_next_pod_gets_its_host_ports(agent: Agent) -> None
     assert (status, str(agent.conf) in text) == (503, True)
     agent.write_primary()
     assert eventually(agent.is_ready), agent.log.read_text()
-    ours = json.loads((agent.conf / "00-hostport.conflist").read_text())
+    ours = json.loads((agent.conf / "01-hostport.conflist").read_text())
     assert [plugin["type"] for plugin in ours["plugins"]] == ["bridge", "hostport"]
     assert agent.get("/healthz") == (200, "ok\n")
 
@@ -155,10 +156,10 @@ def test_it_brings_host_ports_back_that_were_lost_before_its_start(agent: Agent,
 
 
 def test_a_resident_process_that_is_killed_is_started_again(agent: Agent, node: Node) -> None:
-    first = agent.resident()
+    (first,) = agent.residents()
     os.kill(first, signal.SIGKILL)
     node.add(node.pod(4), mapping(8080))
-    assert eventually(lambda: [agent.resident()] != [first] and agent.has_resident())
+    assert eventually(lambda: agent.residents() not in ([first], []) and agent.has_resident())
     assert "the resident process ended with status -9" in agent.log.read_text()
 
 

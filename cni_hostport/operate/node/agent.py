@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_hostport import __version__
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.log import Log
-    from cni_hostport.operate.node.keeper import Keeper
+    from cni_hostport.operate.node.configuration_keeper import Keeper
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
@@ -69,10 +70,11 @@ class Agent:
             for number in ENDING:
                 signal.signal(number, self._end)
             for watched in (wakes, self._events, self._keeper):
-                selector.register(watched, selectors.EVENT_READ)
+                with suppress(ValueError):  # what has no descriptor is looked at now and then
+                    selector.register(watched, selectors.EVENT_READ)
             while not self._is_ending:
                 self._turn()
-                selector.select(timeout=self._resident.keep())
+                selector.select(timeout=min(self._resident.keep(), self._keeper.due()))
         self._restorer.stop()
         self._resident.stop()
         self._log("ended; host ports stay, and calls run without it")
@@ -82,7 +84,8 @@ class Agent:
         if self._events.is_deleted():
             self._log("the table inet hostport was deleted: host ports are brought back")
             self._restorer.want()
-        self._keeper.update()
+        if self._keeper.wait(0):
+            self._keeper.update()
         self._restorer.work()
 
     def _end(self, *_: object) -> None:
@@ -98,7 +101,8 @@ class Agent:
         found = os.path.realpath(self._executable)
         if found != own:
             return f"{self._executable} leads to {found}, and not to this version, {own}"
-        return self._keeper.state.problem or self._why_unavailable()
+        state = self._keeper.state
+        return self._why_unavailable() if state.is_ready else state.sentence
 
     def _why_unavailable(self) -> str:
         """Ask the executable, as a runtime does."""

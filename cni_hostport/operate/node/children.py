@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cni_hostport.log import Log
 
@@ -26,6 +25,12 @@ POLL = 0.05  # seconds
 def adopt_orphans() -> None:
     """Become the parent of those whose parent ends: the children of the resident process, which run calls."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    """Return the process IDs of this process's children, adopted ones included."""
+    process = os.getpid()
+    return {int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()}
 
 
 class Resident:
@@ -56,14 +61,15 @@ class Resident:
 
     def stop(self) -> None:
         """End it, and wait until the calls that it has taken are done, but not for ever."""
-        if self._process:
+        if self._process and self._process.poll() is None:
+            others = _children()
             self._process.terminate()
             self._process.wait()
-        deadline = time.monotonic() + LAST_CALLS
-        with suppress(ChildProcessError):  # there are none left
-            while time.monotonic() < deadline:
-                if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                    time.sleep(POLL)
+            deadline = time.monotonic() + LAST_CALLS
+            while (calls := _children() - others) and time.monotonic() < deadline:
+                for process in calls:
+                    os.waitpid(process, os.WNOHANG)
+                time.sleep(POLL)
 
 
 class Restorer:

@@ -45,6 +45,27 @@ def node() -> None:
 
 
 @node.command()
+@CONF_DIR
+@OPTIONS
+@click.option("--remove", is_flag=True, help="Remove this plugin's network configuration, and nobody else's.")
+def configure(conf_dir: Path, options: Path | None, *, remove: bool) -> None:
+    """Put this plugin into the network configuration that runtimes take, once.
+
+    The primary plugin's file stays as it is: a file of our own sorts before it, with the same network and this plugin
+    in the place of portmap, or behind all others.
+    """
+    from cni_hostport.operate.node import configuration_directory, configuration_keeper
+
+    if remove:
+        configuration_directory.remove(conf_dir, terminal.log)
+        return
+    with configuration_keeper.Keeper(conf_dir, options, terminal.log) as keeper:
+        while (state := keeper.update()).is_passing:
+            keeper.wait(state.again)
+    sys.exit(not state.is_ready)
+
+
+@node.command()
 @BIN_DIR
 @CONF_DIR
 @OPTIONS
@@ -69,13 +90,14 @@ def run(
     It keeps this plugin's network configuration in step with the primary plugin's, runs the resident process, brings
     host ports back when their table was deleted, and answers scrapes and probes. A call does without it.
     """
-    from cni_hostport.operate.node import agent, keeper, mount_namespace
+    from cni_hostport.operate.node import agent, mount_namespace
+    from cni_hostport.operate.node.configuration_keeper import Keeper
 
     executable = bin_dir / PLUGIN
     if in_container:
         given = [argument for argument in sys.argv[1:] if argument != "--in-container"]
         mount_namespace.continue_on_node(executable, given, options)
-    this = agent.Agent(executable, keeper.Keeper(conf_dir, options, terminal.log), caches, terminal.log)
+    this = agent.Agent(executable, Keeper(conf_dir, options, terminal.log), caches, terminal.log)
     if listen:
         this.listen(*listen)
     this.run()
@@ -97,4 +119,6 @@ def enter(bin_dir: Path, command: tuple[str, ...]) -> None:
 @node.command()
 def pause() -> None:
     """Do nothing until SIGTERM: the container of a pod whose work is done."""
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
