@@ -165,7 +165,9 @@ class Keeper:
             try:
                 configuration = self._directory.read(name)
             except FileNotFoundError:
-                continue  # since the listing
+                # since the listing, of which the rest may be as old
+                sentence, condition = self.state.sentence, self.state.condition
+                raise PostponedError(sentence, condition, again=PAUSE, is_passing=True) from None
             except ValueError as fault:
                 if name.startswith(MULTUS_PREFIX):
                     continue
