@@ -10,28 +10,48 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, handover
+from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, __version__, handover
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MARK = "native executable of "
 
 
 def options(executable: str, socket: str = handover.SOCKET) -> list[str]:
     """Return the options of a C compiler, for the path of a Python executable and of the resident process's socket."""
+    return _options([executable], {}, handover.__file__, f"{MARK}{executable}", socket)
+
+
+def bundle_options(python: Sequence[str], environment: Mapping[str, str | None], module: str) -> list[str]:
+    """Return the options for an executable that starts Python by a command, with variables that are set or unset.
+
+    What begins with ``./`` there, and in the path of the module ``handover``, is below the directory in whose ``bin``
+    the executable will lie.
+    """
+    return _options(python, environment, module, f"{MARK}a bundle", handover.SOCKET)
+
+
+def _options(
+    python: Sequence[str], environment: Mapping[str, str | None], module: str, mark: str, socket: str
+) -> list[str]:
     texts = {
-        "EXECUTABLE": executable,
         "SOCKET": socket,
-        "INSTALLATION_MARK": MARK,
+        "INSTALLATION_MARK": mark,
         "NATIVE": handover.NATIVE,
-        "IDENTITY": handover.IDENTITY,
+        "VERSION": __version__,
+        "MODULE": module,
         "TAKEN": handover.TAKEN.decode(),
         "AT_WORK": handover.AT_WORK.decode(),
         "CANNOT_START": handover.CANNOT_START,
     }
     definitions = {
         **{name: _literal(text) for name, text in texts.items()},
+        "PYTHON": _literals(python),
+        "ENVIRONMENT": "".join(
+            f"{{{_literal(name)}, {'NULL' if value is None else _literal(value)}}}, "
+            for name, value in environment.items()
+        ),
         "COMMANDS": _literals(handover.COMMANDS),
         "VARIABLES": _literals(handover.VARIABLES),
         "UNTIL_TAKEN": _milliseconds(handover.UNTIL_TAKEN),
