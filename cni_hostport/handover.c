@@ -183,7 +183,7 @@ static bool send_request(int connection, const int *descriptors)
     struct stat netns;
     const char *module = located(MODULE);
     struct iovec parts[3 + 2 * LENGTH(variables)] = {
-        {VERSION " ", sizeof VERSION}, {(char *)module, strlen(module) + 1} /* the NUL after it included */
+        {IDENTITY, sizeof IDENTITY - 1}, {(char *)module, strlen(module) + 1} /* the NUL after it included */
     };
     size_t count = 2;
     if (!stat(value_of("CNI_NETNS"), &netns))

@@ -20,27 +20,29 @@ MARK = "native executable of "
 
 def options(executable: str, socket: str = handover.SOCKET) -> list[str]:
     """Return the options of a C compiler, for the path of a Python executable and of the resident process's socket."""
-    return _options([executable], {}, handover.__file__, f"{MARK}{executable}", socket)
+    texts = {"SOCKET": socket, "INSTALLATION_MARK": f"{MARK}{executable}", "IDENTITY": handover.IDENTITY, "MODULE": ""}
+    return _options([executable], {}, texts)
 
 
 def bundle_options(python: Sequence[str], environment: Mapping[str, str | None], module: str) -> list[str]:
     """Return the options for an executable that starts Python by a command, with variables that are set or unset.
 
-    What begins with ``./`` there, and in the path of the module ``handover``, is below the directory in whose ``bin``
-    the executable will lie.
+    ``module`` is the path of ``handover``. What begins with ``./`` is below the directory in whose ``bin`` the
+    executable will lie.
     """
-    return _options(python, environment, module, f"{MARK}a bundle", handover.SOCKET)
-
-
-def _options(
-    python: Sequence[str], environment: Mapping[str, str | None], module: str, mark: str, socket: str
-) -> list[str]:
     texts = {
-        "SOCKET": socket,
-        "INSTALLATION_MARK": mark,
-        "NATIVE": handover.NATIVE,
-        "VERSION": __version__,
+        "SOCKET": handover.SOCKET,
+        "INSTALLATION_MARK": f"{MARK}a bundle",
+        "IDENTITY": f"{__version__} ",
         "MODULE": module,
+    }
+    return _options(python, environment, texts)
+
+
+def _options(python: Sequence[str], environment: Mapping[str, str | None], texts: Mapping[str, str]) -> list[str]:
+    texts = {
+        **texts,
+        "NATIVE": handover.NATIVE,
         "TAKEN": handover.TAKEN.decode(),
         "AT_WORK": handover.AT_WORK.decode(),
         "CANNOT_START": handover.CANNOT_START,

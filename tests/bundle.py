@@ -42,8 +42,7 @@ def archive(version: str = __version__) -> Path:
     packed = CACHE / _key() / f"hostport-{version}.tar.gz"
     if not packed.exists():
         tree = directory(version)
-        command = [SYSTEM_PYTHON, "-c", PACK, tree, packed, ROOT / "conf" / "bundle"]
-        subprocess.run(command, check=True)
+        subprocess.run([SYSTEM_PYTHON, "-Bc", PACK, tree, packed, ROOT / "conf" / "bundle"], check=True)
     return packed
 
 

@@ -47,6 +47,8 @@ def write_executable(source: Path, bundle: Path) -> None:
     target = bundle / "bin" / "hostport"
     target.unlink(missing_ok=True)  # it is appended to below
     compiler = os.environ.get("CC", "cc").split()
-    subprocess.run([*compiler, "-O2", "-static", "-s", "-Wl,--build-id=none", *options, "-o", target, source], check=True)
+    subprocess.run(
+        [*compiler, "-O2", "-static", "-s", "-Wl,--build-id=none", *options, "-o", target, source], check=True
+    )
     with zipfile.ZipFile(target, "a") as program:
         program.writestr(zipfile.ZipInfo("__main__.py"), AGAIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 LIBNFTABLES = "libnftables.so.1"
@@ -36,11 +37,12 @@ def loader(bundle: Path) -> Path:
 
 def _found(name: str) -> Path:
     cached = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
-    return Path(re.search(rf"{re.escape(name)} .*=> (/\S+)", cached)[1])
+    paths = re.findall(rf"{re.escape(name)} .*=> (/\S+)", cached)
+    return Path(paths[0])
 
 
 def _libraries(path: Path) -> list[Path]:
     listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
     if "not found" in listed:
-        raise SystemExit(f"{path}: {listed}")
+        sys.exit(f"a library that {path} is linked with is missing: {listed}")
     return [Path(found[1]) for found in FOUND.finditer(listed)]

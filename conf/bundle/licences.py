@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 DOCUMENTS = Path("/usr/share/doc")
@@ -29,8 +30,8 @@ def _debian_packages(files: list[Path]) -> list[str]:
     """Return the names of the packages that files belong to, by either name of a file where /lib leads to /usr/lib."""
     names = [str(path) for path in files] + [str(path).removeprefix("/usr") for path in files]
     asked = subprocess.run(["dpkg-query", "--search", *names], capture_output=True, text=True, check=False).stdout
-    owners = dict(reversed(line.split(": ", 1)) for line in asked.splitlines() if not line.startswith("diversion"))
+    owners = {path: name for name, path in (line.split(": ", 1) for line in asked.splitlines())}
     unknown = [path for path in files if not {str(path), str(path).removeprefix("/usr")} & owners.keys()]
     if unknown:
-        raise SystemExit(f"no package of the system has {unknown[0]}, whose licence is therefore not known")
+        sys.exit(f"no package of the system has {unknown[0]}, whose licence is therefore not known")
     return sorted({owner.partition(":")[0] for owner in owners.values()})

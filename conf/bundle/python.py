@@ -25,8 +25,8 @@ UNUSED = (
     "telnetlib.py", "test", "tkinter", "turtle.py", "turtledemo", "venv", "wave.py", "webbrowser.py", "xmlrpc",
 )  # fmt: skip
 UNUSED_ENCODINGS = (
-    "big5*", "cp[0-9]*", "euc_*", "gb*", "hp_*", "hz.py", "iso*", "johab.py", "koi8*", "kz*", "mac_*", "ptcp*", "shift_*",
-    "tis_*",
+    "big5*", "cp[0-9]*", "euc_*", "gb*", "hp_*", "hz.py", "iso*", "johab.py", "koi8*", "kz*", "mac_*", "ptcp*",
+    "shift_*", "tis_*",
 )  # fmt: skip
 # extension modules, by what stands before the first dot of their names. Without _hashlib, hashes are Python's own, and
 # OpenSSL is loaded by the module ssl alone
@@ -53,8 +53,8 @@ def add_python(packages: Path, bundle: Path) -> list[Path]:
 
 def compile_modules(directory: Path) -> None:
     """Compile all modules, so that nothing depends on when, where and in which process that was."""
-    options = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", directory]
-    command = [sys.executable, "-m", "compileall", *options, directory]
+    options = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", str(directory)]
+    command = [sys.executable, "-m", "compileall", *options, str(directory)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "0"})
 
 
