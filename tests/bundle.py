@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -26,38 +27,55 @@ sys.path[:0] = [str(source / "conf" / "bundle"), str(source)]
 from tree import add_own
 add_own(source, bundle)
 """
-PACK = """
-import sys
-from pathlib import Path
-sys.path[:0] = sys.argv[3:]
-from archive import pack
-pack(*map(Path, sys.argv[1:3]))
-"""
 
 
-def archive(version: str = __version__) -> Path:
-    """Return the bundle's archive, of this version or of the same code with another ``__version__``."""
-    if version == __version__:
-        return _built()
-    packed = CACHE / _key() / f"hostport-{version}.tar.gz"
-    if not packed.exists():
-        tree = directory(version)
-        subprocess.run([SYSTEM_PYTHON, "-Bc", PACK, tree, packed, ROOT / "conf" / "bundle"], check=True)
-    return packed
+def archive() -> Path:
+    """Return the bundle's archive."""
+    kept = CACHE / _key() / "archive"
+    if not kept.exists():
+        making = _making("archive")
+        built = subprocess.run([ROOT / "install.sh", "--bundle", making], capture_output=True, text=True, check=False)
+        assert not built.returncode, built.stderr
+        _keep(making, kept)
+    return next(kept.iterdir())
 
 
 def directory(version: str = __version__) -> Path:
-    """Return a bundle as it is unpacked, which a test leaves as it is."""
+    """Return a bundle as it is unpacked, which a test leaves as it is, of this code with this ``__version__``."""
     unpacked = CACHE / _key() / f"hostport-{version}"
     if not unpacked.exists():
         making = _making(f"tree-{version}")
         if version == __version__:
-            subprocess.run(["tar", "-xzf", _built(), "-C", making], check=True)
+            subprocess.run(["tar", "-xzf", archive(), "-C", making], check=True)
         else:
             _change_version(directory(), making / f"hostport-{version}", version)
         _keep(making / unpacked.name, unpacked)
         shutil.rmtree(making)
     return unpacked
+
+
+def image_archive(version: str = __version__) -> Path:
+    """Return an archive of the bundle's image ``localhost/hostport:VERSION``, for ``ctr images import``."""
+    saved = CACHE / _key() / f"image-{version}.tar"
+    if not saved.exists():
+        making = _making("image")
+        build = ROOT / "conf" / "image" / "build.sh"
+        environment = image_store(making)
+        name = f"localhost/hostport:{version}"
+        save = ["podman", "save", "--format", "docker-archive", "--output", str(making / saved.name), name]
+        for command in ([str(build), str(directory(version)), name], save):
+            subprocess.run(command, capture_output=True, check=True, env=environment)
+        _keep(making / saved.name, saved)
+        shutil.rmtree(making)
+    return saved
+
+
+def image_store(directory: Path) -> dict[str, str]:
+    """Return an environment in which images are kept in a directory, and by means that any file system has."""
+    configuration = directory / "storage.conf"
+    places = f'graphroot = "{directory}/storage"\nrunroot = "{directory}/run"\n'
+    configuration.write_text(f'[storage]\ndriver = "vfs"\n{places}')
+    return {**os.environ, "CONTAINERS_STORAGE_CONF": str(configuration)}
 
 
 def _change_version(base: Path, target: Path, version: str) -> None:
@@ -71,16 +89,6 @@ def _change_version(base: Path, target: Path, version: str) -> None:
     module = source / "cni_hostport" / "__init__.py"
     module.write_text(module.read_text().replace(f'"{__version__}"', f'"{version}"'))
     subprocess.run([SYSTEM_PYTHON, "-Bc", ADD_OWN, source, target], check=True)
-
-
-def _built() -> Path:
-    directory = CACHE / _key() / "archive"
-    if not directory.exists():
-        making = _making("archive")
-        built = subprocess.run([ROOT / "install.sh", "--bundle", making], capture_output=True, text=True, check=False)
-        assert not built.returncode, built.stderr
-        _keep(making, directory)
-    return next(directory.iterdir())
 
 
 def _key() -> str:
@@ -104,5 +112,5 @@ def _keep(made: Path, target: Path) -> None:
     """Let others have it, unless another process was faster."""
     try:
         made.rename(target)
-    except OSError:
+    except OSError:  # a directory that is there
         shutil.rmtree(made)
