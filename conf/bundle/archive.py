@@ -22,9 +22,8 @@ def write_digest(bundle: Path) -> None:
     """Write the digest of a bundle's files into one more, which two bundles share only if they are the same."""
     digest = hashlib.sha256()
     for name in _names(bundle):
-        digest.update(f"{name}\0".encode())
-        if (bundle / name).is_file():
-            digest.update(hashlib.sha256((bundle / name).read_bytes()).digest())
+        if (bundle / name).is_file() and name != DIGEST:
+            digest.update(f"{name}\0".encode() + hashlib.sha256((bundle / name).read_bytes()).digest())
     (bundle / DIGEST).write_text(f"{digest.hexdigest()[:DIGITS]}\n")
 
 
