@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the hostport CNI plugin; shows it at work (--demo); tests it (--test); removes it (--uninstall).
+# Installs the hostport CNI plugin; shows it at work (--demo); tests it (--test); removes it (--uninstall); builds what
+# runs without any of this on other machines (--bundle).
 set -euo pipefail
 umask 022
 
@@ -16,6 +17,7 @@ marker=.hostport-installation # stands in every installation below lib_dir, and 
 usage() {
     cat <<USAGE
 Usage: install.sh [--bin-dir DIR] [--lib-dir DIR] [--demo] [--test] [--uninstall] [--help]
+       install.sh --bundle DIR
 
 Installs the hostport CNI plugin, with the system packages it needs, for the container runtimes of this machine.
 
@@ -24,6 +26,8 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --demo         install, then show host ports at work in network namespaces that are removed again
   --test         run all tests, from this checkout, in an environment of their own (.venv); installs system packages only
   --uninstall    remove what an installation put into the two directories
+  --bundle DIR   write into DIR an archive of the plugin with all that it needs to run on any Linux of this
+                 architecture: Python, libnftables, the C library; installs system packages only
   --help         show this text
 
 An installation in the default --lib-dir also makes the command $command, and, where systemd runs, gets two services:
@@ -52,9 +56,14 @@ parse_arguments() {
                 if [ "$1" = --bin-dir ]; then bin_dir=$directory; else lib_dir=$directory; fi
                 shift
                 ;;
-            --demo | --test | --uninstall)
+            --demo | --test | --uninstall | --bundle)
                 [ "$action" = install ] || die "--$action and $1 do not go together"
                 action=${1#--}
+                if [ "$action" = bundle ]; then
+                    [ -n "${2:-}" ] || die "$1 needs a directory"
+                    output=$2
+                    shift
+                fi
                 ;;
             --help | -h)
                 usage
@@ -89,7 +98,15 @@ ldconfig -p | grep libnftables.so.1;libnftables1;nftables
 system_python;python3;python3
 "$(system_python)" -I -c "import ensurepip, venv";python3-venv;python3
 NEEDS
-    [ "$action" = install ] || cat <<'NEEDS'
+    case $action in
+        install | demo | uninstall) ;;
+        *) cat <<'NEEDS' ;;
+echo "int main(void) {}" | cc -static -x c - -o /dev/null;gcc libc6-dev;gcc glibc-static
+command -v strip;binutils;binutils
+command -v iptables;iptables;iptables-nft
+NEEDS
+    esac
+    case $action in demo | test) cat <<'NEEDS' ;; esac
 command -v ip;iproute2;iproute
 command -v nft;nftables;nftables
 command -v curl;curl;curl
@@ -98,11 +115,9 @@ NEEDS
 command -v nsenter;util-linux;util-linux
 command -v sysctl;procps;procps-ng
 command -v conntrack;conntrack;conntrack-tools
-command -v iptables;iptables;iptables-nft
 command -v shellcheck;shellcheck;ShellCheck
 command -v strace;strace;strace
 echo "int main(void) {}" | cc -fsanitize=address,undefined -x c - -o /dev/null;gcc libc6-dev;gcc libasan libubsan
-echo "int main(void) {}" | cc -static -x c - -o /dev/null;gcc libc6-dev;gcc glibc-static
 command -v systemd-analyze;systemd;systemd
 [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ];containernetworking-plugins;containernetworking-plugins
 command -v busybox;busybox-static;busybox
@@ -344,6 +359,25 @@ uninstall_plugin() {
     say "node's 127.0.0.0/8: set net.ipv4.conf.IF.route_localnet to 0 on the pods' interfaces, unless something else needs it."
 }
 
+# --- what runs elsewhere -----------------------------------------------------------------------------------------------
+
+# prints the path of the archive
+build_bundle() { # DIRECTORY
+    local work log status=0
+    work=$(mktemp -d)
+    log=$work/log
+    say "Building a bundle for $1"
+    {
+        "$(system_python)" -I -m venv "$work/venv" &&
+            "$work/venv/bin/python" -I -m pip install --no-deps --require-hashes --no-compile --target "$work/packages" \
+                -r "$source_dir/conf/requirements.txt"
+    } >"$log" 2>&1 &&
+        "$(system_python)" -B "$source_dir/conf/bundle" --packages "$work/packages" "$1" 2>"$log" || status=$?
+    [ "$status" -eq 0 ] || cat "$log" >&2
+    rm -rf -- "$work"
+    [ "$status" -eq 0 ] || die "the bundle could not be built"
+}
+
 # --- the tests ---------------------------------------------------------------------------------------------------------
 
 run_tests() {
@@ -379,6 +413,7 @@ main() {
             install_plugin >/dev/null
             exec "$source_dir/tests/demo.sh" "$bin_dir/hostport"
             ;;
+        bundle) build_bundle "$output" ;;
         test) run_tests ;;
     esac
 }

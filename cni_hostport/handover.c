@@ -9,6 +9,7 @@
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -38,9 +39,27 @@ union ancillary { /* descriptors that go with a message */
     struct cmsghdr header;
 };
 
-__attribute__((used)) static const char installation_mark[] = "\n" INSTALLATION_MARK EXECUTABLE "\n"; /* for install.sh */
+__attribute__((used)) static const char installation_mark[] = "\n" INSTALLATION_MARK "\n"; /* for install.sh */
+static const char *const python[] = {PYTHON}; /* the Python executable, as a command */
+static const char *const environment[][2] = {ENVIRONMENT {NULL, NULL}}; /* of Python: names and values, NULL for none */
 static const char *const commands[] = {COMMANDS};
 static const char *const variables[] = {VARIABLES};
+
+/*
+ * Return a path that begins with "./" as one below the directory in whose bin/ this executable lies, empty if that cannot
+ * be told; other texts as they are.
+ */
+static const char *located(const char *path)
+{
+    char directory[PATH_MAX] = "", *whole;
+    if (strncmp(path, "./", 2))
+        return path;
+    if (readlink("/proc/self/exe", directory, sizeof directory - 1) < 0 || *directory != '/')
+        return "";
+    *strrchr(directory, '/') = 0;
+    *strrchr(directory, '/') = 0;
+    return asprintf(&whole, "%s%s", directory, path + 1) < 0 ? "" : whole;
+}
 
 static const char *value_of(const char *name)
 {
@@ -85,18 +104,26 @@ static bool write_all(int target, struct text text)
 static _Noreturn void execute_python(int argc, char **argv, const char *status, int error)
 {
     char number[16], message[1024];
-    const char **arguments = calloc((size_t)argc + 6, sizeof *arguments);
+    const char **arguments = calloc(LENGTH(python) + (size_t)argc + 5, sizeof *arguments);
     if (arguments) {
         size_t count = 0;
         snprintf(number, sizeof number, "%d", error);
-        arguments[count++] = EXECUTABLE;
+        while (count < LENGTH(python)) {
+            arguments[count] = located(python[count]);
+            count++;
+        }
         arguments[count++] = NATIVE;
         arguments[count++] = (const char *)getauxval(AT_EXECFN);
         arguments[count++] = status;
         arguments[count++] = number;
         for (int given = 1; given < argc; given++)
             arguments[count++] = argv[given];
-        execv(EXECUTABLE, (char *const *)arguments);
+        for (size_t variable = 0; environment[variable][0]; variable++)
+            if (environment[variable][1])
+                setenv(environment[variable][0], located(environment[variable][1]), 1);
+            else
+                unsetenv(environment[variable][0]);
+        execv(*arguments, (char *const *)arguments);
     }
     int length = snprintf(message, sizeof message, CANNOT_START, strerror(errno));
     write_all(STDOUT_FILENO, (struct text){message, (size_t)length});
@@ -154,8 +181,11 @@ static bool send_request(int connection, const int *descriptors)
 {
     char netns_file[64] = "";
     struct stat netns;
-    struct iovec parts[2 + 2 * LENGTH(variables)] = {{IDENTITY, sizeof IDENTITY}}; /* the NUL after it included */
-    size_t count = 1;
+    const char *module = located(MODULE);
+    struct iovec parts[3 + 2 * LENGTH(variables)] = {
+        {IDENTITY, sizeof IDENTITY - 1}, {(char *)module, strlen(module) + 1} /* the NUL after it included */
+    };
+    size_t count = 2;
     if (!stat(value_of("CNI_NETNS"), &netns))
         snprintf(netns_file, sizeof netns_file, "%llu:%llu", (unsigned long long)netns.st_dev, (unsigned long long)netns.st_ino);
     parts[count++] = (struct iovec){netns_file, strlen(netns_file)};

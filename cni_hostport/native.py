@@ -10,28 +10,50 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, handover
+from cni_hostport import LARGEST_INPUT, LONGEST_IFNAME, __version__, handover
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MARK = "native executable of "
 
 
 def options(executable: str, socket: str = handover.SOCKET) -> list[str]:
     """Return the options of a C compiler, for the path of a Python executable and of the resident process's socket."""
+    texts = {"SOCKET": socket, "INSTALLATION_MARK": f"{MARK}{executable}", "IDENTITY": handover.IDENTITY, "MODULE": ""}
+    return _options([executable], {}, texts)
+
+
+def bundle_options(python: Sequence[str], environment: Mapping[str, str | None], module: str) -> list[str]:
+    """Return the options for an executable that starts Python by a command, with variables that are set or unset.
+
+    ``module`` is the path of ``handover``. What begins with ``./`` is below the directory in whose ``bin`` the
+    executable will lie.
+    """
     texts = {
-        "EXECUTABLE": executable,
-        "SOCKET": socket,
-        "INSTALLATION_MARK": MARK,
+        "SOCKET": handover.SOCKET,
+        "INSTALLATION_MARK": f"{MARK}a bundle",
+        "IDENTITY": f"{__version__} ",
+        "MODULE": module,
+    }
+    return _options(python, environment, texts)
+
+
+def _options(python: Sequence[str], environment: Mapping[str, str | None], texts: Mapping[str, str]) -> list[str]:
+    texts = {
+        **texts,
         "NATIVE": handover.NATIVE,
-        "IDENTITY": handover.IDENTITY,
         "TAKEN": handover.TAKEN.decode(),
         "AT_WORK": handover.AT_WORK.decode(),
         "CANNOT_START": handover.CANNOT_START,
     }
     definitions = {
         **{name: _literal(text) for name, text in texts.items()},
+        "PYTHON": _literals(python),
+        "ENVIRONMENT": "".join(
+            f"{{{_literal(name)}, {'NULL' if value is None else _literal(value)}}}, "
+            for name, value in environment.items()
+        ),
         "COMMANDS": _literals(handover.COMMANDS),
         "VARIABLES": _literals(handover.VARIABLES),
         "UNTIL_TAKEN": _milliseconds(handover.UNTIL_TAKEN),

@@ -38,7 +38,7 @@ def test_the_usual_socket_is_that_of_the_python_executable() -> None:
 
 @pytest.mark.parametrize("path", ["/opt/host port", "/opt/hôte"])
 def test_a_path_is_a_literal_of_c(path: str) -> None:
-    assert definitions(path)["EXECUTABLE"] == f'"{path}"'
+    assert definitions(path)["PYTHON"] == f'"{path}"'
 
 
 def test_the_python_executable_takes_the_name_of_the_native_one_and_its_arguments() -> None:
