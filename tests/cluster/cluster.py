@@ -12,18 +12,33 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+from lab import CLIENT4, CLIENT6, Namespace, ip
+from resident import eventually
+from runtimes import image
+from runtimes.host import wait_for
+from runtimes.kubelet import answering
+
 from cluster import images, roots
 from cluster.control import Control, kubeconfig
 from cluster.machine import Machine
-from lab import CLIENT4, CLIENT6, Namespace, ip
-from runtimes import image
-from runtimes.host import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 MODES = ("nftables", "iptables")
+
+
+def pod(name: str, *ports: Mapping[str, Any], node: Machine, **spec: Any) -> dict[str, Any]:
+    """Return a pod with these ``ports`` for a node, which the scheduler puts there; it answers its name on port 80."""
+    selector = {"nodeSelector": {"kubernetes.io/hostname": node.name}}
+    metadata = {"name": name, "labels": {"name": name}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": answering(name, *ports) | selector | spec}
+
+
+def port(host_port: int, container_port: int = 80, **keys: Any) -> dict[str, Any]:
+    """One entry of a container's ``ports``."""
+    return {"hostPort": host_port, "containerPort": container_port, **keys}
 
 
 class Cluster:
@@ -114,11 +129,32 @@ class Cluster:
         listed = {"apiVersion": "v1", "kind": "List", "items": objects}
         self.kubectl("apply", "--filename=-", text=json.dumps(listed))
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Wait until a condition holds; if it does not come to that, fail with the pods and their last events."""
+    def delete(self, *objects: dict[str, Any]) -> None:
+        """Delete objects, and wait until they are gone."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("delete", "--ignore-not-found", "--filename=-", text=json.dumps(listed))
+
+    @contextlib.contextmanager
+    def running(self, *pods: dict[str, Any]) -> Iterator[None]:
+        """Run the block while these pods are ready."""
+        self.apply(*pods)
         try:
-            wait_for(condition, self.control.log("kube-apiserver"), seconds)
-        except AssertionError:
-            pods = self.kubectl("get", "pods", "--all-namespaces", "--output=wide", check=False)
-            events = self.kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp", check=False)
-            raise AssertionError(pods + events[-4000:]) from None
+            self.wait_until("condition=Ready", *(f"pod/{pod['metadata']['name']}" for pod in pods))
+            yield
+        finally:
+            self.delete(*pods)
+
+    def wait_until(self, state: str, *names: str, seconds: int = 60) -> None:
+        """Wait until objects are in a state that ``kubectl wait`` knows; else fail with what the cluster tells."""
+        told = self.kubectl("wait", f"--for={state}", f"--timeout={seconds}s", *names, check=False)
+        assert "timed out" not in told, f"{told}{self.story()}"
+
+    def story(self) -> str:
+        """Return all pods and the last events, for a person."""
+        pods = self.kubectl("get", "pods", "--all-namespaces", "--output=wide", check=False)
+        events = self.kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp", check=False)
+        return f"{pods}\n{events[-4000:]}"
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until a condition holds; if it does not come to that, fail with what the cluster tells."""
+        assert eventually(condition, seconds), self.story()

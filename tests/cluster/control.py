@@ -52,6 +52,7 @@ class Control(Processes):
             csv.writer(tokens).writerows([f"token-{user}", user, user, group] for user, group in users.items())
         for user in users:
             self._kubeconfig(user).write_text(json.dumps(kubeconfig(user)))
+        self.kubeconfig = self._kubeconfig(ADMIN)
         self._key = directory / "service-accounts.key"
         subprocess.run(
             ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", self._key], check=True
@@ -100,10 +101,7 @@ class Control(Processes):
 
     def kubectl(self, *arguments: str | Path, check: bool = True, text: str | None = None) -> str:
         """Run kubectl as an administrator, with ``text`` as its standard input, and return what it prints."""
-        command = [TOOLS / "kubectl", f"--kubeconfig={self._kubeconfig(ADMIN)}", *arguments]
-        ran = subprocess.run(
-            ["nsenter", f"--net={self._namespace.path}", *command],
-            input=text, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        command = [TOOLS / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
+        ran = self._namespace.run(*command, check=False, input=text)
         assert not (check and ran.returncode), f"{command}: {ran.stderr}"
         return ran.stdout + (ran.stderr if ran.returncode else "")

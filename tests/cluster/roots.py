@@ -65,12 +65,9 @@ def make_small(root: Path) -> None:
     _copy(image.BUSYBOX, root)
     subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
     iptables = program("xtables-nft-multi")
-    extensions = [path for path in Path("/usr/lib").glob("*/xtables/*.so") if not path.is_symlink()]
-    for path in {*files(*map(program, USED), iptables, *extensions)}:
+    extensions = Path("/usr/lib").glob("*/xtables/*.so")  # what they load, iptables and conntrack load too
+    for path in {*files(*map(program, USED), iptables), *extensions}:
         _copy(path, root)
-    for path in Path("/usr/lib").glob("*/xtables/*.so"):
-        if path.is_symlink():
-            _copy(path, root)
     for name in IPTABLES:
         (root / "sbin" / name).symlink_to(iptables)
 

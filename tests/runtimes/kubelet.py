@@ -11,7 +11,7 @@ from runtimes import image
 from runtimes.host import SYSTEM_PATH, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from runtimes.containerd import Containerd
@@ -38,6 +38,13 @@ def kubelet_configuration(endpoint: str, resolv_conf: str, cgroup: str) -> dict[
     }
 
 
+def answering(name: str, *ports: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``spec`` of a pod with these ``ports``, which answers with a name on port 80."""
+    server = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "-n", name]
+    container = {"name": "main", "image": image.NAME, "imagePullPolicy": "Never", "command": server, "ports": ports}
+    return {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1, "containers": [container]}
+
+
 class Kubelet:
     """A kubelet over a containerd, on the same host."""
 
@@ -61,15 +68,8 @@ class Kubelet:
 
     def add(self, name: str, *ports: dict[str, Any]) -> None:
         """Give it a pod with these ``ports``, which answers its own name on port 80."""
-        server = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "-n", name]
-        container = {"name": "main", "image": image.NAME, "imagePullPolicy": "Never", "command": server, "ports": ports}
-        spec = {
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 1,
-            "containers": [container],
-        }
         metadata = {"name": name, "namespace": "test", "uid": f"{name}-uid"}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": answering(name, *ports)}
         self.apply(name, json.dumps(pod))
 
     def apply(self, name: str, manifest: str) -> None:
