@@ -106,7 +106,7 @@ class Machine(Processes):
         self.write("/etc/kubernetes/kubelet.conf", json.dumps(kubeconfig(f"system:node:{self.name}")))
         self.write("/etc/kubernetes/kube-proxy.conf", json.dumps(kubeconfig("system:kube-proxy")))
         kubelet = kubelet_configuration(f"unix://{SOCKET}", "/etc/resolv.conf", self.cgroup)
-        self.write("/etc/kubernetes/kubelet.json", json.dumps(kubelet))
+        self.write("/etc/kubernetes/kubelet.json", json.dumps(kubelet | {"clusterDNS": ["10.96.0.10"]}))
         proxy = proxy_configuration(self._mode, self.name, "/etc/kubernetes/kube-proxy.conf", POD_NETWORKS)
         self.write("/etc/kubernetes/kube-proxy.json", json.dumps(proxy))
         self._start(

@@ -61,6 +61,7 @@ def make_small(root: Path) -> None:
         (root / name).symlink_to(f"usr/{name}")
     (root / "etc").mkdir()
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     (root / "etc/os-release").write_text('ID=small\nPRETTY_NAME="A root without Python"\n')
     _copy(image.BUSYBOX, root)
     subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
