@@ -144,6 +144,13 @@ class Cluster:
         finally:
             self.delete(*pods)
 
+    def answer(self, address: str, port: int) -> str:
+        """Return what a connection from outside is answered with; nothing if it is not."""
+        try:
+            return self.client.ask("tcp", address, port)
+        except OSError:
+            return ""
+
     def wait_until(self, state: str, *names: str, seconds: int = 60) -> None:
         """Wait until objects are in a state that ``kubectl wait`` knows; else fail with what the cluster tells."""
         told = self.kubectl("wait", f"--for={state}", f"--timeout={seconds}s", *names, check=False)

@@ -27,7 +27,6 @@ def cluster(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     require(image.can_be_made(), "needs busybox-static")
     for program in ("runc", "iptables", "openssl", "curl", "nc"):
         require(shutil.which(program), f"needs the program {program}")
-    import time; t=time.time()
+
     with Cluster(tmp_path_factory.mktemp("cluster")) as made:
-        print("START", time.time()-t)
         yield made

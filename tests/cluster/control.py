@@ -76,6 +76,7 @@ class Control(Processes):
             f"--cert-dir={self._directory}", f"--service-cluster-ip-range={SERVICES}",
             f"--token-auth-file={self._directory / 'tokens.csv'}", "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
+            "--kubelet-preferred-address-types=InternalIP",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._key}", f"--service-account-signing-key-file={self._key}",
         )  # fmt: skip

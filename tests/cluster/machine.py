@@ -6,12 +6,13 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from cluster import roots
 from go_tools import TOOLS
 from kube_proxy import proxy_configuration
 from runtimes import image
 from runtimes.host import SYSTEM_PATH, Processes, Program, wait_for
 from runtimes.kubelet import kubelet_configuration
+
+from cluster import roots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

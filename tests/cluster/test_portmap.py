@@ -24,7 +24,7 @@ def test_pods_are_reached_by_their_host_ports_at_the_addresses_of_their_node(clu
     with cluster.running(*(pod(f"web-{node.number}", port(8080), node=node) for node in cluster.nodes)):
         for node in cluster.nodes:
             for address in (node.ip4, node.ip6):
-                assert cluster.client.ask("tcp", address, 8080) == f"web-{node.number}"
+                assert cluster.answer(address, 8080) == f"web-{node.number}"
     for node in cluster.nodes:
         cluster.wait_for(partial(cluster.client.is_silent, "tcp", node.ip4, 8080))
 
@@ -36,7 +36,7 @@ def test_the_scheduler_lets_a_second_pod_wait_for_a_port_that_is_taken(cluster: 
         cluster.apply(second)
         cluster.wait_for(lambda: "free ports" in cluster.kubectl("describe", "pod/second"))
     cluster.wait_until("condition=Ready", "pod/second")
-    assert cluster.client.ask("tcp", node.ip4, 8080) == "second"
+    assert cluster.answer(node.ip4, 8080) == "second"
     cluster.delete(second)
 
 
@@ -53,6 +53,9 @@ def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster)
     with cluster.running(*pods):
         for node in cluster.nodes:
             for address in (node.ip4, node.ip6):
-                ask = partial(cluster.client.ask, "tcp", address, 30080)
-                cluster.wait_for(lambda: {ask() for _ in range(10)} == {"web-1", "web-2"})  # noqa: B023
+                cluster.wait_for(partial(_is_balanced, cluster, address))
     cluster.delete(service)
+
+
+def _is_balanced(cluster: Cluster, address: str) -> bool:
+    return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
