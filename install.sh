@@ -124,6 +124,8 @@ command -v busybox;busybox-static;busybox
 command -v containerd;containerd;containerd
 command -v podman && command -v conmon;podman conmon;podman
 command -v runc;runc;runc
+command -v openssl;openssl;openssl
+command -v nc;netcat-openbsd;netcat
 command -v debootstrap;debootstrap;debootstrap
 NEEDS
 }

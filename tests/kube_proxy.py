@@ -127,6 +127,21 @@ class KubeProxy:
         self._thread.join()
 
 
+def proxy_configuration(mode: str, node: str, kubeconfig: str, pods: str) -> dict[str, Any]:
+    """Return the configuration of a kube-proxy; ``pods`` are the networks of all pods, separated by commas."""
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": mode,
+        "hostnameOverride": node,
+        "clusterCIDR": pods,
+        "clientConnection": {"kubeconfig": kubeconfig, "contentType": "application/json"},
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        "nftables": {"minSyncPeriod": "0s"},
+        "iptables": {"minSyncPeriod": "0s"},
+    }
+
+
 def _configuration(directory: Path, mode: str) -> Path:
     kubeconfig, configuration = directory / "kubeconfig", directory / f"kube-proxy-{mode}.json"
     server = {"name": "node", "cluster": {"server": f"http://127.0.0.1:{PORT}"}}
@@ -134,17 +149,9 @@ def _configuration(directory: Path, mode: str) -> Path:
     kubeconfig.write_text(
         json.dumps({"kind": "Config", "clusters": [server], "contexts": [context], "current-context": "node"})
     )
-    configuration.write_text(json.dumps({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
-        "mode": mode,
-        "hostnameOverride": "node",
-        "clusterCIDR": "10.88.0.0/24,fd00:88::/64",
-        "clientConnection": {"kubeconfig": str(kubeconfig), "contentType": "application/json"},
-        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-        "nftables": {"minSyncPeriod": "0s"},
-        "iptables": {"minSyncPeriod": "0s"},
-    }))  # fmt: skip
+    configuration.write_text(
+        json.dumps(proxy_configuration(mode, "node", str(kubeconfig), "10.88.0.0/24,fd00:88::/64"))
+    )
     return configuration
 
 

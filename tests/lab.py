@@ -108,7 +108,7 @@ class Namespace:
         with self.inside():
             return Path("/proc/sys", path).read_text().strip()
 
-    def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the namespace."""
         command = ("nsenter", f"--net={self.path}", *command)
         return subprocess.run(command, check=check, capture_output=True, text=True, **options)

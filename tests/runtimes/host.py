@@ -10,7 +10,7 @@ import contextlib
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from lab import Namespace
 
@@ -23,11 +23,15 @@ CGROUPS = Path("/sys/fs/cgroup")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # The first process reads its own ID in the machine's count, before it mounts its own /proc. When standard input ends,
 # with this process at the latest, it ends, and the kernel ends all others with it.
-INIT = """
+BEGIN = """
 set -e
 read -r pid rest </proc/self/stat
+"""
+MEMORY = """
 mount -t proc proc /proc
 for place in /run /var/lib /var/log; do mount -t tmpfs tmpfs $place; done
+"""
+END = """
 mkdir /run/tunables
 for tunable in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
     kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
@@ -52,15 +56,19 @@ def wait_for(condition: Callable[[], object], log: Path, seconds: float = 60) ->
         time.sleep(0.05)
 
 
-class Host:
-    """Mount and PID namespace of a node; everything in them is gone after ``remove``."""
+class Processes:
+    """Processes beside a network namespace, with mounts and IDs of their own; everything of them ends with ``remove``.
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    ``mounts`` is the script that makes their file systems, and gets ``arguments``.
+    """
+
+    def __init__(self, node: Namespace, mounts: str = MEMORY, *arguments: str | Path) -> None:
         self.cgroup = f"/{node.name}"
+        self._path = node.path
         self._programs: list[subprocess.Popen[bytes]] = []
+        namespaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork"]
         self._init = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "sh", "-c", INIT],
+            ["nsenter", f"--net={node.path}", *namespaces, "sh", "-c", BEGIN + mounts + END, "sh", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         if self._init.stdout is None or self._init.stdin is None:
@@ -73,15 +81,18 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _inside(self, *command: str) -> list[str]:
+    def _inside(self, *command: str | Path) -> list[str | Path]:
         # not ip netns exec, which mounts a new /sys without the control groups
-        return ["nsenter", f"--target={self.pid}", "--mount", "--pid", f"--net={self.node.path}", *command]
+        namespaces = ["--mount", "--pid", "--uts", "--ipc", f"--net={self._path}"]
+        return ["nsenter", f"--target={self.pid}", *namespaces, *command]
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host."""
-        return subprocess.run(self._inside(*command), check=check, capture_output=True, text=True)
+    def run(
+        self, *command: str | Path, check: bool = True, stdin: IO[bytes] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command among them."""
+        return subprocess.run(self._inside(*command), check=check, capture_output=True, text=True, stdin=stdin)
 
-    def start(self, name: str, *command: str, log: Path, environment: Mapping[str, str]) -> Program:
+    def start(self, name: str, *command: str | Path, log: Path, environment: Mapping[str, str]) -> Program:
         """Start a program that stays."""
         with log.open("a") as output:
             process = subprocess.Popen(
@@ -91,10 +102,6 @@ class Host:
         self._programs.append(process)
         return Program(self, name, process)
 
-    def sandbox(self, netns: str) -> Inside:
-        """Open a network namespace of the host by the path under which the runtime mounted it."""
-        return Inside(f"/proc/{self.pid}/root/run/netns/{Path(netns).name}")  # /var/run is a link to the machine's /run
-
     def remove(self) -> None:
         """End all processes, and with them all mounts."""
         self._init.communicate(timeout=30)
@@ -103,6 +110,18 @@ class Host:
         for group in (*CGROUPS.glob(self.cgroup[1:]), *CGROUPS.glob(f"*{self.cgroup}")):
             for directory in sorted(group.glob("**/"), reverse=True):
                 _remove_group(directory)
+
+
+class Host(Processes):
+    """What is on a node besides its network."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.node = node
+
+    def sandbox(self, netns: str) -> Inside:
+        """Open a network namespace of the host by the path under which the runtime mounted it."""
+        return Inside(f"/proc/{self.pid}/root/run/netns/{Path(netns).name}")  # /var/run is a link to the machine's /run
 
 
 def _remove_group(directory: Path) -> None:
@@ -117,7 +136,7 @@ def _remove_group(directory: Path) -> None:
 class Program:
     """A process of the host."""
 
-    def __init__(self, host: Host, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, host: Processes, name: str, process: subprocess.Popen[bytes]) -> None:
         self._host = host
         self._name = name
         self._process = process

@@ -1,4 +1,4 @@
-"""The image of sandboxes and containers: a static busybox, as an archive that every runtime imports."""
+"""Images of sandboxes and containers, such as a static busybox, as archives that every runtime imports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import json
 import platform
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BUSYBOX = Path("/bin/busybox")  # of Debian's busybox-static
 NAME = "hostport.test/busybox:1"
@@ -19,21 +23,26 @@ def can_be_made() -> bool:
     return BUSYBOX.exists() and b"/ld-linux" not in BUSYBOX.read_bytes()
 
 
-def write(path: Path) -> None:
-    """Write the image in the format of ``docker save``."""
-    layer = _tar({"bin/busybox": BUSYBOX.read_bytes()})
-    config = {
+def write(
+    path: Path,
+    name: str = NAME,
+    files: Mapping[str, bytes] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an image in the format of ``docker save``; without ``files`` that of busybox, which sleeps."""
+    layer = _tar(files or {"bin/busybox": BUSYBOX.read_bytes()})
+    described = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]},
+        "config": config or {"Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
-    manifest = [{"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]
-    files = {"layer.tar": layer, "config.json": json.dumps(config).encode()}
-    path.write_bytes(_tar({**files, "manifest.json": json.dumps(manifest).encode()}))
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    members = {"layer.tar": layer, "config.json": json.dumps(described).encode()}
+    path.write_bytes(_tar({**members, "manifest.json": json.dumps(manifest).encode()}))
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def _tar(files: Mapping[str, bytes]) -> bytes:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w") as archive:
         for name, content in files.items():

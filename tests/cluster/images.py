@@ -1,0 +1,23 @@
+"""Images for the cluster: that of upstream's own tests, with the programs that those call in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.roots import files, program
+from go_tools import TOOLS
+from runtimes import image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AGNHOST = "registry.k8s.io/e2e-test-images/agnhost:2.56"  # the name is in upstream's test/utils/image/manifest.go
+CALLED = ("sh", "curl", "nc")  # not busybox', whose shell has an nc of its own
+
+
+def write_agnhost(path: Path) -> None:
+    """Write an image with those of agnhost's commands that the tests use."""
+    present = {str(file)[1:]: file.read_bytes() for file in files(*map(program, CALLED))}
+    present |= {f"bin/{name}": program(name).read_bytes() for name in CALLED}
+    present["agnhost"] = (TOOLS / "agnhost").read_bytes()
+    image.write(path, AGNHOST, present, {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]})
