@@ -14,6 +14,7 @@ import click
 
 from cni_hostport.config import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
+from cni_hostport.libcni import directory
 from cni_hostport.names import PROTOCOLS
 from cni_hostport.text import escaped
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 PORT_PROTOCOLS = tuple(PROTOCOLS.values())  # the first is the default
+CACHES = click.option(
+    "--cache-dir", "caches", type=click.Path(path_type=Path), multiple=True,
+    default=[directory.DEFAULT], show_default=True,
+    help="Where runtimes keep what they asked for (libcni's cache); can be given several times.",
+)  # fmt: skip
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from cni_hostport.handover import SOCKET
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import directory
 from cni_hostport.operate import arguments, terminal
-from cni_hostport.operate.arguments import Commands
+from cni_hostport.operate.arguments import CACHES, Commands
 from cni_hostport.operate.node.commands import node
 from cni_hostport.operate.statements import Status
 
@@ -35,10 +35,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pro
 PATH = click.Path(path_type=Path)
 GARBAGE_THRESHOLD = 100_000  # objects made since the last look
 CONF_DIR = Path("/etc/cni/net.d")
-CACHES = click.option(
-    "--cache-dir", "caches", type=PATH, multiple=True, default=[directory.DEFAULT], show_default=True,
-    help="Where runtimes keep what they asked for (libcni's cache); can be given several times.",
-)  # fmt: skip
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

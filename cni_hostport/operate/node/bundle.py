@@ -56,7 +56,9 @@ def own() -> Path:
     """Return the bundle from which this program runs; raises ``OSError`` if it runs from none."""
     path = Path(sys.prefix)
     if not (path / MARKER).is_file() or (path / VENV).exists():
-        raise OSError(ENOENT, "this program does not run from a bundle, which alone can be installed on a node", str(path))
+        raise OSError(
+            ENOENT, "this program does not run from a bundle, which alone can be installed on a node", str(path)
+        )
     return path
 
 
@@ -171,8 +173,8 @@ def try_out(installation: Path) -> None:
     executable = installation / EXECUTABLE
     try:
         # the launcher of a bundle finds its files in /proc
-        ran = subprocess.run(
-            [executable], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True,
+        ran = subprocess.run(  # noqa: S603 - what this program has put there
+            [executable], env={"CNI_COMMAND": "VERSION"}, input=b"", capture_output=True,
             check=False, timeout=WORKS_WITHIN,
         )  # fmt: skip
         said = (ran.stderr.strip() or ran.stdout.strip()).decode(errors="replace")

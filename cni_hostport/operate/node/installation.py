@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_hostport.operate.node import bundle, installations, root_directory
@@ -62,5 +63,6 @@ def _copy(opened: Bundle, target: Path) -> None:
         new.rename(target)
         bundle.synchronize(target.parent)
     except OSError:
-        installations.clear(target.parent)
+        with suppress(OSError):  # else the next installation does it
+            installations.clear(target.parent)
         raise

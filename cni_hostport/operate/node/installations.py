@@ -102,9 +102,9 @@ def switch(bin_dir: Path, installation: Path) -> None:
     place, target = executable(bin_dir), installation / EXECUTABLE
     if place.is_symlink() and place.readlink() == target:
         return
-    served = bin_dirs(installation)
-    if bin_dir not in served:
-        (installation / MARKER).write_text("".join(f"{path}\n" for path in (*served, bin_dir)))
+    if bin_dir not in bin_dirs(installation):
+        with (installation / MARKER).open("a") as marker:
+            marker.write(f"{bin_dir}\n")
     os.utime(installation)  # the order in which versions were in use
     bin_dir.mkdir(parents=True, exist_ok=True)
     staged = bin_dir / LINK
