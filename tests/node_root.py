@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cni_hostport.operate.arguments import sentence
-from cni_hostport.operate.node import installation, installations
+from cni_hostport.operate.node import bundle as bundles
+from cni_hostport.operate.node import installation
 from cni_hostport.operate.node.bundle import MARKER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BIN_DIR, LIB_DIR = Path("/opt/cni/bin"), Path("/opt/hostport")
 # answers to VERSION, where the marker of its installation is; with an argument, tells its version and waits
@@ -106,6 +108,17 @@ class NodeRoot:
 
     path: Path
 
+    @classmethod
+    @contextmanager
+    def mounted(cls, path: Path) -> Iterator[Self]:
+        """Make one in memory: disks take their time to write all that they were given."""
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", path], check=True)
+        try:
+            yield cls(path)
+        finally:
+            subprocess.run(["umount", "--lazy", path], check=True)
+
     def install(self, bundle: Path, bin_dir: Path = BIN_DIR, lib_dir: Path = LIB_DIR) -> Ran:
         """Install a bundle as ``hostport node install`` does."""
         return forked(lambda log: installation.install(bundle, self.path, bin_dir, lib_dir, log))
@@ -146,10 +159,5 @@ class NodeRoot:
 
 def name_of(bundle: Path) -> str:
     """Return the name of an installation of a bundle."""
-    from cni_hostport.operate.node import bundle as bundles
-
     with bundles.opened(bundle) as opened:
         return opened.name
-
-
-__all__ = ["BIN_DIR", "LIB_DIR", "NodeRoot", "Ran", "forked", "installations", "make_bundle", "name_of"]

@@ -30,6 +30,7 @@ EXECUTABLE = Path("bin", "hostport")
 VENV = "pyvenv.cfg"  # in an environment that install.sh made: it needs the system's Python, at its place
 DIGEST_DIGITS = 12
 WORKS_WITHIN = 60  # seconds for the first start on a slow disk
+CHUNK = 1 << 20  # bytes
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -101,7 +102,7 @@ def _digest(directory: int, entries: frozenset[Entry]) -> str:
         digest.update(os.fsencode(f"{entry.path}\0{entry.mode:o}\0{entry.size}\0{entry.link}\0"))
         if S_ISREG(entry.mode):
             with _file(directory, entry) as file:
-                while data := file.read(1 << 20):
+                while data := file.read(CHUNK):
                     digest.update(data)
     return digest.hexdigest()[:DIGEST_DIGITS]
 
@@ -150,7 +151,8 @@ def copy(bundle: Bundle, target: Path) -> None:
 
 def _copy_file(directory: int, entry: Entry, path: Path) -> None:
     with _file(directory, entry) as source, path.open("xb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+        shutil.copyfileobj(source, file, CHUNK)
+        file.flush()
         os.fchmod(file.fileno(), S_IMODE(entry.mode))
         status = os.fstat(source.fileno())
         # Python takes what it compiled for out of date where the source has another time
