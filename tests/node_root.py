@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from cni_hostport.operate.node.bundle import MARKER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 BIN_DIR, LIB_DIR = Path("/opt/cni/bin"), Path("/opt/hostport")
 # answers to VERSION, where the marker of its installation is; with an argument, tells its version and waits
 SOURCE = r"""
@@ -147,9 +149,8 @@ class NodeRoot:
 
     def start(self, *arguments: str, path: Path = BIN_DIR / "hostport", **options: object) -> subprocess.Popen[str]:
         """Start the executable within the root directory."""
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-            [path, *arguments], preexec_fn=lambda: os.chroot(self.path), text=True, **options
-        )
+        command = [CHROOT, self.path, path, *arguments]
+        return subprocess.Popen(command, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
     def switched_before(self, seconds: float) -> None:
         """Let it be so long since the executable was changed."""

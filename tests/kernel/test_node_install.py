@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # what a container has that asks for nothing, as far as it matters here
-DEFAULT_CAPABILITIES = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot"
+LIMITED = [
+    *("setpriv", "--inh-caps=-all"),
+    "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot",
+]
 INSTALL = """
 import sys
 from pathlib import Path
@@ -28,6 +31,12 @@ from cni_hostport.operate.node import installation
 installation.install(*map(Path, sys.argv[1:]), print)
 """
 LONG_AGO = 2 * installations.CALL_BEGINS_WITHIN
+
+
+def fresh(root: NodeRoot, bundle: Path, *before: str) -> subprocess.CompletedProcess[str]:
+    """Install in a process that has imported nothing else, started by what stands before it."""
+    command = [*before, sys.executable, "-c", INSTALL, *map(str, (bundle, root.path, BIN_DIR, LIB_DIR))]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +94,7 @@ def test_a_bundle_is_copied_as_it_is_and_the_executable_leads_to_it(root: NodeRo
 def test_nothing_is_imported_in_an_empty_root_and_no_privilege_is_needed(
     root: NodeRoot, bundles: dict[str, Path]
 ) -> None:
-    command = [sys.executable, "-c", INSTALL, bundles["first"], root.path, BIN_DIR, LIB_DIR]
-    limited = ["setpriv", "--inh-caps=-all", f"--bounding-set={DEFAULT_CAPABILITIES}", *command]
-    ran = subprocess.run(limited, capture_output=True, text=True, check=False)
+    ran = fresh(root, bundles["first"], *LIMITED)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert said("first") in root.answer()
 
@@ -155,7 +162,7 @@ def test_without_a_look_at_processes_the_version_before_stays_and_older_ones_go(
 
 def test_a_version_stays_while_a_process_uses_it(root_with_proc: NodeRoot, bundles: dict[str, Path]) -> None:
     root = root_with_proc
-    first, second, third = map(name_of, bundles.values())
+    first, _, third = map(name_of, bundles.values())
     root.install(bundles["first"])
     with root.start("wait", stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -184,13 +191,11 @@ def test_a_process_that_may_not_be_looked_into_is_told_by_its_command_line(
     for version in ("first", "second"):
         root.install(bundles[version])
     root.switched_before(LONG_AGO)
-    command = [sys.executable, "-c", INSTALL, bundles["second"], root.path, BIN_DIR, LIB_DIR]
-    limited = ["setpriv", "--inh-caps=-all", f"--bounding-set={DEFAULT_CAPABILITIES}", *command]
     shutil.copy(bundles["first"] / "bin" / "hostport", tmp_path / "hostport")
     with subprocess.Popen([tmp_path / "hostport", "wait"], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        subprocess.run(limited, check=True, capture_output=True)
+        assert fresh(root, bundles["second"], *LIMITED).returncode == 0
         assert root.installed == sorted(map(name_of, (bundles["first"], bundles["second"])))
         process.kill()
 
@@ -209,7 +214,7 @@ FOREIGN = {
     "a link": lambda place: place.symlink_to("/usr/bin/hostport"),
     "a link to something like it": lambda place: place.symlink_to("/opt/else/1.0/bin/hostport"),
     "a directory": lambda place: place.mkdir(),
-    "a device": lambda place: os.mkfifo(place),
+    "a device": os.mkfifo,
     "nothing in it": lambda place: place.touch(),
 }
 
@@ -253,6 +258,7 @@ def test_what_does_not_work_on_the_node_does_not_come_into_use(
 ) -> None:
     root.install(bundles["first"])
     broken = make_bundle(tmp_path / "broken", "broken")
+    strange = (bundles["first"] / "bin" / "hostport").read_bytes().replace(b"supportedVersions", b"unsupportedOnes__")
     for content, reason in (
         (b"#!/bin/sh\n", "No such file or directory"),
         (b"\x7fELF", "Exec format error"),
@@ -356,28 +362,26 @@ def fail() -> None:
 def test_an_installation_that_ends_anywhere_is_whole_or_not_there(
     root: NodeRoot, bundles: dict[str, Path], strike: Callable[[], None]
 ) -> None:
+    versions = {name_of(bundles[version]): version for version in ("first", "second")}
     root.install(bundles["first"])
-    first, second = name_of(bundles["first"]), name_of(bundles["second"])
-    text = faulty(root, bundles["second"], strike, 0).text
-    events = int(text.split()[-2])
+    events = int(faulty(root, bundles["second"], strike, 0).text.split()[-2])
     assert events > 60
-    switched = []
+    switched = 0
     for at in range(1, events + 1):
-        assert root.install(bundles["first"]).status == 0
-        shutil.rmtree(root.at(LIB_DIR) / second, ignore_errors=True)
-        ran = faulty(root, bundles["second"], strike, at)
+        current = root.current
+        [other] = versions.keys() - {current}
+        shutil.rmtree(root.at(LIB_DIR) / other, ignore_errors=True)
+        ran = faulty(root, bundles[versions[other]], strike, at)
         assert ran.status in ((-signal.SIGKILL,) if strike is die else (0, 1)), ran
         assert "Traceback" not in ran.text
-        assert root.current in {first, second}
-        switched.append(root.current == second)
-        assert tree(root.at(LIB_DIR) / root.current) == tree(bundles["second" if switched[-1] else "first"])
-        assert ran.status or switched[-1]
+        assert root.current in ({current, other} if ran.status else {other})
+        switched += root.current == other
         whole = [name for name in root.installed if not name.startswith(".")]
-        assert all(tree(root.at(LIB_DIR) / name) == tree(bundles["second"]) for name in whole if name == second)
-    assert True in switched
-    assert False in switched
+        assert root.current in whole
+        assert all(tree(root.at(LIB_DIR) / name) == tree(bundles[versions[name]]) for name in whole)
+    assert 0 < switched < events
     assert root.install(bundles["second"]).status == 0
-    assert set(root.installed) <= {first, second}
+    assert {*root.installed} <= {*versions}
     assert said("second") in root.answer()
 
 
@@ -385,8 +389,7 @@ def test_installations_at_once_do_not_disturb_each_other(root: NodeRoot, bundles
     ran: list[tuple[str, Ran]] = []
 
     def install(version: str) -> None:
-        command = [sys.executable, "-c", INSTALL, bundles[version], root.path, BIN_DIR, LIB_DIR]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = fresh(root, bundles[version])
         ran.append((version, Ran(done.returncode, done.stderr)))
 
     threads = [threading.Thread(target=install, args=[version]) for version in ("first", "second") * 2]
@@ -410,12 +413,11 @@ def test_calls_while_versions_change_do_not_fail(root_with_proc: NodeRoot, bundl
     callers = [threading.Thread(target=call) for _ in range(2)]
     for caller in callers:
         caller.start()
-    command = [sys.executable, "-c", INSTALL]
-    for version in ("second", "third", "first", "second"):
-        subprocess.run([*command, bundles[version], root.path, BIN_DIR, LIB_DIR], check=True, capture_output=True)
+    installed = [fresh(root, bundles[version]).returncode for version in ("second", "third", "first", "second")]
     end.set()
     for caller in callers:
         caller.join()
+    assert installed == [0] * 4
     assert len(answers) > 40
     assert not [answer for answer in answers if "supportedVersions" not in answer]
     assert {version for version in bundles for answer in answers if said(version) in answer} == {*bundles}
