@@ -262,10 +262,7 @@ def test_what_does_not_work_on_the_node_does_not_come_into_use(
     for content, reason in (
         (b"#!/bin/sh\n", "No such file or directory"),
         (b"\x7fELF", "Exec format error"),
-        (
-            bundles["first"].joinpath("bin/hostport").read_bytes().replace(b"supportedVersions", b"unsupportedOnes__"),
-            "{",
-        ),
+        (strange, "{"),
     ):
         (broken / "bin" / "hostport").write_bytes(content)
         ran = root.install(broken)
@@ -370,6 +367,8 @@ def test_an_installation_that_ends_anywhere_is_whole_or_not_there(
     for at in range(1, events + 1):
         current = root.current
         [other] = versions.keys() - {current}
+        assert root.install(bundles[versions[current]]).status == 0
+        assert {*root.installed} <= {*versions}
         shutil.rmtree(root.at(LIB_DIR) / other, ignore_errors=True)
         ran = faulty(root, bundles[versions[other]], strike, at)
         assert ran.status in ((-signal.SIGKILL,) if strike is die else (0, 1)), ran
@@ -380,9 +379,7 @@ def test_an_installation_that_ends_anywhere_is_whole_or_not_there(
         assert root.current in whole
         assert all(tree(root.at(LIB_DIR) / name) == tree(bundles[versions[name]]) for name in whole)
     assert 0 < switched < events
-    assert root.install(bundles["second"]).status == 0
-    assert {*root.installed} <= {*versions}
-    assert said("second") in root.answer()
+    assert root.answer()
 
 
 def test_installations_at_once_do_not_disturb_each_other(root: NodeRoot, bundles: dict[str, Path]) -> None:
