@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from cni_hostport.operate.arguments import sentence
 from cni_hostport.operate.node import bundle as bundles
 from cni_hostport.operate.node import installation
-from cni_hostport.operate.node.bundle import MARKER
+from cni_hostport.operate.node.bundle import DIGEST, MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +66,7 @@ def make_bundle(path: Path, version: str) -> Path:
     (path / "lib" / "module.py").write_text(f"version = '{version}'\n")
     os.utime(path / "lib" / "module.py", (1000, 1000))
     (path / MARKER).touch()
+    (path / DIGEST).write_text(f"{hashlib.sha256(version.encode()).hexdigest()[:12]}\n")
     return path
 
 

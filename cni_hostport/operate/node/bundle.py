@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 MARKER = ".hostport-installation"  # in every installation, install.sh's too; names the directories that it serves
 EXECUTABLE = Path("bin", "hostport")
-VENV = "pyvenv.cfg"  # in an environment that install.sh made: it needs the system's Python, at its place
-DIGEST_DIGITS = 12
+DIGEST = "DIGEST"  # in every bundle, of its names and contents; an environment that install.sh made has none
 WORKS_WITHIN = 60  # seconds for the first start on a slow disk
 CHUNK = 1 << 20  # bytes
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -56,7 +54,7 @@ class Bundle:
 def own() -> Path:
     """Return the bundle from which this program runs; raises ``OSError`` if it runs from none."""
     path = Path(sys.prefix)
-    if not (path / MARKER).is_file() or (path / VENV).exists():
+    if not (path / DIGEST).is_file():
         raise OSError(
             ENOENT, "this program does not run from a bundle, which alone can be installed on a node", str(path)
         )
@@ -68,8 +66,8 @@ def opened(path: Path) -> Iterator[Bundle]:
     """Open a bundle for reading; raises ``OSError``."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        entries = _entries(directory)
-        yield Bundle(directory, entries, f"{__version__}-{_digest(directory, entries)}")
+        with open(os.open(DIGEST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
+            yield Bundle(directory, _entries(directory), f"{__version__}-{file.read().strip()}")
     finally:
         os.close(directory)
 
@@ -94,17 +92,6 @@ def _raise(error: OSError) -> None:
 
 def _ordered(entries: frozenset[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.path)  # a directory comes before what is in it
-
-
-def _digest(directory: int, entries: frozenset[Entry]) -> str:
-    digest = hashlib.sha256()
-    for entry in _ordered(entries):
-        digest.update(os.fsencode(f"{entry.path}\0{entry.mode:o}\0{entry.size}\0{entry.link}\0"))
-        if S_ISREG(entry.mode):
-            with _file(directory, entry) as file:
-                while data := file.read(CHUNK):
-                    digest.update(data)
-    return digest.hexdigest()[:DIGEST_DIGITS]
 
 
 def _file(directory: int, entry: Entry) -> BinaryIO:

@@ -12,8 +12,6 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cni_hostport.config import NetworkConfig
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -26,7 +24,6 @@ def inside(root: Path) -> Iterator[None]:
     if os.path.samefile(root, "/"):
         yield
         return
-    NetworkConfig.parse({})  # builds the validators, which otherwise is left to the first use
     finders = sys.meta_path[:]
     own, work = (os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", "."))
     try:

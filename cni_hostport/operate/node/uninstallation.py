@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import suppress
 from errno import EBUSY, EEXIST
 from sys import byteorder
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel import files, interfaces, localnet
 from cni_hostport.libcni import cache, directory
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 INTERVAL = 1  # seconds between looks at the caches
 QUIET = 3  # seconds without a container: a call that began before has reached the cache by then
 NAMED = 10  # attachments at most, in one line
-OURS = "00-hostport.conflist"
-SUFFIXES = {".conf", ".conflist", ".json"}
 BY_HAND = f"'nft delete table {FAMILY} {TABLE}' removes it"
 
 
@@ -49,6 +49,7 @@ def uninstall(
     With ``wait``, wait until no container needs the plugin; with ``force``, do not ask for that. Raises ``OSError``,
     which names containers or a path, if it has to stay.
     """
+    NetworkConfig.parse({})  # builds the validators, which otherwise is left to their first use
     with root_directory.inside(root):
         _refuse_others_executable(bin_dir, lib_dir)
         if not force:
@@ -75,16 +76,8 @@ def _refuse_others_executable(bin_dir: Path, lib_dir: Path) -> None:
 
 def _refuse_while_configured(conf_dir: Path) -> None:
     """Refuse while a configuration of somebody else's has this plugin: it would fail all pods."""
-    if not conf_dir.is_dir():
-        return
-    for path in files.names(conf_dir):
-        if path.suffix not in SUFFIXES or path.name == OURS:
-            continue
-        try:
-            conflist = Conflist.parse(files.read(path))
-        except (OSError, ValueError):
-            continue  # no runtime can use it either
-        if PLUGIN in conflist.types:
+    for path, document in _configurations(conf_dir):
+        if MARK not in document and PLUGIN in Conflist.model_validate(document).types:
             raise OSError(EBUSY, f"it has the plugin {PLUGIN}, without which all pods fail: change it first", str(path))
 
 
@@ -115,11 +108,23 @@ def _refuse_while_needed(bin_dir: Path, caches: Sequence[Path]) -> None:
         raise OSError(EBUSY, reason, str(installations.executable(bin_dir)))
 
 
+# TO BE MERGED with branch netconf, in which configuration_directory.remove and Directory.look do what these two do
+MARK = "hostportDerivedFrom"
+
+
+def _configurations(conf_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in files.names(conf_dir) if conf_dir.is_dir() else ():
+        with suppress(OSError, ValueError):  # no runtime can use it either
+            Conflist.parse(files.read(path))
+            document = json.loads(files.read(path))
+            yield path, {"plugins": [document], **document}
+
+
 def _remove_configuration(conf_dir: Path, log: Log) -> None:
-    # TO BE MERGED with branch netconf: its remove(conf_dir) in the place of this function
-    with suppress(FileNotFoundError):
-        (conf_dir / OURS).unlink()
-        log(f"Removed {conf_dir / OURS}.")
+    for path, document in _configurations(conf_dir):
+        if MARK in document:
+            path.unlink()
+            log(f"{path} is removed")
 
 
 def _refuse_newcomers(bin_dir: Path, caches: Sequence[Path]) -> None:
