@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 BIN_DIR, LIB_DIR = Path("/opt/cni/bin"), Path("/opt/hostport")
+# what a container has that asks for nothing, as far as it matters here
+LIMITED = [
+    *("setpriv", "--inh-caps=-all"),
+    "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot",
+]
 # answers to VERSION, where the marker of its installation is; with an argument, tells its version and waits
 SOURCE = r"""
 #include <stdio.h>
@@ -104,6 +109,21 @@ def forked(work: Callable[[Callable[[str], None]], None]) -> Ran:
 
 def void(_: object) -> None:
     """Return nothing, whatever comes in."""
+
+
+class Fault:
+    """An audit hook that strikes at one of its events: nearly all system calls that Python makes for files are such."""
+
+    EVENTS = ("open", "os.", "shutil.", "subprocess.", "fcntl.", "tempfile.")
+
+    def __init__(self, strike: Callable[[], None], at: int) -> None:
+        self.strike, self.at, self.number = strike, at, 0
+
+    def __call__(self, event: str, _: object) -> None:
+        if event.startswith(self.EVENTS):
+            self.number += 1
+            if self.number == self.at:
+                self.strike()
 
 
 @dataclass

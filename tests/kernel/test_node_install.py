@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from node_root import BIN_DIR, LIB_DIR, NodeRoot, Ran, forked, make_bundle, name_of
+from node_root import BIN_DIR, LIB_DIR, LIMITED, Fault, NodeRoot, Ran, forked, make_bundle, name_of
 
 from cni_hostport.operate.node import installation, installations
 from cni_hostport.operate.node.bundle import MARKER
@@ -19,11 +19,6 @@ from cni_hostport.operate.node.bundle import MARKER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# what a container has that asks for nothing, as far as it matters here
-LIMITED = [
-    *("setpriv", "--inh-caps=-all"),
-    "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot",
-]
 INSTALL = """
 import sys
 from pathlib import Path
@@ -322,25 +317,10 @@ def test_a_read_only_plugin_directory_is_named(root: NodeRoot, bundles: dict[str
     assert said("second") in root.answer()
 
 
-class Fault:
-    """Strikes at one of the events that Python tells of: nearly all system calls of an installation are such."""
-
-    EVENTS = ("open", "os.", "shutil.", "subprocess.", "fcntl.", "tempfile.")
-
-    def __init__(self, strike: Callable[[], None], at: int) -> None:
-        self.strike, self.at, self.number = strike, at, 0
-        sys.addaudithook(self)
-
-    def __call__(self, event: str, _: object) -> None:
-        if event.startswith(self.EVENTS):
-            self.number += 1
-            if self.number == self.at:
-                self.strike()
-
-
 def faulty(root: NodeRoot, bundle: Path, strike: Callable[[], None], at: int) -> Ran:
     def work(log: Callable[[str], None]) -> None:
         fault = Fault(strike, at)
+        sys.addaudithook(fault)
         installation.install(bundle, root.path, BIN_DIR, LIB_DIR, log)
         log(f"{fault.number} events")
 

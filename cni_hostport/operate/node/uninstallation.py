@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from errno import EBUSY, EEXIST
@@ -19,6 +18,7 @@ from cni_hostport.lookup import Lookup
 from cni_hostport.names import FAMILY, LOCALNET, MAPS, TABLE
 from cni_hostport.nf_tables import delete_table, get_table
 from cni_hostport.operate import requests
+from cni_hostport.operate.arguments import sentence
 from cni_hostport.operate.node import installations, root_directory
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _remove_table(log: Log) -> None:
                 " there can reach the node's 127.0.0.1. If nobody needs it, set it to 0."
             )
     except (CNIError, NFTError, OSError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = error.refusals[0][0] if isinstance(error, NFTError) else sentence(error)
         log(
             f"The table {FAMILY} {TABLE} may be left in the node's network namespace ({reason}). There, with"
             f" CAP_NET_ADMIN, {BY_HAND}."
