@@ -202,7 +202,7 @@ def test_an_executable_that_is_not_this_projects_is_left_alone(machine: Machine,
     foreign.write_text("#!/bin/sh\necho somebody else's\n")
     refused = machine.install("--bin-dir", str(foreign.parent), *option)
     assert refused.returncode == 1
-    assert f"{foreign} is not of this script's making" in refused.stderr
+    assert f"{foreign} is not of this program's making" in refused.stderr
     assert "somebody else's" in foreign.read_text()
 
 

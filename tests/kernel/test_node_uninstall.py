@@ -268,23 +268,32 @@ def test_the_table_goes_with_its_last_mapping(installed: Installed) -> None:
 ROUTE_LOCALNET = "net/ipv4/conf/cni0/route_localnet"
 
 
-@pytest.mark.usefixtures("_proc")
-def test_an_interface_that_this_plugin_opened_is_closed(installed: Installed) -> None:
-    node = installed.node
+def opened_and_left(node: Node) -> None:
+    """Leave an interface as a DEL does that is killed in its last steps."""
     pod = node.pod()
     node.add(pod, mapping(8080))
     node.delete(pod)
     with node.inside():
         index = socket.if_nametoindex("cni0")
-    # as a DEL leaves it that was killed in its last steps
     node.nft_file(
         f'add chain inet hostport localnet-{index}\nadd element inet hostport localnet {{ "cni0" comment "opened" }}\n'
     )
     node.set_sysctl(ROUTE_LOCALNET, 1)
-    assert installed.uninstall() == Ran(
-        0, f"{CONF_DIR}/00-hostport.conflist is removed\n{REMOVED}Removed the table inet hostport.\n"
-    )
-    assert node.get_sysctl(ROUTE_LOCALNET).strip() == "0"
+
+
+@pytest.mark.usefixtures("_proc")
+def test_an_interface_that_this_plugin_opened_is_closed(installed: Installed) -> None:
+    opened_and_left(installed.node)
+    assert installed.uninstall().text.endswith(f"{REMOVED}Removed the table inet hostport.\n")
+    assert installed.node.get_sysctl(ROUTE_LOCALNET).strip() == "0"
+
+
+def test_an_interface_that_cannot_be_closed_stays_guarded(installed: Installed) -> None:
+    opened_and_left(installed.node)
+    before = installed.node.ruleset()
+    ran = installed.uninstall()
+    assert "may be left in the node's network namespace (/proc/sys/net/ipv4/conf: No such" in ran.text
+    assert installed.node.ruleset() == before
 
 
 @pytest.mark.usefixtures("_proc")

@@ -17,7 +17,7 @@ from cni_hostport.libcni.conflist import PLUGIN, Conflist
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import FAMILY, LOCALNET, MAPS, TABLE
 from cni_hostport.nf_tables import delete_table, get_table
-from cni_hostport.operate import requests
+from cni_hostport.operate import requests, sysctls
 from cni_hostport.operate.arguments import sentence
 from cni_hostport.operate.node import installations, root_directory
 
@@ -184,6 +184,8 @@ def _remove_table(log: Log) -> None:
             log(f"The table {FAMILY} {TABLE} stays: host ports are in it. When nobody needs them, {BY_HAND}.")
             return
         guarded = [int.from_bytes(key, byteorder) for key in lookup.members(LOCALNET) or ()]
+        if guarded:
+            (sysctls.SYSCTLS / sysctls.INTERFACES).stat()  # where it is missing, each interface would be taken for gone
         for interface in guarded:
             localnet.close(lookup, interface, log)
         still_open = [interface for interface in guarded if localnet.is_open(interface)]
