@@ -257,8 +257,19 @@ zipfile.ZipFile(sys.argv[2], 'a').write(sys.argv[1], '__main__.py')" "$1/bin/hos
 
 is_native() { grep -aq '^native executable of /' "$1"; } # FILE
 
-# prints which installation the executable in bin_dir belongs to; fails if there is one that is not this script's
+is_link() { [ -L "$bin_dir/hostport" ]; } # as 'hostport node install' makes it
+
+# prints which installation the executable in bin_dir belongs to; fails if there is one that is not of this program's
+# making. operate/node/installations.py has the same rules
 current() {
+    local installation
+    if is_link; then
+        installation=$(realpath -m -- "$bin_dir/hostport")
+        installation=${installation%/bin/hostport}
+        [ -e "$installation/$marker" ] || return 1
+        printf '%s\n' "$installation"
+        return 0
+    fi
     [ -e "$bin_dir/hostport" ] || return 0
     is_native "$bin_dir/hostport" || grep -q '^from cni_hostport' "$bin_dir/hostport" || return 1
     LC_ALL=C sed -n '1s|^#!\(.*\)/bin/python.*|\1|p; s|^native executable of \(.*\)/bin/hostport$|\1|p' "$bin_dir/hostport"
@@ -267,7 +278,8 @@ current() {
 install_plugin() {
     local target previous staged old kind log
     target=$lib_dir/$(version)-$(digest)
-    previous=$(current) || die "$bin_dir/hostport is not of this script's making: move it away first"
+    previous=$(current) || die "$bin_dir/hostport is not of this program's making: move it away first"
+    ! is_link || say "$bin_dir/hostport was of the installation in $previous, which stays as it is."
     works "$target" 2>/dev/null || build "$target"
     serves "$target" || printf '%s\n' "$bin_dir" >>"$target/$marker"
 
@@ -343,10 +355,14 @@ uninstall_service() {
 
 uninstall_plugin() {
     local installation
-    current >/dev/null || die "$bin_dir/hostport is not of this script's making: it stays"
+    current >/dev/null || die "$bin_dir/hostport is not of this program's making: it stays"
     uninstall_service
     if is_regular && has_command; then rm -f -- "$command"; fi
-    rm -f -- "$bin_dir/hostport"
+    if is_link; then
+        say "$bin_dir/hostport stays: 'hostport node uninstall' removes it."
+    else
+        rm -f -- "$bin_dir/hostport"
+    fi
     for installation in "$lib_dir"/*/"$marker"; do
         if [ -s "$installation" ]; then
             release "${installation%/*}"

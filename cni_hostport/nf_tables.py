@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-GETTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
-    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 4, 5, 7, 10, 12, 13, 14)
+GETTABLE, DELTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 2, 4, 5, 7, 10, 12, 13, 14)
 )
 FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 
@@ -63,6 +63,11 @@ ElementKey = tuple[str, bytes]  # the map, and the key as the kernel has it: eve
 def get_table(name: str = TABLE, family: str = FAMILY) -> Message:
     """Ask for a table."""
     return GETTABLE, 0, body(attribute(TABLE_NAME, c_string(name)), family=family)
+
+
+def delete_table() -> Message:
+    """Delete the table with all that is in it."""
+    return DELTABLE, 0, body(attribute(TABLE_NAME, c_string(TABLE)))
 
 
 def is_dormant(table: bytes) -> bool:

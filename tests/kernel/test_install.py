@@ -202,7 +202,7 @@ def test_an_executable_that_is_not_this_projects_is_left_alone(machine: Machine,
     foreign.write_text("#!/bin/sh\necho somebody else's\n")
     refused = machine.install("--bin-dir", str(foreign.parent), *option)
     assert refused.returncode == 1
-    assert f"{foreign} is not of this script's making" in refused.stderr
+    assert f"{foreign} is not of this program's making" in refused.stderr
     assert "somebody else's" in foreign.read_text()
 
 
@@ -212,6 +212,30 @@ def test_a_file_that_is_none_of_ours_is_left_alone(machine: Machine, tmp_path: P
     for option in ((), ("--uninstall",)):
         assert machine.install("--bin-dir", str(tmp_path), *option).returncode == 1
     assert (tmp_path / "hostport").read_bytes() == content
+
+
+def test_an_installation_on_a_node_is_known_replaced_and_not_removed(machine: Machine, tmp_path: Path) -> None:
+    installation, link = tmp_path / "lib" / "0.1.0-x", tmp_path / "bin" / "hostport"
+    (installation / "bin").mkdir(parents=True)
+    (installation / ".hostport-installation").touch()
+    link.parent.mkdir()
+    link.symlink_to(installation / "bin" / "hostport")
+    options = ("--bin-dir", str(link.parent))
+    left = machine.install("--uninstall", *options)
+    assert left.returncode == 0
+    assert f"{link} stays: 'hostport node uninstall' removes it." in left.stderr
+    assert link.is_symlink()
+    replaced = machine.install(*options)
+    assert replaced.returncode == 0
+    assert f"{link} was of the installation in {installation}, which stays as it is." in replaced.stderr
+    assert link.is_file()
+    assert not link.is_symlink()
+    assert installation.is_dir()
+    machine.install("--uninstall", *options)
+    link.symlink_to(tmp_path / "elsewhere" / "bin" / "hostport")
+    for option in ((), ("--uninstall",)):
+        assert machine.install(*options, *option).returncode == 1
+    assert link.is_symlink()
 
 
 def test_a_build_that_fails_leaves_the_installed_plugin_as_it_was(machine: Machine) -> None:

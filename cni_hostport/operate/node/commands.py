@@ -45,6 +45,54 @@ def node() -> None:
 
 
 @node.command()
+@ROOT
+@BIN_DIR
+@LIB_DIR
+def install(root: Path, bin_dir: Path, lib_dir: Path) -> None:
+    """Put the bundle from which this runs onto the node.
+
+    It is there whole or not at all, and takes the place of the version before, which stays while its calls run.
+    """
+    from cni_hostport.operate.node import bundle, installation
+
+    installation.install(bundle.own(), root, Path("/", bin_dir), Path("/", lib_dir), terminal.log)
+
+
+@node.command()
+@ROOT
+@BIN_DIR
+@LIB_DIR
+@CONF_DIR
+@CACHES
+@click.option("--wait", is_flag=True, help="Remove the network configuration, then wait until no container needs it.")
+@click.option("--force", is_flag=True, help="Do not ask whether containers need it: their end then fails.")
+def uninstall(
+    root: Path, bin_dir: Path, lib_dir: Path, conf_dir: Path, caches: tuple[Path, ...], *, wait: bool, force: bool
+) -> None:
+    """Take this plugin off the node.
+
+    The network configuration goes first, then the executable and all installations, then the table in nftables. While
+    containers need the plugin for their end, nothing is removed, and they are named.
+    """
+    from cni_hostport.operate.node import uninstallation
+
+    if wait and force:
+        msg = "--wait and --force do not go together"
+        raise click.UsageError(msg)
+    in_root = tuple(Path("/", path) for path in caches)
+    uninstallation.uninstall(
+        root,
+        Path("/", bin_dir),
+        Path("/", lib_dir),
+        Path("/", conf_dir),
+        in_root,
+        log=terminal.log,
+        force=force,
+        wait=wait,
+    )
+
+
+@node.command()
 @CONF_DIR
 @OPTIONS
 @click.option("--remove", is_flag=True, help="Remove this plugin's network configuration, and nobody else's.")
