@@ -84,7 +84,7 @@ def with_old_pods(cluster: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def rolled_out(with_old_pods: Cluster) -> Cluster:
     """The cluster, with this plugin on both nodes; pods of portmap's time run on."""
-    with_old_pods.import_images(bundle.image())
+    with_old_pods.import_images(bundle.image_archive())
     roll_out(with_old_pods, MANIFESTS / "kubeadm")
     return with_old_pods
 
@@ -205,7 +205,7 @@ def flush(node: Machine) -> None:
 
 def test_an_upgrade_fails_no_call_and_loses_no_port(rolled_out: Cluster, tmp_path: Path) -> None:
     version = "9.9.9"
-    rolled_out.import_images(bundle.image(version))
+    rolled_out.import_images(bundle.image_archive(version))
     with (
         rolled_out.running(*web(rolled_out, "steady", 8084)),
         PortTraffic(rolled_out, 8080, 8084) as ports,
