@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.roots import files, program
 from go_tools import TOOLS
 from runtimes import image
+
+from cluster.roots import files, program
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole way of a cluster: roll-out over portmap, what disturbs it, an upgrade, and removal. The tests go in order."""
+"""A cluster from portmap to this plugin and back, with what can happen meanwhile: these tests go in order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import bundle
 import pytest
+from go_tools import ROOT, TOOLS
+
 from cluster.cluster import pod, port
 from cluster.traffic import PodTraffic, PortTraffic
-from go_tools import ROOT, TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,10 @@ def files(node: Machine) -> list[str]:
 
 def roll_out(cluster: Cluster, directory: Path) -> None:
     cluster.kubectl("apply", "--kustomize", directory)
+    wait_for_roll_out(cluster)
+
+
+def wait_for_roll_out(cluster: Cluster) -> None:
     told = cluster.kubectl("rollout", "status", "daemonset/hostport", "--namespace=kube-system", f"--timeout={LONG}s")
     assert "successfully rolled out" in told, told + cluster.story()
 
@@ -116,10 +121,11 @@ def test_a_second_pod_on_a_taken_port_stays_pending(rolled_out: Cluster) -> None
 
 
 def test_a_port_that_something_outside_the_cluster_holds_is_refused_with_its_name(rolled_out: Cluster) -> None:
-    node = rolled_out.nodes[1]
+    node = rolled_out.nodes[0]
     node.run("ip", "netns", "add", "outside")
     config = {
-        "cniVersion": "1.0.0", "name": "other", "type": "hostport", "prevResult": {"ips": [{"address": "10.88.2.250/24"}]},
+        "cniVersion": "1.0.0", "name": "other", "type": "hostport",
+        "prevResult": {"ips": [{"address": "10.88.1.250/24"}]},
         "runtimeConfig": {"portMappings": [{"hostPort": 8090, "containerPort": 80}]},
     }  # fmt: skip
     call = [

@@ -7,8 +7,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from cluster.cluster import pod, port
 from resident import eventually
+
+from cluster.cluster import pod, port
 
 if TYPE_CHECKING:
     from cluster.cluster import Cluster
