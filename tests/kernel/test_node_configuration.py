@@ -16,7 +16,7 @@ from go_tools import TOOLS, unavailable
 from lab import LAUNCHER, NODE4, Namespace, mapping, require
 
 from cni_hostport.operate.node import configuration_keeper
-from cni_hostport.operate.node.configuration import Configuration
+from cni_hostport.operate.node.configuration import Configuration, derive
 from cni_hostport.operate.node.configuration_directory import SUFFIXES
 from cni_hostport.operate.node.configuration_keeper import Keeper
 
@@ -284,19 +284,39 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=range(len(DOCUMENTS)))
+SINGLES = [
+    b'{"name": "pods", "type": "stub"}',
+    b'{"NAME": "pods", "TYPE": "stub", "cniversion": "1.0.0"}',
+    b'{"name": "pods", "type": "stub", "cniVersion": null}',
+    b'{"name": "pods", "type": "stub", "cniVersion": 1}',
+    b'{"name": "pods", "type": "stub", "capabilities": {"a": 1}}',
+    b'{"name": "pods", "type": ""}',
+    b'{"name": "pods", "plugins": [{"type": "stub"}]}',
+]
+FILES = [*(("10-pods.conflist", one) for one in DOCUMENTS), *(("10-pods.conf", one) for one in SINGLES)]
+
+
 @pytest.mark.usefixtures("_kernel")
-def test_libcni_loads_the_same_files(cnitool: Path, tmp_path: Path, document: bytes) -> None:
-    (tmp_path / "stub").write_text(PLUGIN)
-    (tmp_path / "stub").chmod(0o755)
-    (tmp_path / "10-pods.conflist").write_bytes(document)
-    variables = [f"NETCONFPATH={tmp_path}", f"CNI_PATH={tmp_path}"]
-    in_own_cache = ["unshare", "--mount", "sh", "-c", IN_OWN_CACHE, "sh", "env", *variables]
-    command = [*in_own_cache, str(cnitool), "add", "pods", "/proc/1/ns/net"]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+@pytest.mark.parametrize(("file", "document"), FILES, ids=range(len(FILES)))
+def test_libcni_loads_the_same_files_and_what_is_derived_from_them(
+    cnitool: Path, tmp_path: Path, file: str, document: bytes
+) -> None:
+    for plugin in ("stub", "hostport"):
+        (tmp_path / plugin).write_text(PLUGIN)
+        (tmp_path / plugin).chmod(0o755)
+
+    def is_loaded(name: str, data: bytes) -> bool:
+        (tmp_path / name).write_bytes(data)
+        variables = [f"NETCONFPATH={tmp_path}", f"CNI_PATH={tmp_path}"]
+        command = ["unshare", "--mount", "sh", "-c", IN_OWN_CACHE, "sh", "env", *variables, str(cnitool)]
+        ran = subprocess.run([*command, "add", "pods", "/proc/1/ns/net"], check=False, capture_output=True)
+        (tmp_path / name).unlink()
+        return ran.returncode == 0
+
     try:
-        Configuration.parse("10-pods.conflist", document)
-        is_loadable = True
+        configuration = Configuration.parse(file, document)
     except ValueError:
-        is_loadable = False
-    assert (ran.returncode == 0) is is_loadable, ran
+        assert not is_loaded(file, document)
+    else:
+        assert is_loaded(file, document)
+        assert is_loaded(OURS, derive(configuration, {}).data)

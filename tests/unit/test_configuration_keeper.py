@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,6 @@ from cni_hostport.operate.node.configuration_state import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 IN_STEP, WAITING, NOT_IN_STEP = Condition
 HOSTPORT = {"type": "hostport", "capabilities": {"portMappings": True}}
@@ -424,6 +424,30 @@ def test_the_kernel_tells_of_changes(node: Node, change: str) -> None:
     timer.start()
     assert node.keeper.wait(10)
     timer.join()
+
+
+def test_options_are_followed_through_a_directory_that_was_left_open(tmp_path: Path) -> None:
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "net.d" / "10-pods.conflist").write_text(conflist())
+    volume = tmp_path / "volume"
+    for number in (1, 2):
+        (volume / f"..{number}").mkdir(parents=True)
+        (volume / f"..{number}" / "options.json").write_text(f'{{"waitForHolder": {number}}}')
+    (volume / "..data").symlink_to("..1")
+    (volume / "options.json").symlink_to("..data/options.json")
+    lines: list[str] = []
+    descriptor = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
+    options = Path(f"/proc/self/fd/{descriptor}/options.json")
+    with Keeper(tmp_path / "net.d", options, lines.append) as keeper:
+        assert keeper.update().is_ready
+        while keeper.wait(0.1):
+            keeper.update()
+        (volume / "..data_tmp").symlink_to("..2")
+        (volume / "..data_tmp").rename(volume / "..data")
+        assert keeper.wait(10)
+        assert keeper.update().is_ready
+    os.close(descriptor)
+    assert json.loads((tmp_path / "net.d" / OURS).read_bytes())["plugins"][1]["waitForHolder"] == 2
 
 
 def test_a_directory_that_is_made_again_is_watched_again(node: Node) -> None:

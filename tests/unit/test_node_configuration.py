@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_hostport.operate.node.configuration import MARK, Configuration, derive, parse_options
@@ -191,6 +191,7 @@ PLUGINS = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(OBJECTS, st.lists(PLUGINS, min_size=1, max_size=5), st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_all_else_is_equal_as_json(
     keys: dict[str, Any], plugins: list[dict[str, Any]], indent: int | str | None, ascii_only: bool
@@ -206,6 +207,7 @@ def test_all_else_is_equal_as_json(
     assert ours["plugins"].index(HOSTPORT) == place
 
 
+@settings(deadline=None, max_examples=60)
 @given(OBJECTS, st.sampled_from([None, 2]))
 def test_a_single_configuration_is_kept_whole(keys: dict[str, Any], indent: int | None) -> None:
     document = {**keys, "name": "pods", "type": "bridge"}
