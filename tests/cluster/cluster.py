@@ -59,7 +59,6 @@ class Cluster:
 
     def _start(self, closing: contextlib.ExitStack) -> None:
         small = self._directory / "small"
-        roots.make_small(small)
         self.client = closing.enter_context(Namespace("client"))
         self.client.ip(
             "link add lan type bridge", f"addr add {CLIENT4}/24 dev lan", f"addr add {CLIENT6}/64 dev lan nodad",
@@ -68,6 +67,7 @@ class Cluster:
         names = [f"node-{number}" for number in (1, 2)]
         self.control = closing.enter_context(Control(self.client, names, self._directory / "control"))
         self.control.begin()
+        roots.make_small(small)
         self.nodes: list[Machine] = []
         for number, (base, mode) in enumerate(zip((roots.DEBIAN, small), MODES, strict=True), 1):
             namespace = closing.enter_context(Namespace(f"node{number}"))
