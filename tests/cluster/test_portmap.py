@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.cluster import pod, port
+from cluster.load import Load
 
 if TYPE_CHECKING:
     from cluster.cluster import Cluster
@@ -59,3 +60,10 @@ def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster)
 
 def _is_balanced(cluster: Cluster, address: str) -> bool:
     return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
+
+
+def test_pods_come_and_go_while_a_containerd_is_killed_and_started_again(cluster: Cluster) -> None:
+    with Load(cluster) as load:
+        cluster.nodes[0].restart_containerd()
+        load.wait_for_rounds(1)
+    assert load.failures == []
