@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.cluster import pod, port
-from cluster.load import Load
 
 if TYPE_CHECKING:
     from cluster.cluster import Cluster
@@ -41,6 +40,10 @@ def test_the_scheduler_lets_a_second_pod_wait_for_a_port_that_is_taken(cluster: 
     cluster.delete(second)
 
 
+def _is_balanced(cluster: Cluster, address: str) -> bool:
+    return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
+
+
 def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster) -> None:
     pods = [pod(f"web-{node.number}", node=node) for node in cluster.nodes]
     for made in pods:
@@ -56,14 +59,3 @@ def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster)
             for address in (node.ip4, node.ip6):
                 cluster.wait_for(partial(_is_balanced, cluster, address))
     cluster.delete(service)
-
-
-def _is_balanced(cluster: Cluster, address: str) -> bool:
-    return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
-
-
-def test_pods_come_and_go_while_a_containerd_is_killed_and_started_again(cluster: Cluster) -> None:
-    with Load(cluster) as load:
-        cluster.nodes[0].restart_containerd()
-        load.wait_for_rounds(1)
-    assert load.failures == []
