@@ -27,6 +27,7 @@ def test_pods_are_reached_by_their_host_ports_at_the_addresses_of_their_node(clu
                 assert cluster.answer(address, 8080) == f"web-{node.number}"
     for node in cluster.nodes:
         cluster.wait_for(partial(cluster.client.is_silent, "tcp", node.ip4, 8080))
+        assert node.failed_calls() == []
 
 
 def test_the_scheduler_lets_a_second_pod_wait_for_a_port_that_is_taken(cluster: Cluster) -> None:
