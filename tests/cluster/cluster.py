@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self
 
 from lab import CLIENT4, CLIENT6, Namespace, ip
@@ -103,7 +104,7 @@ class Cluster:
         """Give images to both nodes, by their archives."""
         with ThreadPoolExecutor() as pool:
             for archive in archives:
-                list(pool.map(lambda node: node.import_image(archive), self.nodes))  # noqa: B023
+                list(pool.map(methodcaller("import_image", archive), self.nodes))
 
     def _is_ready(self) -> bool:
         nodes = self.get("nodes")
