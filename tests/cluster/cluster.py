@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self
 
 from lab import CLIENT4, CLIENT6, Namespace, ip
@@ -59,7 +60,6 @@ class Cluster:
 
     def _start(self, closing: contextlib.ExitStack) -> None:
         small = self._directory / "small"
-        roots.make_small(small)
         self.client = closing.enter_context(Namespace("client"))
         self.client.ip(
             "link add lan type bridge", f"addr add {CLIENT4}/24 dev lan", f"addr add {CLIENT6}/64 dev lan nodad",
@@ -68,6 +68,7 @@ class Cluster:
         names = [f"node-{number}" for number in (1, 2)]
         self.control = closing.enter_context(Control(self.client, names, self._directory / "control"))
         self.control.begin()
+        roots.make_small(small)
         self.nodes: list[Machine] = []
         for number, (base, mode) in enumerate(zip((roots.DEBIAN, small), MODES, strict=True), 1):
             namespace = closing.enter_context(Namespace(f"node{number}"))
@@ -103,7 +104,7 @@ class Cluster:
         """Give images to both nodes, by their archives."""
         with ThreadPoolExecutor() as pool:
             for archive in archives:
-                list(pool.map(lambda node: node.import_image(archive), self.nodes))  # noqa: B023
+                list(pool.map(methodcaller("import_image", archive), self.nodes))
 
     def _is_ready(self) -> bool:
         nodes = self.get("nodes")

@@ -27,6 +27,5 @@ def cluster(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     require(image.can_be_made(), "needs busybox-static")
     for program in ("runc", "iptables", "openssl", "curl", "nc"):
         require(shutil.which(program), f"needs the program {program}")
-
     with Cluster(tmp_path_factory.mktemp("cluster")) as made:
         yield made

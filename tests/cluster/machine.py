@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ SOCKET = "/run/containerd/containerd.sock"
 CTR = ["/usr/local/bin/ctr", "--namespace=k8s.io"]
 NETWORKS, PLUGINS = "/etc/cni/net.d", "/opt/cni/bin"
 POD_NETWORKS = "10.88.0.0/16,fd00:88::/32"  # of all nodes
+FAILED_CALL = re.compile(r"^.*failed to (?:setup|destroy) network.*$", re.MULTILINE)
 CONTAINERD = f"""
 version = 3
 imports = []
@@ -80,6 +82,10 @@ class Machine(Processes):
     def log(self, program: str) -> Path:
         """Return the log of a program, by its name."""
         return self._directory / f"{program}.log"
+
+    def failed_calls(self) -> list[str]:
+        """Return what containerd has logged of each ADD and DEL that failed."""
+        return FAILED_CALL.findall(self.log("containerd").read_text())
 
     def _start(self, program: str, *options: str) -> None:
         self.programs[program] = self.start(

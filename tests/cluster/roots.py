@@ -6,12 +6,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runtimes import image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # The arguments: an empty directory, the root below, the name of the host, the directory of programs. What is written
 # stays in memory. A container's mounts, and those of a pod with mount propagation, need a root that is one of the
@@ -39,12 +35,10 @@ USED = ("runc", "mount", "umount", "conntrack")  # by containerd, kubelet and ku
 IPTABLES = [f"{family}{action}" for family in ("iptables", "ip6tables") for action in ("", "-save", "-restore")]
 
 
-def files(*programs: Path) -> Iterator[Path]:
-    """Yield programs, and each shared library that they load."""
-    for program in programs:
-        yield program
-        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
-        yield from map(Path, re.findall(r"(/\S+) \(0x", listed.stdout))
+def files(*programs: Path) -> set[Path]:
+    """Return programs and libraries, and each shared library that they load."""
+    listed = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)  # it refuses static ones
+    return {*programs, *map(Path, re.findall(r"(/\S+) \(0x", listed.stdout))}
 
 
 def program(name: str) -> Path:
@@ -66,8 +60,7 @@ def make_small(root: Path) -> None:
     _copy(image.BUSYBOX, root)
     subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
     iptables = program("xtables-nft-multi")
-    extensions = Path("/usr/lib").glob("*/xtables/*.so")  # what they load, iptables and conntrack load too
-    for path in {*files(*map(program, USED), iptables), *extensions}:
+    for path in files(*map(program, USED), iptables, *Path("/usr/lib").glob("*/xtables/*.so")):
         _copy(path, root)
     for name in IPTABLES:
         (root / "sbin" / name).symlink_to(iptables)

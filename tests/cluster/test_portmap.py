@@ -27,6 +27,7 @@ def test_pods_are_reached_by_their_host_ports_at_the_addresses_of_their_node(clu
                 assert cluster.answer(address, 8080) == f"web-{node.number}"
     for node in cluster.nodes:
         cluster.wait_for(partial(cluster.client.is_silent, "tcp", node.ip4, 8080))
+        assert node.failed_calls() == []
 
 
 def test_the_scheduler_lets_a_second_pod_wait_for_a_port_that_is_taken(cluster: Cluster) -> None:
@@ -38,6 +39,10 @@ def test_the_scheduler_lets_a_second_pod_wait_for_a_port_that_is_taken(cluster: 
     cluster.wait_until("condition=Ready", "pod/second")
     assert cluster.answer(node.ip4, 8080) == "second"
     cluster.delete(second)
+
+
+def _is_balanced(cluster: Cluster, address: str) -> bool:
+    return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
 
 
 def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster) -> None:
@@ -55,7 +60,3 @@ def test_services_of_type_node_port_lead_to_pods_of_both_nodes(cluster: Cluster)
             for address in (node.ip4, node.ip6):
                 cluster.wait_for(partial(_is_balanced, cluster, address))
     cluster.delete(service)
-
-
-def _is_balanced(cluster: Cluster, address: str) -> bool:
-    return {cluster.answer(address, 30080) for _ in range(10)} == {"web-1", "web-2"}
