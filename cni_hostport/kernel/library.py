@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LIBRARY = "libnftables.so.1"
 JSON, HANDLES, STATELESS = "json", "handle", "stateless"  # kinds of output, in the binding's words
+# databases of nsswitch.conf(5) by which libnftables looks names up
+DATABASES = ("group", "hosts", "networks", "passwd", "protocols", "services")
 NFT_CTX_INPUT_NO_DNS = 1  # nftables/libnftables.h, since 1.0.8
 
 
@@ -47,7 +49,7 @@ class Context:
         self._netlink, self._output = first_unused, set[str]()
         self._is_known = make_room_for_refusals(self._netlink)
         # a host name in a condition must not ask whoever answers for names: what it means would be theirs to say
-        look_names_up_in_files("hosts")
+        look_names_up_in("files", *DATABASES)
         with suppress(AttributeError):
             library.nft_ctx_input_set_flags(self._context._Nftables__ctx, NFT_CTX_INPUT_NO_DNS)  # noqa: SLF001 - the binding has no word for it
 
@@ -85,13 +87,14 @@ class Context:
                 leave_out(self._netlink, [])
 
 
-def look_names_up_in_files(*databases: str) -> None:
-    """Have the C library look names of these databases up in files alone, from now on.
+def look_names_up_in(sources: str, *databases: str) -> None:
+    """Have the C library look names of these databases up in these sources alone, from now on.
 
-    They are those of nsswitch.conf(5). Another C library than glibc loads nothing for that.
+    Both are those of nsswitch.conf(5). With ``files`` and ``dns`` no library is loaded for that, nor with another C
+    library than glibc.
     """
     from ctypes import CDLL
 
     with suppress(AttributeError):
         for database in databases:
-            CDLL(None)["__nss_configure_lookup"](database.encode(), b"files")
+            CDLL(None)["__nss_configure_lookup"](database.encode(), sources.encode())

@@ -28,6 +28,7 @@ COMMENT = re.compile(r'dnat name: "(?P<network>[^"]*)" id: "(?P<container_id>[^"
 JUMP = re.compile(rf"-A (?P<source>\S+) .*-[jg] (?P<target>{CHAIN_PREFIX}[0-9a-f]+)$")
 PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
 PROGRAM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PROGRAM_PATH}  # ours can name extensions for the iptables of another system (conf/bundle)
 LOCK_WAIT = "--wait=5"  # seconds, for the lock of legacy iptables
 RESTORE_ATTEMPTS = 5  # while others change the same
 
@@ -132,7 +133,7 @@ def _program(name: str) -> str:
 
 def _run(command: Sequence[str], text: str = "") -> str:
     try:
-        ended = subprocess.run(command, input=text, capture_output=True, text=True, check=True)  # noqa: S603 - found on PATH above
+        ended = subprocess.run(command, input=text, capture_output=True, text=True, check=True, env=ENVIRONMENT)  # noqa: S603 - found on PATH above
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or str(error)
         raise CNIError(Code.HOST_SETTING, f"{command[0]} failed: {reason.strip()}") from error

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from cni_hostport.kernel.library import look_names_up_in
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.operate.mappings import HolderState, read
 from cni_hostport.text import escaped
@@ -82,6 +83,7 @@ def serve(address: str, port: int, log: Callable[[str], None]) -> None:
     """Answer scrapes for ever; raises ``OSError`` naming the address if it cannot be listened on."""
     registry = make_registry()
     generate_latest(registry)  # if the ruleset cannot be read, it fails here
+    look_names_up_in("files dns", "hosts")  # no other library of the node's, beside the C library that runs here
     endpoint = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         _, thread = start_http_server(port, address, registry)

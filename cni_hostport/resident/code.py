@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 
 from cni_hostport.config import NetworkConfig
-from cni_hostport.kernel.library import LIBRARY, look_names_up_in_files
+from cni_hostport.kernel.library import DATABASES, LIBRARY, look_names_up_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ OPERATIONS_IMPORT = (
     "syslog",
     "traceback",
 )
-# databases of nsswitch.conf(5) by which libnftables looks names up
-DATABASES = ("group", "hosts", "networks", "passwd", "protocols", "services")
 
 
 def load() -> None:
@@ -58,7 +56,7 @@ def load() -> None:
         import_module(module)
     NetworkConfig.parse({})  # builds the validator, which otherwise is left to the first call
     ctypes.CDLL(LIBRARY)
-    look_names_up_in_files(*DATABASES)
+    look_names_up_in("files", *DATABASES)
     ctypes.CDLL(None).getprotobyname(b"tcp")  # before glibc 2.34, the lookup in files is a library too
     gc.collect()
     gc.freeze()  # children then do not copy all of it only to count references

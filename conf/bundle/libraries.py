@@ -10,6 +10,7 @@ from pathlib import Path
 
 LIBNFTABLES = "libnftables.so.1"
 EXTENSIONS = "lib/xtables"  # by which libnftables writes rules of iptables as nft would
+PRELOAD = b"/etc/ld.so.preload"
 FOUND = re.compile(r"(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)")
 
 
@@ -24,6 +25,7 @@ def add_libraries(bundle: Path) -> list[Path]:
     libraries = {libnftables, *(library for path in [*linked, libnftables] for library in _libraries(path))}
     for path in sorted(libraries):
         shutil.copyfile(path, bundle / "lib" / path.name)
+    _load_nothing_else(loader(bundle))
     for path in sorted(bundle.rglob("*")):
         if path.is_file() and path.read_bytes()[:4] == b"\x7fELF":
             subprocess.run(["strip", "--strip-unneeded", "--preserve-dates", path], check=True)
@@ -33,6 +35,14 @@ def add_libraries(bundle: Path) -> list[Path]:
 def loader(bundle: Path) -> Path:
     """Return the dynamic loader of a bundle."""
     return next((bundle / "lib").glob("ld-linux*"))
+
+
+def _load_nothing_else(path: Path) -> None:
+    """Have a dynamic loader find no file that names libraries for all programs of a machine: another C library's."""
+    content = path.read_bytes()
+    if content.count(PRELOAD) != 1:
+        sys.exit(f"{path}: {PRELOAD.decode()} is not named there once")
+    path.write_bytes(content.replace(PRELOAD, bytes(len(PRELOAD))))
 
 
 def _found(name: str) -> Path:

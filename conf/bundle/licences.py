@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 DOCUMENTS = Path("/usr/share/doc")
+CHANGES = """\
+The files of Debian's packages, of the versions below, are as they are there, but for these: parts are left out, symbols
+are stripped, Python's modules are compiled, and the dynamic loader does not look for /etc/ld.so.preload.
+
+"""
 
 
 def add_licences(files: list[Path], packages: Path, bundle: Path) -> None:
@@ -21,9 +26,10 @@ def add_licences(files: list[Path], packages: Path, bundle: Path) -> None:
         if not path.name.startswith("flit_core"):
             ignored = shutil.ignore_patterns("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
             shutil.copytree(path, licences / path.name, ignore=ignored)
-    versions = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\n", *names]
-    listed = subprocess.run(versions, capture_output=True, text=True, check=True).stdout
-    (licences / "debian-packages.txt").write_text("".join(sorted(set(listed.splitlines(keepends=True)))))
+    command = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\n", *names]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    versions = "".join(sorted(set(listed.splitlines(keepends=True))))
+    (licences / "debian-packages.txt").write_text(f"{CHANGES}{versions}")
 
 
 def _debian_packages(files: list[Path]) -> list[str]:

@@ -19,10 +19,12 @@ PACKAGES = f"{LIBRARY}/site-packages"
 # of Python's library: what nothing imports here. Encodings are named by their beginnings: what remains is of Unicode
 UNUSED = (
     "EXTERNALLY-MANAGED", "LICENSE.txt", "__phello__*", "_pydecimal.py", "_pyio.py", "aifc.py", "antigravity.py",
-    "cgi.py", "cgitb.py", "config-*", "curses", "dbm", "dist-packages", "distutils", "doctest.py", "ensurepip",
-    "ftplib.py", "idlelib", "imaplib.py", "lib2to3", "mailbox.py", "msilib", "nntplib.py", "pdb.py", "pickletools.py",
-    "plistlib.py", "pydoc.py", "pydoc_data", "site-packages", "sitecustomize.py", "smtpd.py", "smtplib.py", "sunau.py",
-    "telnetlib.py", "test", "tkinter", "turtle.py", "turtledemo", "venv", "wave.py", "webbrowser.py", "xmlrpc",
+    "asynchat.py", "asyncore.py", "bdb.py", "cProfile.py", "cgi.py", "cgitb.py", "config-*", "curses", "dbm",
+    "dist-packages", "distutils", "doctest.py", "ensurepip", "ftplib.py", "idlelib", "imaplib.py", "lib2to3",
+    "mailbox.py", "msilib", "nntplib.py", "optparse.py", "pdb.py", "pickletools.py", "plistlib.py", "profile.py",
+    "pstats.py", "pydoc.py", "pydoc_data", "site-packages", "sitecustomize.py", "smtpd.py", "smtplib.py", "sunau.py",
+    "telnetlib.py", "test", "tkinter", "trace.py", "turtle.py", "turtledemo", "venv", "wave.py", "webbrowser.py",
+    "xml", "xmlrpc",
 )  # fmt: skip
 UNUSED_ENCODINGS = (
     "big5*", "cp[0-9]*", "euc_*", "gb*", "hp_*", "hz.py", "iso*", "johab.py", "koi8*", "kz*", "mac_*", "ptcp*",
@@ -34,8 +36,11 @@ UNUSED_EXTENSIONS = (
     "_bz2", "_codecs_*", "_crypt", "_ctypes_test", "_curses*", "_dbm", "_gdbm", "_hashlib", "_lsprof", "_lzma",
     "_test*", "_tkinter", "_uuid", "_xx*", "audioop", "nis", "ossaudiodev", "readline", "spwd", "xx*",
 )  # fmt: skip
-# of the packages: what is for builds, and what rich and pydantic import for none of what they are used for here
-UNUSED_PACKAGES = ("*.dist-info", "*.pth", "bin", "flit_core", "markdown_it", "mdurl", "pygments", "v1", "mypy.py")
+# of the packages: what is for builds, for other systems, or imported by parts of them that are not used here
+UNUSED_PACKAGES = (
+    "*.dist-info", "*.pth", "_psaix.py", "_psbsd.py", "_psosx.py", "_pssunos.py", "_pswindows.py", "bin", "bsd", "dhcp",
+    "flit_core", "markdown_it", "mdurl", "mypy.py", "pygments", "v1",
+)  # fmt: skip
 COMPILED = "__pycache__"
 
 
