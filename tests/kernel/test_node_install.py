@@ -268,6 +268,14 @@ def test_what_does_not_work_on_the_node_does_not_come_into_use(
         assert said("first") in root.answer()
 
 
+def test_a_root_without_proc_is_named_where_that_may_be_why(root_with_proc: NodeRoot, tmp_path: Path) -> None:
+    broken = make_bundle(tmp_path / "broken", "broken")
+    (broken / "bin" / "hostport").write_text("")
+    assert "/proc" not in root_with_proc.install(broken).text
+    with NodeRoot.mounted(tmp_path / "other") as other:
+        assert other.install(broken).text.endswith(", and there is no /proc in this root directory\n")
+
+
 def test_a_file_of_another_kind_is_in_no_bundle(root: NodeRoot, tmp_path: Path) -> None:
     strange = make_bundle(tmp_path / "strange", "strange")
     os.mkfifo(strange / "lib" / "fifo")
