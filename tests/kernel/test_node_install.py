@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from node_root import BIN_DIR, LIB_DIR, LIMITED, Fault, NodeRoot, Ran, forked, make_bundle, name_of
+from resident import eventually
 
-from cni_hostport.operate.node import installation, installations
+from cni_hostport.operate.node import installation, installations, root_directory
 from cni_hostport.operate.node.bundle import MARKER
 
 if TYPE_CHECKING:
@@ -267,6 +268,14 @@ def test_what_does_not_work_on_the_node_does_not_come_into_use(
         assert said("first") in root.answer()
 
 
+def test_a_root_without_proc_is_named_where_that_may_be_why(root_with_proc: NodeRoot, tmp_path: Path) -> None:
+    broken = make_bundle(tmp_path / "broken", "broken")
+    (broken / "bin" / "hostport").write_text("")
+    assert "/proc" not in root_with_proc.install(broken).text
+    with NodeRoot.mounted(tmp_path / "other") as other:
+        assert other.install(broken).text.endswith(", and there is no /proc in this root directory\n")
+
+
 def test_a_file_of_another_kind_is_in_no_bundle(root: NodeRoot, tmp_path: Path) -> None:
     strange = make_bundle(tmp_path / "strange", "strange")
     os.mkfifo(strange / "lib" / "fifo")
@@ -377,6 +386,51 @@ def test_installations_at_once_do_not_disturb_each_other(root: NodeRoot, bundles
     assert [outcome for _, outcome in ran] == [Ran(0, "")] * 4
     assert root.installed == sorted(map(name_of, (bundles["first"], bundles["second"])))
     assert root.answer()
+
+
+def test_an_installation_that_waited_while_the_directory_went_makes_another(
+    root: NodeRoot, bundles: dict[str, Path]
+) -> None:
+    root.install(bundles["first"])
+    lib_dir = root.at(LIB_DIR)
+    outcomes: list[subprocess.CompletedProcess[str]] = []
+    waiting = threading.Thread(target=lambda: outcomes.append(fresh(root, bundles["second"])))
+    with installations.locked(lib_dir):
+        waiting.start()
+        assert eventually(lambda: "FLOCK" in blocked(lib_dir))
+        lib_dir.rename(lib_dir.with_name("gone"))
+    waiting.join()
+    assert outcomes[0].returncode == 0
+    assert root.installed == [name_of(bundles["second"])]
+    assert said("second") in root.answer()
+
+
+def blocked(path: Path) -> str:
+    """Return what waits for a lock on a path."""
+    locks = Path("/proc/locks").read_text().splitlines()
+    return "".join(line for line in locks if "->" in line and f":{path.stat().st_ino} " in line)
+
+
+def test_what_an_exception_ends_is_not_done_twice(root: NodeRoot) -> None:
+    with pytest.raises(FileNotFoundError, match="within"), installations.locked(root.at(LIB_DIR)):
+        raise FileNotFoundError(2, "within")
+
+
+def test_versions_are_tidied_without_an_installation(root_with_proc: NodeRoot, bundles: dict[str, Path]) -> None:
+    root = root_with_proc
+
+    def tidy(log: Callable[[str], None]) -> None:
+        with root_directory.inside(root.path):
+            installation.tidy(BIN_DIR, LIB_DIR, log)
+
+    assert forked(tidy) == Ran(0, "")
+    for version in ("first", "second"):
+        root.install(bundles[version])
+    assert forked(tidy) == Ran(0, "")
+    assert len(root.installed) == 2
+    root.switched_before(LONG_AGO)
+    assert forked(tidy) == Ran(0, "")
+    assert root.installed == [name_of(bundles["second"])]
 
 
 def test_calls_while_versions_change_do_not_fail(root_with_proc: NodeRoot, bundles: dict[str, Path]) -> None:

@@ -162,6 +162,34 @@ def test_a_container_that_came_while_the_configuration_went_is_seen(
     assert installed.root.answer()
 
 
+def test_a_configuration_that_comes_back_is_refused(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uninstallation, "QUIET", 1)
+    outcomes: list[Ran] = []
+    running = threading.Thread(target=lambda: outcomes.append(installed.uninstall()))
+    running.start()
+    assert eventually(lambda: installed.configurations == ["10-pods.conflist"])
+    installed.write("00-hostport.conflist", OURS)
+    running.join()
+    reason = "it is there again: end what keeps it there first, the DaemonSet"
+    assert outcomes[0].text.endswith(f"Error: {CONF_DIR}/00-hostport.conflist: {reason}\n")
+    assert installed.is_installed
+
+
+def test_who_waits_removes_a_configuration_that_comes_back(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uninstallation, "QUIET", 1)
+    outcomes: list[Ran] = []
+    running = threading.Thread(target=lambda: outcomes.append(installed.uninstall(wait=True)))
+    running.start()
+    for _ in range(2):
+        assert eventually(lambda: installed.configurations == ["10-pods.conflist"])
+        installed.write("00-hostport.conflist", OURS)
+    running.join()
+    assert (outcomes[0].status, outcomes[0].text.count("is removed\n")) == (0, 3)
+    assert installed.is_removed
+
+
 def test_by_force_it_does_not_ask(installed: Installed) -> None:
     pod = installed.node.pod()
     installed.cache.add(pod)

@@ -161,7 +161,6 @@ def try_out(installation: Path) -> None:
     """See that the executable of an installation answers to VERSION; raises ``OSError`` with what it says instead."""
     executable = installation / EXECUTABLE
     try:
-        # the launcher of a bundle finds its files in /proc
         ran = subprocess.run(  # noqa: S603 - what this program has put there
             [executable], env={"CNI_COMMAND": "VERSION"}, input=b"", capture_output=True,
             check=False, timeout=WORKS_WITHIN,
@@ -175,4 +174,7 @@ def try_out(installation: Path) -> None:
     except ValueError:
         works, said = False, "its answer is not JSON"
     if not works:
-        raise OSError(ENOEXEC, f"it does not work on this node: {said or 'it says nothing'}", str(executable))
+        # by which it finds its other files
+        missing = "" if Path("/proc/self").exists() else ", and there is no /proc in this root directory"
+        reason = f"it does not work on this node: {said or 'it says nothing'}{missing}"
+        raise OSError(ENOEXEC, reason, str(executable))

@@ -30,6 +30,14 @@ def install(source: Path, root: Path, bin_dir: Path, lib_dir: Path, log: Log) ->
         os.umask(mask)
 
 
+def tidy(bin_dir: Path, lib_dir: Path, log: Log) -> None:
+    """Remove versions that are out of use since the installation; raises ``OSError``."""
+    if installations.executable(bin_dir).is_symlink() and lib_dir.is_dir():
+        with installations.locked(lib_dir):
+            installations.clear(lib_dir)
+            installations.remove_unused(bin_dir, lib_dir, log)
+
+
 def _install(opened: Bundle, bin_dir: Path, lib_dir: Path, log: Log) -> None:
     previous = installations.current(bin_dir, lib_dir)
     target = lib_dir / opened.name

@@ -70,12 +70,18 @@ def locked(lib_dir: Path) -> Iterator[None]:
         descriptor = os.open(lib_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):  # who held the lock before has removed it
-                if os.path.samestat(os.fstat(descriptor), lib_dir.stat()):
-                    yield
-                    return
+            if _is_at(descriptor, lib_dir):  # else who held the lock before has removed it
+                yield
+                return
         finally:
             os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def temporary(lib_dir: Path, prefix: str) -> Path:

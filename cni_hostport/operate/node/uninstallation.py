@@ -61,7 +61,10 @@ def uninstall(
             for path in caches:
                 if not directory.exists(path):
                     log(f"There is no cache of a runtime in {path}.")
-            _await_quiet(caches, log) if wait else _refuse_newcomers(bin_dir, caches)
+            if wait:
+                _await_quiet(conf_dir, caches, log)
+            else:
+                _refuse_newcomers(bin_dir, conf_dir, caches)
         _remove_files(bin_dir, lib_dir, log)
         log(f"Removed hostport from {bin_dir} and {lib_dir}.")
         _remove_table(log)
@@ -108,7 +111,7 @@ def _refuse_while_needed(bin_dir: Path, caches: Sequence[Path]) -> None:
         raise OSError(EBUSY, reason, str(installations.executable(bin_dir)))
 
 
-# TO BE MERGED with branch netconf, in which configuration_directory.remove and Directory.look do what these two do
+# TO BE MERGED with branch netconf, in which configuration_directory does what these three do
 MARK = "hostportDerivedFrom"
 
 
@@ -120,20 +123,26 @@ def _configurations(conf_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, {"plugins": [document], **document}
 
 
+def _ours(conf_dir: Path) -> list[Path]:
+    return [path for path, document in _configurations(conf_dir) if MARK in document]
+
+
 def _remove_configuration(conf_dir: Path, log: Log) -> None:
-    for path, document in _configurations(conf_dir):
-        if MARK in document:
-            path.unlink()
-            log(f"{path} is removed")
+    for path in _ours(conf_dir):
+        path.unlink()
+        log(f"{path} is removed")
 
 
-def _refuse_newcomers(bin_dir: Path, caches: Sequence[Path]) -> None:
-    """Refuse if a container came while the configuration went."""
+def _refuse_newcomers(bin_dir: Path, conf_dir: Path, caches: Sequence[Path]) -> None:
+    """Refuse if a container came while the configuration went, or that came back."""
     time.sleep(QUIET)
+    for path in _ours(conf_dir):
+        raise OSError(EBUSY, "it is there again: end what keeps it there first, the DaemonSet", str(path))
     _refuse_while_needed(bin_dir, caches)
 
 
-def _await_quiet(caches: Sequence[Path], log: Log) -> None:
+def _await_quiet(conf_dir: Path, caches: Sequence[Path], log: Log) -> None:
+    """Wait until no container needs the plugin, while what keeps the configuration there may still be ending."""
     number, quiet_since = 0, time.monotonic()
     while True:
         names = list(_needing(caches))
@@ -143,10 +152,11 @@ def _await_quiet(caches: Sequence[Path], log: Log) -> None:
                 if names
                 else "No container is left"
             )
-        if names:
+        if names or _ours(conf_dir):
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= QUIET:
             return
+        _remove_configuration(conf_dir, log)
         number = len(names)
         time.sleep(INTERVAL)
 
