@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doctor_node import Practice
-from lab import CLIENT4, NODE4, Node, Pod, mapping, require, result
+from lab import CLIENT4, NODE4, Namespace, Node, Pod, mapping, require, result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,10 +95,10 @@ def practice(node: Node, tmp_path: Path) -> Practice:
     return Practice(node, tmp_path)
 
 
-def bound(node: Node, path: Path) -> socket.socket:
+def bound(namespace: Namespace, path: Path) -> socket.socket:
     """Return a socket with a name in the file system, on which nobody listens yet."""
     path.parent.mkdir()
-    with node.inside():
+    with namespace.inside():
         made = socket.socket(socket.AF_UNIX)
     made.bind(str(path))
     return made

@@ -28,7 +28,7 @@ def statements() -> Iterator[Statement]:
     if CRIO_LISTENS.search(UNIX_SOCKETS.read_text(errors="replace")):
         yield note(
             "CRI-O runs on this node: it makes the host ports of its pods itself",
-            "It sends no plugin any mapping, whatever disable_hostport_mapping says. Nothing is broken: these host ports"
-            " work without hostport, which does nothing for such pods and does not list them.",
+            "It sends no plugin any mapping, whatever disable_hostport_mapping says. Nothing is broken: these host"
+            " ports work without hostport, which does nothing for such pods and does not list them.",
             "To see them: nft list ruleset, in the tables crio-hostports; with an older CRI-O, iptables -t nat -S.",
         )
