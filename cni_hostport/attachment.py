@@ -19,6 +19,7 @@ from cni_hostport.names import HASH_BYTES
 COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 UNQUOTABLE = frozenset('"\\')
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
+HEXADECIMAL = "0123456789abcdef"
 
 
 class Attachment:
@@ -52,6 +53,12 @@ class Attachment:
     def network_key(network: str) -> str:
         """``N``, a hash: the first part of the keys of all attachments of a network."""
         return _digest(network)
+
+
+def short_id(container_id: str) -> str:
+    """Return a container ID as runtimes show it; nerdctl's keep what precedes its own: ``NAMESPACE-``."""
+    namespace, dash, own = container_id.rpartition("-")
+    return container_id[:SHORT_ID] if own.strip(HEXADECIMAL) else f"{namespace}{dash}{own[:SHORT_ID]}"
 
 
 def printable(text: str) -> str:

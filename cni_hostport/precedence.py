@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from cni_hostport.attachment import SHORT_ID
+from cni_hostport.attachment import short_id
 from cni_hostport.errors import CNIError, Code, PortTakenError
 from cni_hostport.kernel import presence
 from cni_hostport.names import PODS, network_in
@@ -97,4 +97,4 @@ def _pod_and_container(nft: Nft, holder: str, owner: Owner) -> str:
 
 
 def _container(owner: Owner) -> str:
-    return f"container {owner.container_id[:SHORT_ID]} ({owner.ifname})"
+    return f"container {short_id(owner.container_id)} ({owner.ifname})"

@@ -5,16 +5,17 @@ set -euo pipefail
 
 usage() {
     cat <<USAGE
-Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [kubernetes]
+Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [nerdctl] [kubernetes]
 
 Builds into \$HOSTPORT_TOOLS, by default .cache/bin of this checkout. Needs a Go toolchain; everything comes from the Go
-module proxy. kubernetes (a whole cluster and its conformance tests of host ports) takes ten minutes, the others less than two.
+module proxy. kubernetes (a whole cluster and its conformance tests of host ports) takes ten minutes, the others about two at
+most.
 USAGE
 }
 
 source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 tools=${HOSTPORT_TOOLS:-$source_dir/.cache/bin}
-cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 kubernetes=34.4 # kubernetes: v1.34.4, its staging modules v0.34.4
+cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 nerdctl=v2.2.2 kubernetes=34.4 # kubernetes: v1.34.4, its staging modules v0.34.4
 
 have() {
     local name
@@ -40,6 +41,20 @@ build_plugins() {
 build_containerd() {
     have containerd containerd-shim-runc-v2 ctr ||
         go_install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@$containerd
+}
+
+# go install refuses the replace line in its go.mod, of a module that its tests need, and one file of helpers for them
+build_nerdctl() {
+    have nerdctl && return
+    local work module tests=github.com/containerd/nerdctl/mod/tigron
+    work=$(mktemp -d)
+    trap 'rm -rf -- "$work"' RETURN
+    module=$(go mod download -json github.com/containerd/nerdctl/v2@$nerdctl | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+    cp -r --no-preserve=mode -- "$module/." "$work"
+    cd "$work"
+    rm cmd/nerdctl/helpers/testing_linux.go
+    go mod edit -droprequire $tests -dropreplace $tests@v0.0.0
+    go build -o "$tools/" ./cmd/nerdctl
 }
 
 # k8s.io/kubernetes has replace lines, which go install refuses: a module around it repeats them with versions
@@ -76,10 +91,10 @@ command -v go >/dev/null || {
     exit 1
 }
 mkdir -p -- "$tools"
-[ $# -gt 0 ] || set -- cnitool plugins containerd kubernetes
+[ $# -gt 0 ] || set -- cnitool plugins containerd nerdctl kubernetes
 for tool in "$@"; do
     case $tool in
-        cnitool | plugins | containerd | kubernetes) ("build_$tool") ;;
+        cnitool | plugins | containerd | nerdctl | kubernetes) ("build_$tool") ;;
         *) usage >&2 && exit 2 ;;
     esac
 done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport.attachment import SHORT_ID
+from cni_hostport.attachment import short_id
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import directory
@@ -35,7 +35,7 @@ class Claim:
     @property
     def holder(self) -> str:
         """The container, named for people."""
-        return f"container {self.container_id[:SHORT_ID]} (portmap)"
+        return f"container {short_id(self.container_id)} (portmap)"
 
 
 def of_gone_containers(rules: Rules, attachment: Attachment, plan: Plan) -> list[Claim]:

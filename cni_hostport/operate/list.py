@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport.attachment import COMMENT_BYTES, SHORT_ID, Attachment, printable
+from cni_hostport.attachment import COMMENT_BYTES, Attachment, printable, short_id
 from cni_hostport.operate import terminal
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ COLUMNS: dict[str, Callable[[InstalledMapping], str]] = {
     "HOST": lambda mapping: mapping.host,
     "POD ADDRESS": lambda mapping: mapping.target,
     "POD": lambda mapping: mapping.pod or UNKNOWN,
-    "CONTAINER": lambda mapping: mapping.container_id[:SHORT_ID] or UNKNOWN,
+    "CONTAINER": lambda mapping: short_id(mapping.container_id) or UNKNOWN,
     "INTERFACE": lambda mapping: mapping.ifname or UNKNOWN,
     "NETWORK": lambda mapping: mapping.network,
     "CONNECTIONS": lambda mapping: str(mapping.connections),

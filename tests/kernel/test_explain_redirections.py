@@ -88,6 +88,7 @@ def test_a_service_of_kube_proxy_in_iptables_mode_takes_the_port(
         ("NETAVARK-DN-1D8721804F16F", "podman (netavark)"),
         ("CNI-DN-aef2d4f4ee8d3e9c6a1f8", "portmap"),
         ("KUBE-SEP-BBBB", "kube-proxy"),
+        ("KUBE-HP-ABCDEFGH23456723", "CRI-O"),
     ],
 )
 def test_a_published_port_takes_it(node: Node, other: Pod, chain: str, whose: str) -> None:

@@ -5,15 +5,14 @@ import json
 import shutil
 import subprocess
 import tarfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import LAUNCHER, NODE4, NODE6, Namespace, Node, require
-from resident import eventually
+from lab import LAUNCHER, NODE4, NODE6, Node, require
+from runtimes.server import COMMAND, answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +25,6 @@ OWN_MOUNTS = (
     " echo ready; exec sleep infinity"
 )
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000")
-SERVER = ("/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "web")
 
 
 def conflist(network: str, number: int) -> dict[str, object]:
@@ -63,20 +61,7 @@ class Podman:
 
     def start(self, name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a container that answers ``web`` on its port 80."""
-        return self.run("run", "-d", "--name", name, *LIMITS, *options, "web", *SERVER, check=check)
-
-
-def answer(asking: Namespace, address: str, port: int) -> str:
-    """Connect, once the container's server listens, and return what it answers."""
-    answers: list[str] = []
-
-    def is_answered() -> bool:
-        with suppress(ConnectionRefusedError):
-            answers.append(asking.ask("tcp", address, port))
-        return bool(answers)
-
-    assert eventually(is_answered)
-    return answers[0]
+        return self.run("run", "-d", "--name", name, *LIMITS, *options, "web", *COMMAND, check=check)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cni_hostport.attachment import Attachment, pod_name, printable
+from cni_hostport.attachment import Attachment, pod_name, printable, short_id
 from cni_hostport.blake2_fallback import blake2b
 from cni_hostport.ruleset.comment import Owner
 
@@ -44,6 +44,22 @@ def test_chain_names_are_short_whatever_the_names(attachment: Attachment) -> Non
 
 def test_keys_stay_what_they_are_from_one_release_to_the_next() -> None:
     assert Attachment("pods", "c1", "eth0").key == "664b16ffde93ac1d-02419fd924bed545"
+
+
+@pytest.mark.parametrize(
+    ("container_id", "shown"),
+    [
+        (LONG, "c0ffeec0ffee"),
+        ("c1", "c1"),
+        (f"default-{LONG}", "default-c0ffeec0ffee"),
+        (f"k8s.io-of-a-team-{LONG[:40]}", "k8s.io-of-a-team-c0ffeec0ffee"),
+        ("a-container-of-somebody", "a-container-"),
+        ("", ""),
+        ("container-", "container-"),
+    ],
+)
+def test_an_id_is_shown_as_its_runtime_shows_it(container_id: str, shown: str) -> None:
+    assert short_id(container_id) == shown
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cni_hostport.check import Comparison
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.operate import firewalls, mappings, shadowed_programs
-from cni_hostport.operate.doctor import conflists, leftovers, local_addresses, nftables, node, runtimes
+from cni_hostport.operate.doctor import conflists, crio, leftovers, local_addresses, nftables, node, runtimes
 from cni_hostport.operate.statements import note, ok
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check is about, what is said where nothing is wrong with it, and what finds out."""
+    """What a check is about, what is said where nothing is wrong with it, if anything, and what finds out."""
 
     subject: str
     finding_if_sound: str
@@ -41,6 +41,7 @@ CHECKS = (
         "the network configurations call hostport as they should",
         lambda examination: conflists.statements(examination.conf_dirs),
     ),
+    Check("runtimes that make host ports themselves", "", lambda _: crio.statements()),
     Check(
         "forwarding",
         "the kernel forwards what it is sent for others",
@@ -140,7 +141,7 @@ class Examination:
 
 
 def examine(conf_dirs: Sequence[Path], caches: Sequence[Path]) -> Iterator[Statement]:
-    """Yield what is found out about this node, at least one statement for each check.
+    """Yield what is found out about this node.
 
     ``conf_dirs`` hold runtimes' network configurations, ``caches`` the ``results`` that libcni keeps.
     """
@@ -154,5 +155,5 @@ def examine(conf_dirs: Sequence[Path], caches: Sequence[Path]) -> Iterator[State
         except (CNIError, NFTError, OSError, ValueError) as error:
             yield note(f"{check.subject} could not be checked: {error}")
         else:
-            if is_sound:
+            if is_sound and check.finding_if_sound:
                 yield ok(check.finding_if_sound)

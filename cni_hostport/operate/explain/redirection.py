@@ -22,6 +22,7 @@ SERVICE_CHAIN = re.compile(r"^[a-z]+-[0-9A-Z]+-(?P<service>[^/]+/[^/]+)/(?:tcp|u
 SERVICE_COMMENT = re.compile(r"^(?P<service>[a-z0-9-]+/[a-z0-9-]+)(?::(?P<port>[a-z0-9-]+))?$")
 # by program: what its chains are called, as FAMILY TABLE NAME
 PROGRAM_CHAINS = {
+    "CRI-O": re.compile(r"^\w+ crio-hostports | KUBE-HP-"),
     "kube-proxy": re.compile(r"^\w+ kube-proxy | KUBE-"),
     "docker": re.compile(r"^\w+ docker-| DOCKER"),
     "podman (netavark)": re.compile(r"netavark", re.IGNORECASE),

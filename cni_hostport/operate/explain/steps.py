@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_hostport.attachment import SHORT_ID
+from cni_hostport.attachment import short_id
 from cni_hostport.errors import NFTError
 from cni_hostport.kernel import routes
 from cni_hostport.operate import mappings, shadowed_programs
@@ -170,7 +170,7 @@ def _mapping_statement(mapping: InstalledMapping, others: Sequence[InstalledMapp
 
 
 def _holder_statement(mapping: InstalledMapping) -> Statement:
-    container = f"container {mapping.container_id[:SHORT_ID]} ({mapping.ifname}) on network {mapping.network}"
+    container = f"container {short_id(mapping.container_id)} ({mapping.ifname}) on network {mapping.network}"
     if mapping.holder is HolderState.ALIVE:
         return ok(f"the holder is alive: {container}, {mapping.netns}")
     if mapping.holder is HolderState.UNKNOWN:
