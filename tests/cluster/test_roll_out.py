@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from go_tools import ROOT, TOOLS
 
 from cluster.cluster import pod, port
+from cluster.machine import CTR
 from cluster.traffic import PodTraffic, PortTraffic
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ PRIMARY, OURS = "/etc/cni/net.d/10-containerd-net.conflist", "/etc/cni/net.d/01-
 CONFORMANCE = "validates that there is no conflict between pods with same hostPort but different hostIP and protocol"
 AGENTS = ("--namespace=kube-system", "--selector=app.kubernetes.io/name=hostport")
 LONG = 180  # seconds
+
+
+FOREIGN = "for name in python3 nft; do command -v $name; done; find / -xdev -name 'libnftables*' -o -name 'libpython*'"
 
 
 def types(node: Machine, path: str) -> list[str]:
@@ -92,6 +95,13 @@ def rolled_out(with_old_pods: Cluster) -> Cluster:
     with_old_pods.import_images(bundle.image_archive())
     roll_out(with_old_pods, MANIFESTS / "kubeadm")
     return with_old_pods
+
+
+def test_the_second_node_has_no_python_and_no_libnftables_of_its_own(with_old_pods: Cluster) -> None:
+    one, two = (node.run("sh", "-c", FOREIGN, check=False).stdout for node in with_old_pods.nodes)
+    assert "python3" in one
+    assert "libnftables" in one
+    assert two == ""
 
 
 def test_both_nodes_switch_and_nobodys_file_is_touched(rolled_out: Cluster) -> None:
@@ -191,8 +201,8 @@ def test_upstreams_conformance_test_of_host_ports_passes(rolled_out: Cluster) ->
 def test_what_happens_on_a_node_costs_nobody_his_ports(rolled_out: Cluster) -> None:
     one, two = rolled_out.nodes
     with rolled_out.running(*web(rolled_out, "steady", 8084)), PodTraffic(rolled_out) as traffic:
-        for node in rolled_out.nodes:
-            node.run("sh", "-c", f"kill -{signal.SIGKILL:d} $(pgrep -f '[h]ostport.* node run' | head -1)")
+        for node, agent in agents(rolled_out).items():
+            node.run(*CTR, "tasks", "kill", "--signal=SIGKILL", agent)
         traffic.wait_for_rounds(1)
         two.restart_containerd()
         traffic.wait_for_rounds(1)
@@ -206,6 +216,12 @@ def test_what_happens_on_a_node_costs_nobody_his_ports(rolled_out: Cluster) -> N
         assert answers(rolled_out, 8084) == both("steady")
     assert traffic.faults == []
     assert failures(rolled_out) == []
+
+
+def agents(cluster: Cluster) -> dict[Machine, str]:
+    """Return the IDs of the agents' containers by their nodes."""
+    statuses = {pod["spec"]["nodeName"]: pod["status"]["containerStatuses"][0] for pod in cluster.get("pods", *AGENTS)}
+    return {node: statuses[node.name]["containerID"].removeprefix("containerd://") for node in cluster.nodes}
 
 
 def flush(node: Machine) -> None:
@@ -249,7 +265,7 @@ def test_a_removal_leaves_running_pods_their_ports_and_then_nothing(rolled_out: 
     assert "successfully rolled out" in told, told + rolled_out.story()
     for node in rolled_out.nodes:
         assert node.run("ls", "/opt/cni/bin").stdout.split() == ["bridge", "host-local", "loopback", "portmap"]
-        assert node.run("ls", "/opt").stdout.split() == ["cni"]
+        assert "hostport" not in node.run("ls", "/opt").stdout.split()
     assert answers(rolled_out, 8080) == both("old")
     rolled_out.kubectl("delete", "--kustomize", MANIFESTS / "kubeadm" / "uninstall")
     assert failures(rolled_out) == []
