@@ -8,8 +8,8 @@ usage() {
 Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [nerdctl] [kubernetes]
 
 Builds into \$HOSTPORT_TOOLS, by default .cache/bin of this checkout. Needs a Go toolchain; everything comes from the Go
-module proxy. kubernetes (a whole cluster and its conformance tests of host ports) takes ten minutes, the others about two at
-most.
+module proxy. On two cores, kubernetes (a whole cluster, and its conformance tests of host ports) takes about six minutes the
+first time, the others about two at most.
 USAGE
 }
 
