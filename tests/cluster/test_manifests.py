@@ -18,7 +18,7 @@ DISTRIBUTIONS = sorted(path.parent.name for path in MANIFESTS.glob("*/directorie
 
 def rendered(directory: str) -> str:
     require((TOOLS / "kubectl").exists(), "needs kubectl, built by tests/build-tools.sh")
-    command = [TOOLS / "kubectl", "kustomize", MANIFESTS / directory]
+    command = [str(TOOLS / "kubectl"), "kustomize", str(MANIFESTS / directory)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
