@@ -207,14 +207,18 @@ def test_it_waits_until_no_container_needs_it(installed: Installed, tmp_path: Pa
         "log=print", "log=print, wait=True"
     )
     command = [sys.executable, "-uc", code, *map(str, (installed.root.path, BIN_DIR, LIB_DIR, CONF_DIR, CACHE))]
+    names = [f"pod shop/{pod.host_end} (eth0, network pods)" for pod in pods]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as waiting:
-        assert eventually(lambda: "Waiting for the end of 2 attachments: pod shop/" in log.read_text())
-        assert installed.configurations == ["10-pods.conflist"]
-        assert installed.root.answer()
-        installed.cache.remove(pods[0])
-        assert eventually(lambda: "Waiting for the end of 1 attachments: pod shop/" in log.read_text())
-        installed.cache.remove(pods[1])
-        assert waiting.wait() == 0, log.read_text()
+        try:
+            assert eventually(lambda: f"Waiting for the end of {', '.join(names)}\n" in log.read_text())
+            assert installed.configurations == ["10-pods.conflist"]
+            assert installed.root.answer()
+            installed.cache.remove(pods[0])
+            assert eventually(lambda: f"Waiting for the end of {names[1]}\n" in log.read_text())
+            installed.cache.remove(pods[1])
+            assert waiting.wait(30) == 0, log.read_text()
+        finally:
+            waiting.kill()
     assert installed.is_removed
     lines = log.read_text().splitlines()
     assert (lines[3], f"{lines[4]}\n") == ("No container is left", REMOVED)
