@@ -147,11 +147,7 @@ def _await_quiet(conf_dir: Path, caches: Sequence[Path], log: Log) -> None:
     while True:
         names = list(_needing(caches))
         if len(names) != number:
-            log(
-                f"Waiting for the end of {len(names)} attachments: {_listed(names)}"
-                if names
-                else "No container is left"
-            )
+            log(f"Waiting for the end of {_listed(names)}" if names else "No container is left")
         if names or _ours(conf_dir):
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= QUIET:
