@@ -132,7 +132,7 @@ def test_what_cannot_be_read_may_be_of_a_container(installed: Installed) -> None
     path.write_text("{")
     ran = installed.uninstall()
     assert ran.status == 1
-    assert f"needed by whoever {CACHE}/results/{path.name} is of, which cannot be read: " in ran.text
+    assert f"needed by whoever {CACHE}/results/{path.name} is of (it cannot be read: " in ran.text
     assert installed.is_installed
 
 
@@ -353,9 +353,7 @@ def test_in_an_empty_root_and_without_rights_it_says_what_is_left(installed: Ins
     command = [*LIMITED, sys.executable, "-c", UNINSTALL, *directories]
     refused = installed.node.run(*command, check=False)
     assert refused.returncode == 1
-    unreadable = (
-        f"whoever {CACHE}/results/pods-{pods[2].id}-eth0 is of, which cannot be read: containerId: Field required"
-    )
+    unreadable = f"whoever {CACHE}/results/pods-{pods[2].id}-eth0 is of (it cannot be read: containerId: Field required"
     assert f"it is needed by pod shop/{pods[1].host_end} (eth0, network pods), {unreadable}" in refused.stderr
     for pod in pods[1:]:
         installed.cache.remove(pod)

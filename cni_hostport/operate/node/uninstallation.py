@@ -98,7 +98,8 @@ def _needing(caches: Sequence[Path]) -> Iterator[str]:
         try:
             call = cache.read(path)
         except ValueError as error:
-            yield f"whoever {path} is of, which cannot be read: {error}"
+            # libcni leaves empty files after a crash
+            yield f"whoever {path} is of (it cannot be read: {error}; if that container is gone, remove the file)"
         else:
             if call:
                 yield requests.attachment(call)
