@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
 CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 BIN_DIR, LIB_DIR = Path("/opt/cni/bin"), Path("/opt/hostport")
-# what a container has that asks for nothing, as far as it matters here
-LIMITED = [
-    *("setpriv", "--inh-caps=-all"),
-    "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot",
-]
+# a program with the capabilities that the manifests give the one that installs
+LIMITED = ["setpriv", "--inh-caps=-all", "--bounding-set=-all,+sys_chroot,+dac_override"]
 # answers to VERSION, where the marker of its installation is; with an argument, tells its version and waits
 SOURCE = r"""
 #include <stdio.h>

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from errno import EBUSY, EEXIST
 from sys import byteorder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError, NFTError
-from cni_hostport.kernel import files, interfaces, localnet
+from cni_hostport.kernel import interfaces, localnet
 from cni_hostport.libcni import cache, directory
-from cni_hostport.libcni.conflist import PLUGIN, Conflist
+from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.lookup import Lookup
 from cni_hostport.names import FAMILY, LOCALNET, MAPS, TABLE
 from cni_hostport.nf_tables import delete_table, get_table
 from cni_hostport.operate import requests, sysctls
 from cni_hostport.operate.arguments import sentence
-from cni_hostport.operate.node import installations, root_directory
+from cni_hostport.operate.node import configuration_directory, installations, root_directory
+from cni_hostport.operate.node.configuration_directory import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ def uninstall(
             _refuse_while_configured(conf_dir)
             if not wait:
                 _refuse_while_needed(bin_dir, caches)
-        _remove_configuration(conf_dir, log)
+        configuration_directory.remove(conf_dir, log)
         if not force:
             for path in caches:
                 if not directory.exists(path):
@@ -79,9 +79,17 @@ def _refuse_others_executable(bin_dir: Path, lib_dir: Path) -> None:
 
 def _refuse_while_configured(conf_dir: Path) -> None:
     """Refuse while a configuration of somebody else's has this plugin: it would fail all pods."""
-    for path, document in _configurations(conf_dir):
-        if MARK not in document and PLUGIN in Conflist.model_validate(document).types:
-            raise OSError(EBUSY, f"it has the plugin {PLUGIN}, without which all pods fail: change it first", str(path))
+    if not conf_dir.is_dir():
+        return
+    configurations = Directory(conf_dir)
+    for name in configurations.look().others:
+        try:
+            uses_this = configurations.read(name).has_hostport
+        except (OSError, ValueError):
+            continue  # no runtime can use it either
+        if uses_this:
+            reason = f"it has the plugin {PLUGIN}, without which all pods fail: change it first"
+            raise OSError(EBUSY, reason, str(conf_dir / name))
 
 
 def _needing(caches: Sequence[Path]) -> Iterator[str]:
@@ -90,7 +98,8 @@ def _needing(caches: Sequence[Path]) -> Iterator[str]:
         try:
             call = cache.read(path)
         except ValueError as error:
-            yield f"whoever {path} is of, which cannot be read: {error}"
+            # libcni leaves empty files after a crash
+            yield f"whoever {path} is of (it cannot be read: {error}; if that container is gone, remove the file)"
         else:
             if call:
                 yield requests.attachment(call)
@@ -111,26 +120,11 @@ def _refuse_while_needed(bin_dir: Path, caches: Sequence[Path]) -> None:
         raise OSError(EBUSY, reason, str(installations.executable(bin_dir)))
 
 
-# TO BE MERGED with branch netconf, in which configuration_directory does what these three do
-MARK = "hostportDerivedFrom"
-
-
-def _configurations(conf_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in files.names(conf_dir) if conf_dir.is_dir() else ():
-        with suppress(OSError, ValueError):  # no runtime can use it either
-            Conflist.parse(files.read(path))
-            document = json.loads(files.read(path))
-            yield path, {"plugins": [document], **document}
-
-
 def _ours(conf_dir: Path) -> list[Path]:
-    return [path for path, document in _configurations(conf_dir) if MARK in document]
-
-
-def _remove_configuration(conf_dir: Path, log: Log) -> None:
-    for path in _ours(conf_dir):
-        path.unlink()
-        log(f"{path} is removed")
+    """Return the network configurations that this program has made."""
+    if not conf_dir.is_dir():
+        return []
+    return [conf_dir / name for name in Directory(conf_dir).look().ours]
 
 
 def _refuse_newcomers(bin_dir: Path, conf_dir: Path, caches: Sequence[Path]) -> None:
@@ -147,16 +141,14 @@ def _await_quiet(conf_dir: Path, caches: Sequence[Path], log: Log) -> None:
     while True:
         names = list(_needing(caches))
         if len(names) != number:
-            log(
-                f"Waiting for the end of {len(names)} attachments: {_listed(names)}"
-                if names
-                else "No container is left"
-            )
-        if names or _ours(conf_dir):
+            log(f"Waiting for the end of {_listed(names)}" if names else "No container is left")
+        came_back = _ours(conf_dir)
+        if came_back:
+            configuration_directory.remove(conf_dir, log)
+        if names or came_back:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= QUIET:
             return
-        _remove_configuration(conf_dir, log)
         number = len(names)
         time.sleep(INTERVAL)
 
