@@ -22,7 +22,7 @@ from cni_hostport import __version__
 from cni_hostport.kernel.table_events import TableEvents
 from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.operate import metrics
-from cni_hostport.operate.node import endpoint
+from cni_hostport.operate.node import endpoint, installation, installations
 from cni_hostport.operate.node.children import Resident, Restorer, adopt_orphans
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cni_hostport.log import Log
     from cni_hostport.operate.node.configuration_keeper import Keeper
 
+TIDY_AFTER, TIDY_INTERVAL = 90.0, 3600.0  # seconds; the first is more than the version before may still be needed for
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
 STATUS_TIMEOUT = 20.0  # seconds
@@ -41,15 +42,17 @@ STATUS_INPUT = json.dumps({"cniVersion": "1.1.0", "name": "status", "type": PLUG
 class Agent:
     """The agent of one node."""
 
-    def __init__(self, executable: Path, keeper: Keeper, caches: Sequence[Path], log: Log) -> None:
-        """Prepare it; ``executable`` is the one that runtimes run. Raises ``OSError``."""
-        self._executable = executable
+    def __init__(self, bin_dir: Path, lib_dir: Path, keeper: Keeper, caches: Sequence[Path], log: Log) -> None:
+        """Prepare it: the directories are those of the executable, and of installations. Raises ``OSError``."""
+        self._executable = executable = installations.executable(bin_dir)
+        self._lib_dir = lib_dir
         self._keeper = keeper
         self._log = log
         self._resident = Resident(executable, log)
         self._restorer = Restorer(executable, [argument for path in caches for argument in ("--cache-dir", str(path))])
         self._events = TableEvents()
         self._turned = time.monotonic()
+        self._tidy_at = self._turned + TIDY_AFTER
         self._is_ending = False
 
     def listen(self, address: str, port: int) -> None:
@@ -87,6 +90,16 @@ class Agent:
         if self._keeper.wait(0):
             self._keeper.update()
         self._restorer.work()
+        if self._turned > self._tidy_at:
+            self._tidy_at = self._turned + TIDY_INTERVAL
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove versions that are out of use since the last installation."""
+        try:
+            installation.tidy(self._executable.parent, self._lib_dir, self._log)
+        except OSError as error:
+            self._log(f"{error.filename or self._lib_dir}: versions out of use stay: {error.strerror}")
 
     def _end(self, *_: object) -> None:
         self._is_ending = True

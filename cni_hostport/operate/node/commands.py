@@ -115,6 +115,7 @@ def configure(conf_dir: Path, options: Path | None, *, remove: bool) -> None:
 
 @node.command()
 @BIN_DIR
+@LIB_DIR
 @CONF_DIR
 @OPTIONS
 @CACHES
@@ -126,6 +127,7 @@ def configure(conf_dir: Path, options: Path | None, *, remove: bool) -> None:
 )  # fmt: skip
 def run(
     bin_dir: Path,
+    lib_dir: Path,
     conf_dir: Path,
     options: Path | None,
     caches: tuple[Path, ...],
@@ -141,11 +143,10 @@ def run(
     from cni_hostport.operate.node import agent, mount_namespace
     from cni_hostport.operate.node.configuration_keeper import Keeper
 
-    executable = bin_dir / PLUGIN
     if in_container:
         given = [argument for argument in sys.argv[1:] if argument != "--in-container"]
-        mount_namespace.continue_on_node(executable, given, options)
-    this = agent.Agent(executable, Keeper(conf_dir, options, terminal.log), caches, terminal.log)
+        mount_namespace.continue_on_node(bin_dir / PLUGIN, given, options)
+    this = agent.Agent(bin_dir, lib_dir, Keeper(conf_dir, options, terminal.log), caches, terminal.log)
     if listen:
         this.listen(*listen)
     this.run()
