@@ -399,7 +399,7 @@ build_bundle() { # DIRECTORY
 # --- the tests ---------------------------------------------------------------------------------------------------------
 
 run_tests() {
-    local venv=$source_dir/.venv status=0
+    local venv=$source_dir/.venv status=0 rooms
     "$(system_python)" -I -m venv "$venv"
     "$venv/bin/python" -I -m pip install -q --no-deps --require-hashes -r "$source_dir/tests/requirements.txt"
     "$venv/bin/python" -I -m pip install -q --no-deps --no-build-isolation -e "$source_dir"
@@ -410,9 +410,11 @@ run_tests() {
     shellcheck install.sh .ci/run tests/*.sh
     if command -v go >/dev/null; then tests/build-tools.sh; fi
     # two processes, each of which runs whole files: every network namespace, socket and file of a test is its own. Tests
-    # of runtimes come after them: gRPC has threads in their process, which would disturb what others fork from it
-    "$venv/bin/pytest" --numprocesses 2 --dist loadfile tests/unit tests/kernel || status=$?
-    "$venv/bin/pytest" --ignore tests/unit --ignore tests/kernel || status=$?
+    # of runtimes come after the others: gRPC has threads in their process, which would disturb what others fork from it
+    for rooms in "unit kernel attack" "cluster runtimes versions"; do
+        read -ra rooms <<<"$rooms"
+        "$venv/bin/pytest" --numprocesses 2 --dist loadfile "${rooms[@]/#/tests/}" || status=$?
+    done
     command -v go >/dev/null || say "Without Go, tests of what is built with it were skipped: see the lines SKIPPED above."
     return "$status"
 }

@@ -51,8 +51,8 @@ class Agent:
         command = [
             "unshare", "--mount", "--propagation=slave", "sh", "-c", WITH_OWN_RUN, str(self.top),
             str(self.executable), "node", "run",
-            f"--bin-dir={self.bin}", f"--lib-dir={self.top}/lib", f"--conf-dir={self.conf}", f"--cache-dir={self.cache.directory}",
-            f"--listen=0.0.0.0:{PORT}",
+            f"--bin-dir={self.bin}", f"--lib-dir={self.top}/lib", f"--conf-dir={self.conf}",
+            f"--cache-dir={self.cache.directory}", f"--listen=0.0.0.0:{PORT}",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]

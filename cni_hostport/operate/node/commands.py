@@ -126,13 +126,13 @@ def configure(conf_dir: Path, options: Path | None, *, remove: bool) -> None:
     " except that of the options.",
 )  # fmt: skip
 def run(
+    *,
     bin_dir: Path,
     lib_dir: Path,
     conf_dir: Path,
     options: Path | None,
     caches: tuple[Path, ...],
     listen: tuple[str, int] | None,
-    *,
     in_container: bool,
 ) -> None:
     """Be the agent of this node: what the DaemonSet runs.
