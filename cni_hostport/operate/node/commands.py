@@ -152,19 +152,6 @@ def run(
     this.run()
 
 
-@node.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@BIN_DIR
-@click.argument("command", nargs=-1, required=True)
-def enter(bin_dir: Path, command: tuple[str, ...]) -> None:
-    """Run a command of this plugin on the node, from within a container of the DaemonSet.
-
-    For example: hostport node enter list
-    """
-    from cni_hostport.operate.node import mount_namespace
-
-    mount_namespace.continue_on_node(bin_dir / PLUGIN, command)
-
-
 @node.command()
 def pause() -> None:
     """Do nothing until SIGTERM: the container of a pod whose work is done."""

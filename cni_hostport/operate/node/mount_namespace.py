@@ -21,7 +21,7 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT = "HOSTPORT_"  # beginning of the environment variables that are this plugin's
 
 
-def continue_on_node(executable: Path, arguments: Sequence[str], options: Path | None = None) -> NoReturn:
+def continue_on_node(executable: Path, arguments: Sequence[str], options: Path | None) -> NoReturn:
     """Become the node's executable, with these arguments.
 
     The file of the options is one of the container. Its directory stays open, and ``--options`` is given once more, as
