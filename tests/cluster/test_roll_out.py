@@ -122,8 +122,9 @@ def test_old_pods_keep_their_ports_and_new_ones_have_theirs(rolled_out: Cluster)
     with rolled_out.running(*web(rolled_out, "new", 8081)):
         assert answers(rolled_out, 8080) == both("old")
         assert answers(rolled_out, 8081) == both("new")
-        for node in rolled_out.nodes:
-            assert "8081/tcp" in node.run("/opt/cni/bin/hostport", "list").stdout
+        for agent in rolled_out.kubectl("get", "pods", *AGENTS, "--output=name").split():
+            ask = ("exec", AGENTS[0], agent, "--", "/opt/cni/bin/hostport", "list")
+            assert "8081/tcp" in rolled_out.kubectl(*ask)
     assert failures(rolled_out) == []
 
 
