@@ -51,9 +51,9 @@ HOSTILE_ENVIRONMENT = {
     "PYTHONPATH": "/usr/lib/python3",
     "XTABLES_LIBDIR": "/usr/lib/xtables",
 }
-# what else is opened: data. The first are the kernel's, and what the machine says of itself
+# what else is opened: data, and what is named from a directory of /proc
 DATA = re.compile(
-    r"/(proc|sys|dev|run|var/lib/cni|etc/cni)(/|$)|/$|"
+    r"/(proc|sys|dev|run|var/lib/cni|etc/cni)(/|$)|/$|[\w-]+(/[\w-]+)*$|"
     r"/etc/(connlabel\.conf|group|host\.conf|hosts|iproute2/\w+|localtime|networks|nsswitch\.conf|passwd|protocols|"
     r"resolv\.conf|services)$|/usr/share/(zoneinfo|iproute2)/"
 )
@@ -80,7 +80,9 @@ def unpacked(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["an empty root", "a busybox root"])
-def root(unpacked: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareRoot]:
+def root(
+    unpacked: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BareRoot]:
     files = {}
     if request.param == "a busybox root":
         require(shutil.which("busybox"), "needs busybox")
@@ -170,7 +172,16 @@ def test_the_resident_process_runs_calls(root: BareRoot, node: Node, tmp_path: P
         return "execve" in trace.read_text() and "ld-linux" not in trace.read_text()
 
     with serving(on(node, root.launcher), root.inside / SOCKET):
-        node.launcher = ["env", f"PATH={os.defpath}", "strace", "-f", "-etrace=execve", "-o", str(trace), *root.launcher]
+        node.launcher = [
+            "env",
+            f"PATH={os.defpath}",
+            "strace",
+            "-f",
+            "-etrace=execve",
+            "-o",
+            str(trace),
+            *root.launcher,
+        ]
         assert eventually(is_warm)
 
 
@@ -228,7 +239,14 @@ def answers(launcher: Sequence[str]) -> list[str]:
             ]
         ]
         said = [f"{call.status} {call.stdout} {call.stderr}" for call in calls]
-        for command in ("list --json", "explain 8080 --from 192.0.2.2", "doctor", "metrics", "list --nonsense", "--help"):
+        for command in (
+            "list --json",
+            "explain 8080 --from 192.0.2.2",
+            "doctor",
+            "metrics",
+            "list --nonsense",
+            "--help",
+        ):
             ran = node.run(*launcher, *command.split(), check=False)
             said.append(f"{ran.returncode} {ran.stdout} {ran.stderr}")
         said.append(node.ruleset())
@@ -238,3 +256,74 @@ def answers(launcher: Sequence[str]) -> list[str]:
 
 def test_it_gives_the_answers_of_an_installation(unpacked: Path, installed_machine: Machine) -> None:
     assert answers([str(unpacked / "bin" / "hostport")]) == answers([str(installed_machine.executable)])
+
+
+@pytest.fixture(scope="module")
+def output(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``install.sh`` builds of the same files another time."""
+    directory = tmp_path_factory.mktemp("built")
+    command = [ROOT / "install.sh", "--bundle", directory, "--image", "localhost/hostport"]
+    built = subprocess.run(command, capture_output=True, text=True, check=True, env=bundle.image_store(directory))
+    (directory / "said").write_text(built.stderr)
+    return directory
+
+
+def test_the_same_files_make_the_same_bundle(output: Path) -> None:
+    archive = bundle.archive()
+    assert (output / archive.name).read_bytes() == archive.read_bytes()
+
+
+def test_the_archive_is_one_directory_of_root_s(unpacked: Path) -> None:
+    archive = bundle.archive()
+    assert re.fullmatch(rf"hostport-{re.escape(__version__)}-linux-(amd64|arm64)\.tar\.gz", archive.name)
+    with tarfile.open(archive) as tar:
+        entries = tar.getmembers()
+    assert {entry.name.partition("/")[0] for entry in entries} == {unpacked.name}
+    assert {(entry.uid, entry.gid, entry.mtime) for entry in entries} == {(0, 0, 0)}
+    assert {entry.mode for entry in entries} == {0o755, 0o644}
+    assert {path.name for path in unpacked.iterdir()} == {
+        ".hostport-installation", "DIGEST", "bin", "lib", "licences"
+    }  # fmt: skip
+    assert {path.name for path in (unpacked / "bin").iterdir()} == {"hostport", "python3"}
+
+
+def test_it_is_small(unpacked: Path) -> None:
+    assert bundle.archive().stat().st_size < 20_000_000
+    assert sum(path.stat().st_size for path in unpacked.rglob("*")) < 60_000_000
+
+
+def test_the_digest_is_that_of_what_is_in_it(unpacked: Path) -> None:
+    digests = [
+        (directory / "DIGEST").read_text() for directory in (unpacked, bundle.directory(), bundle.directory("9.9"))
+    ]
+    assert re.fullmatch(r"[0-9a-f]{12}\n", digests[0])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_it_has_the_licences_of_what_is_in_it(unpacked: Path) -> None:
+    licences = {path.name for path in (unpacked / "licences").iterdir()}
+    assert licences >= {
+        "LICENSE",
+        "libc6.txt",
+        "libnftables1.txt",
+        "libpython3.11-stdlib.txt",
+        "python3.11-minimal.txt",
+    }
+    packages = {path.partition("-")[0] for path in licences if path.endswith(".dist-info")}
+    assert packages >= {"click", "pip_nftables", "prometheus_client", "psutil", "pydantic", "pyroute2", "rich"}
+
+
+def test_the_image_has_the_bundle_alone_and_says_its_version(unpacked: Path, output: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "-xf", bundle.image_archive(), "-C", tmp_path], check=True)
+    [image] = json.loads((tmp_path / "manifest.json").read_text())
+    assert image["RepoTags"] == [f"localhost/hostport:{__version__}"]
+    configuration = json.loads((tmp_path / image["Config"]).read_text())["config"]
+    assert configuration["Entrypoint"] == ["/hostport/bin/hostport"]
+    assert configuration["Labels"]["org.opencontainers.image.version"] == __version__
+    [layer] = image["Layers"]
+    with tarfile.open(tmp_path / layer) as tar:
+        files = {entry.name for entry in tar if entry.isfile()}
+    assert files == {f"hostport/{path.relative_to(unpacked)}" for path in unpacked.rglob("*") if path.is_file()}
+    said = (output / "said").read_text()
+    assert f"Built the image localhost/hostport:{__version__}" in said
+    assert "ctr -n k8s.io images import" in said
