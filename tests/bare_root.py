@@ -1,4 +1,4 @@
-"""Roots with a bundle in them: one that has nothing else, or this machine's with other files in the place of its own."""
+"""Roots with a bundle in them: one that has nothing else, or this machine's with other files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BareRoot:
     def __init__(
         self, directory: Path, bundle: Path, base: str = "", files: Mapping[str, str | bytes] | None = None
     ) -> None:
-        """Make it in a directory that does not exist, above a base, such as this machine's root, and with these files."""
+        """Make it in a new directory: above a base, such as this machine's root, and with these files."""
         changes = directory / "changes"
         changes.mkdir(parents=True)
         for name, content in (files or {}).items():

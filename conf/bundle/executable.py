@@ -23,8 +23,8 @@ from cni_hostport.handover import main
 
 main()
 """
-# C has no files of locales, which are this machine's, and UTF-8 is Python's encoding there. Without HOME, sysconfig looks
-# up whose process this is, by libraries that the machine names; pydantic imports it, through zoneinfo
+# C has no files of locales, which are this machine's, and UTF-8 is Python's encoding there. Without HOME, sysconfig,
+# which pydantic imports, looks up whose process this is, by libraries that the machine names
 ENVIRONMENT = {
     "HOME": "/",
     "LC_ALL": "C",
