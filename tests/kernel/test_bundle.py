@@ -262,7 +262,7 @@ def test_it_gives_the_answers_of_an_installation(unpacked: Path, installed_machi
 def output(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``install.sh`` builds of the same files another time."""
     directory = tmp_path_factory.mktemp("built")
-    command = [ROOT / "install.sh", "--bundle", directory, "--image", "localhost/hostport"]
+    command = [str(ROOT / "install.sh"), "--bundle", str(directory), "--image", "localhost/hostport"]
     built = subprocess.run(command, capture_output=True, text=True, check=True, env=bundle.image_store(directory))
     (directory / "said").write_text(built.stderr)
     return directory
