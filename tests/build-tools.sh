@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<USAGE
-Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [kubernetes]
+Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [kubernetes] [nfpm]
 
 Builds into \$HOSTPORT_TOOLS, by default .cache/bin of this checkout. Needs a Go toolchain; everything comes from the Go
 module proxy. kubernetes (kubelet and kube-proxy) takes a few minutes, the others less than two.
@@ -14,7 +14,7 @@ USAGE
 
 source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 tools=${HOSTPORT_TOOLS:-$source_dir/.cache/bin}
-cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 kubernetes=34.4 # kubernetes: v1.34.4, its staging modules v0.34.4
+cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 nfpm=v2.45.2 kubernetes=34.4 # kubernetes: v1.34.4, its staging modules v0.34.4
 
 have() {
     local name
@@ -37,6 +37,10 @@ build_plugins() {
 build_containerd() {
     have containerd containerd-shim-runc-v2 ctr ||
         go_install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@$containerd
+}
+
+build_nfpm() {
+    have nfpm || go_install github.com/goreleaser/nfpm/v2/cmd/nfpm@$nfpm
 }
 
 # k8s.io/kubernetes has replace lines, which go install refuses: a module around it repeats them with versions
@@ -66,10 +70,10 @@ command -v go >/dev/null || {
     exit 1
 }
 mkdir -p -- "$tools"
-[ $# -gt 0 ] || set -- cnitool plugins containerd kubernetes
+[ $# -gt 0 ] || set -- cnitool plugins containerd nfpm kubernetes
 for tool in "$@"; do
     case $tool in
-        cnitool | plugins | containerd | kubernetes) ("build_$tool") ;;
+        cnitool | plugins | containerd | nfpm | kubernetes) ("build_$tool") ;;
         *) usage >&2 && exit 2 ;;
     esac
 done
