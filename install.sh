@@ -12,13 +12,13 @@ unit_dir=/etc/systemd/system
 command=/usr/local/bin/hostport
 units=(hostport.socket hostport.service hostport-restore.service)
 action=install
-output="" image="" # what is to be built
+output="" image="" packages_dir="" # what is to be built
 marker=.hostport-installation # stands in every installation below lib_dir, and names every bin_dir that it serves
 
 usage() {
     cat <<USAGE
 Usage: install.sh [--bin-dir DIR] [--lib-dir DIR] [--demo] [--test] [--uninstall] [--help]
-       install.sh [--bundle DIR] [--image NAME[:TAG]]
+       install.sh [--bundle DIR] [--image NAME[:TAG]] [--packages DIR]
 
 Installs the hostport CNI plugin, with the system packages it needs, for the container runtimes of this machine.
 
@@ -30,6 +30,7 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --bundle DIR   write into DIR an archive of the plugin with all that it needs to run on any Linux of this
                  architecture: Python, libnftables, the C library; install nothing but system packages
   --image NAME   make an image of such a bundle, with podman or buildah (default tag: the version)
+  --packages DIR write into DIR packages of such a bundle for dpkg and rpm, with nfpm
   --help         show this text
 
 An installation in the default --lib-dir also makes the command $command, and, where systemd runs, gets two services:
@@ -62,11 +63,15 @@ parse_arguments() {
                 [ "$action" = install ] || die "--$action and $1 do not go together"
                 action=${1#--}
                 ;;
-            --bundle | --image)
+            --bundle | --image | --packages)
                 [[ $action = install || $action = build ]] || die "--$action and $1 do not go together"
                 [ -n "${2:-}" ] || die "$1 needs a value (see --help)"
                 action=build
-                if [ "$1" = --bundle ]; then output=$(realpath -m -- "$2"); else image=$2; fi
+                case $1 in
+                    --bundle) output=$(realpath -m -- "$2") ;;
+                    --image) image=$2 ;;
+                    --packages) packages_dir=$(realpath -m -- "$2") ;;
+                esac
                 shift
                 ;;
             --help | -h)
@@ -129,6 +134,7 @@ command -v containerd;containerd;containerd
 command -v podman && command -v conmon;podman conmon;podman
 command -v runc;runc;runc
 command -v debootstrap;debootstrap;debootstrap
+command -v rpm;rpm;rpm
 NEEDS
 }
 
@@ -367,6 +373,8 @@ uninstall_plugin() {
 
 build_all() {
     local work archive bundle
+    [ -z "$packages_dir" ] || command -v "${NFPM:-nfpm}" >/dev/null ||
+        die "packages are made by nfpm: 'go install github.com/goreleaser/nfpm/v2/cmd/nfpm@latest'; NFPM names it"
     work=$(mktemp -d)
     # shellcheck disable=SC2064 # the directory is known here
     trap "rm -rf -- '$work'" EXIT
@@ -377,9 +385,13 @@ build_all() {
         cp -- "$archive" "$output/.${archive##*/}" && mv -f -- "$output/.${archive##*/}" "$output/${archive##*/}"
         say "Built $output/${archive##*/}: unpack it anywhere, and run bin/hostport in it."
     fi
-    [ -n "$image" ] || return 0
     tar -xzf "$archive" -C "$work"
     bundle=$work/hostport-$(version)
+    if [ -n "$packages_dir" ]; then
+        "$source_dir/conf/packages/build.sh" "$bundle" "$packages_dir" || die "the packages could not be built"
+        say "Built packages in $packages_dir: install one with dpkg --install, or rpm --upgrade."
+    fi
+    [ -n "$image" ] || return 0
     [[ ${image##*/} = *:* ]] || image=$image:$(version)
     "$source_dir/conf/image/build.sh" "$bundle" "$image" || die "the image could not be built"
     say "Built the image $image."
@@ -419,7 +431,7 @@ run_tests() {
     "$venv/bin/ruff" check
     "$venv/bin/ruff" format --check
     "$venv/bin/mypy"
-    shellcheck install.sh .ci/run conf/image/*.sh tests/*.sh
+    shellcheck install.sh .ci/run conf/{image,packages}/*.sh tests/*.sh
     if command -v go >/dev/null; then tests/build-tools.sh; fi
     # two processes, each of which runs whole files: every network namespace, socket and file of a test is its own. Tests
     # of runtimes come after them: gRPC has threads in their process, which would disturb what others fork from it

@@ -7,7 +7,6 @@ units="hostport.socket hostport.service hostport-restore.service"
 
 # leads calls to the version that is unpacked now: by a rename, so that each finds this one or the one before it
 switch() {
-    local now
     now=$lib_dir/$(readlink "$lib_dir/packaged")
     mkdir -p "${executable%/*}"
     ln -sf "$now/bin/hostport" "${executable%/*}/.hostport.new"
@@ -21,7 +20,7 @@ switch() {
 
 # waits until no process runs code below a directory, whose files are removed next; not for ever
 await_calls() { # DIRECTORY
-    local seconds=90
+    seconds=90
     while [ "$seconds" -gt 0 ] && grep -qs " $1/" /proc/[0-9]*/maps; do
         sleep 1
         seconds=$((seconds - 1))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import bundle
 import pytest
 from bare_root import EXECUTABLE, BareRoot
-from go_tools import ROOT
+from go_tools import ROOT, TOOLS, unavailable
 from lab import NODE4, Node, config, mapping, require
 from resident import eventually
 
@@ -263,7 +263,11 @@ def output(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``install.sh`` builds of the same files another time."""
     directory = tmp_path_factory.mktemp("built")
     command = [str(ROOT / "install.sh"), "--bundle", str(directory), "--image", "localhost/hostport"]
-    built = subprocess.run(command, capture_output=True, text=True, check=True, env=bundle.image_store(directory))
+    environment = bundle.image_store(directory)
+    if not unavailable("nfpm", "nfpm"):
+        command += ["--packages", str(directory / "packages")]
+        environment["NFPM"] = str(TOOLS / "nfpm")
+    built = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     (directory / "said").write_text(built.stderr)
     return directory
 
@@ -327,3 +331,9 @@ def test_the_image_has_the_bundle_alone_and_says_its_version(unpacked: Path, out
     said = (output / "said").read_text()
     assert f"Built the image localhost/hostport:{__version__}" in said
     assert "ctr -n k8s.io images import" in said
+
+
+def test_packages_are_made_with_nfpm(output: Path) -> None:
+    require(not (need := unavailable("nfpm", "nfpm")), f"needs {need}")
+    assert {path.suffix for path in (output / "packages").iterdir()} == {".deb", ".rpm"}
+    assert f"Built packages in {output / 'packages'}" in (output / "said").read_text()
