@@ -12,12 +12,13 @@ unit_dir=/etc/systemd/system
 command=/usr/local/bin/hostport
 units=(hostport.socket hostport.service hostport-restore.service)
 action=install
+output="" image="" packages_dir="" # what is to be built
 marker=.hostport-installation # stands in every installation below lib_dir, and names every bin_dir that it serves
 
 usage() {
     cat <<USAGE
 Usage: install.sh [--bin-dir DIR] [--lib-dir DIR] [--demo] [--test] [--uninstall] [--help]
-       install.sh --bundle DIR
+       install.sh [--bundle DIR] [--image NAME[:TAG]] [--packages DIR]
 
 Installs the hostport CNI plugin, with the system packages it needs, for the container runtimes of this machine.
 
@@ -27,7 +28,9 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --test         run all tests, from this checkout, in an environment of their own (.venv); installs system packages only
   --uninstall    remove what an installation put into the two directories
   --bundle DIR   write into DIR an archive of the plugin with all that it needs to run on any Linux of this
-                 architecture: Python, libnftables, the C library; installs system packages only
+                 architecture: Python, libnftables, the C library; install nothing but system packages
+  --image NAME   make an image of such a bundle, with podman or buildah (default tag: the version)
+  --packages DIR write into DIR packages of such a bundle for dpkg and rpm, with nfpm
   --help         show this text
 
 An installation in the default --lib-dir also makes the command $command, and, where systemd runs, gets two services:
@@ -56,14 +59,20 @@ parse_arguments() {
                 if [ "$1" = --bin-dir ]; then bin_dir=$directory; else lib_dir=$directory; fi
                 shift
                 ;;
-            --demo | --test | --uninstall | --bundle)
+            --demo | --test | --uninstall)
                 [ "$action" = install ] || die "--$action and $1 do not go together"
                 action=${1#--}
-                if [ "$action" = bundle ]; then
-                    [ -n "${2:-}" ] || die "$1 needs a directory"
-                    output=$2
-                    shift
-                fi
+                ;;
+            --bundle | --image | --packages)
+                [[ $action = install || $action = build ]] || die "--$action and $1 do not go together"
+                [ -n "${2:-}" ] || die "$1 needs a value (see --help)"
+                action=build
+                case $1 in
+                    --bundle) output=$(realpath -m -- "$2") ;;
+                    --image) image=$2 ;;
+                    --packages) packages_dir=$(realpath -m -- "$2") ;;
+                esac
+                shift
                 ;;
             --help | -h)
                 usage
@@ -98,15 +107,15 @@ ldconfig -p | grep libnftables.so.1;libnftables1;nftables
 system_python;python3;python3
 "$(system_python)" -I -c "import ensurepip, venv";python3-venv;python3
 NEEDS
-    case $action in
-        install | demo | uninstall) ;;
-        *) cat <<'NEEDS' ;;
+    [[ $action != build && $action != test ]] || cat <<'NEEDS'
 echo "int main(void) {}" | cc -static -x c - -o /dev/null;gcc libc6-dev;gcc glibc-static
 command -v strip;binutils;binutils
 command -v iptables;iptables;iptables-nft
 NEEDS
-    esac
-    case $action in demo | test) cat <<'NEEDS' ;; esac
+    [[ -z $image && $action != test ]] || cat <<'NEEDS'
+command -v buildah || command -v podman;podman;podman
+NEEDS
+    [[ $action != demo && $action != test ]] || cat <<'NEEDS'
 command -v ip;iproute2;iproute
 command -v nft;nftables;nftables
 command -v curl;curl;curl
@@ -127,6 +136,7 @@ command -v runc;runc;runc
 command -v openssl;openssl;openssl
 command -v nc;netcat-openbsd;netcat
 command -v debootstrap;debootstrap;debootstrap
+command -v rpm;rpm;rpm
 NEEDS
 }
 
@@ -379,21 +389,53 @@ uninstall_plugin() {
 
 # --- what runs elsewhere -----------------------------------------------------------------------------------------------
 
-# prints the path of the archive
-build_bundle() { # DIRECTORY
-    local work log status=0
+build_all() {
+    local work archive bundle
+    [ -z "$packages_dir" ] || command -v "${NFPM:-nfpm}" >/dev/null ||
+        die "packages are made by nfpm: 'go install github.com/goreleaser/nfpm/v2/cmd/nfpm@latest'; NFPM names it"
     work=$(mktemp -d)
-    log=$work/log
-    say "Building a bundle for $1"
+    # shellcheck disable=SC2064 # the directory is known here
+    trap "rm -rf -- '$work'" EXIT
+    build_bundle "$work"
+    archive=$(echo "$work"/*.tar.gz)
+    if [ -n "$output" ]; then
+        mkdir -p -- "$output"
+        cp -- "$archive" "$output/.${archive##*/}" && mv -f -- "$output/.${archive##*/}" "$output/${archive##*/}"
+        say "Built $output/${archive##*/}: unpack it anywhere, and run bin/hostport in it."
+    fi
+    tar -xzf "$archive" -C "$work"
+    bundle=$work/hostport-$(version)
+    if [ -n "$packages_dir" ]; then
+        "$source_dir/conf/packages/build.sh" "$bundle" "$packages_dir" || die "the packages could not be built"
+        say "Built packages in $packages_dir: install one with dpkg --install, or rpm --upgrade."
+    fi
+    [ -n "$image" ] || return 0
+    [[ ${image##*/} = *:* ]] || image=$image:$(version)
+    "$source_dir/conf/image/build.sh" "$bundle" "$image" || die "the image could not be built"
+    say "Built the image $image."
+    case $image in
+        localhost/*)
+            say "Take it to nodes that have no registry for it:"
+            say "    podman save --format docker-archive --output hostport.tar $image"
+            say "    ctr -n k8s.io images import hostport.tar # on each node"
+            ;;
+        */*) say "Push it with 'podman push $image' (or buildah)." ;;
+    esac
+}
+
+build_bundle() { # DIRECTORY
+    local log=$1/log
+    command -v dpkg-query >/dev/null || die "bundles are built on Debian, and systems derived from it"
+    say "Building a bundle of this machine's Python and libnftables"
     {
-        "$(system_python)" -I -m venv "$work/venv" &&
-            "$work/venv/bin/python" -I -m pip install --no-deps --require-hashes --no-compile --target "$work/packages" \
-                -r "$source_dir/conf/requirements.txt"
-    } >"$log" 2>&1 &&
-        "$(system_python)" -B "$source_dir/conf/bundle" --packages "$work/packages" "$1" 2>"$log" || status=$?
-    [ "$status" -eq 0 ] || cat "$log" >&2
-    rm -rf -- "$work"
-    [ "$status" -eq 0 ] || die "the bundle could not be built"
+        "$(system_python)" -I -m venv "$1/venv" &&
+            "$1/venv/bin/python" -I -m pip install --no-deps --require-hashes --no-compile --target "$1/packages" \
+                -r "$source_dir/conf/requirements.txt" &&
+            "$(system_python)" -B "$source_dir/conf/bundle" --packages "$1/packages" "$1"
+    } >"$log" 2>&1 || {
+        cat "$log" >&2
+        die "the bundle could not be built"
+    }
 }
 
 # --- the tests ---------------------------------------------------------------------------------------------------------
@@ -407,7 +449,7 @@ run_tests() {
     "$venv/bin/ruff" check
     "$venv/bin/ruff" format --check
     "$venv/bin/mypy"
-    shellcheck install.sh .ci/run tests/*.sh
+    shellcheck install.sh .ci/run conf/{image,packages}/*.sh tests/*.sh
     if command -v go >/dev/null; then tests/build-tools.sh; fi
     # two processes, each of which runs whole files: every network namespace, socket and file of a test is its own. Tests
     # of runtimes come after the others: gRPC has threads in their process, which would disturb what others fork from it
@@ -433,7 +475,7 @@ main() {
             install_plugin >/dev/null
             exec "$source_dir/tests/demo.sh" "$bin_dir/hostport"
             ;;
-        bundle) build_bundle "$output" ;;
+        build) build_all ;;
         test) run_tests ;;
     esac
 }

@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<USAGE
-Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [nerdctl] [kubernetes]
+Usage: tests/build-tools.sh [cnitool] [plugins] [containerd] [nerdctl] [nfpm] [kubernetes]
 
 Builds into \$HOSTPORT_TOOLS, by default .cache/bin of this checkout. Needs a Go toolchain; everything comes from the Go
 module proxy. On two cores, kubernetes (a whole cluster, and its conformance tests of host ports) takes about six minutes the
@@ -15,7 +15,8 @@ USAGE
 
 source_dir=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 tools=${HOSTPORT_TOOLS:-$source_dir/.cache/bin}
-cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 nerdctl=v2.2.2 kubernetes=34.4 # kubernetes: v1.34.4, its staging modules v0.34.4
+cni=v1.3.1 plugins=v1.9.1 containerd=v2.4.2 nerdctl=v2.2.2 nfpm=v2.45.2
+kubernetes=34.4 # v1.34.4, and its staging modules v0.34.4
 
 have() {
     local name
@@ -57,6 +58,10 @@ build_nerdctl() {
     go build -o "$tools/" ./cmd/nerdctl
 }
 
+build_nfpm() {
+    have nfpm || go_install github.com/goreleaser/nfpm/v2/cmd/nfpm@$nfpm
+}
+
 # k8s.io/kubernetes has replace lines, which go install refuses: a module around it repeats them with versions
 build_kubernetes() {
     local work manifest directory program version missing=()
@@ -91,10 +96,10 @@ command -v go >/dev/null || {
     exit 1
 }
 mkdir -p -- "$tools"
-[ $# -gt 0 ] || set -- cnitool plugins containerd nerdctl kubernetes
+[ $# -gt 0 ] || set -- cnitool plugins containerd nerdctl nfpm kubernetes
 for tool in "$@"; do
     case $tool in
-        cnitool | plugins | containerd | nerdctl | kubernetes) ("build_$tool") ;;
+        cnitool | plugins | containerd | nerdctl | nfpm | kubernetes) ("build_$tool") ;;
         *) usage >&2 && exit 2 ;;
     esac
 done

@@ -1,4 +1,4 @@
-"""Bundles and images of this checkout, made by ``install.sh`` and kept in the cache, once for all tests.
+"""Bundles, images and packages of this checkout, made by ``install.sh`` and kept in the cache, once for all tests.
 
 What is of this machine is kept as long as nothing of it changes: only our own part is made anew for other code.
 """
@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from go_tools import ROOT
+from go_tools import ROOT, TOOLS
 
 from cni_hostport import __version__
 
@@ -21,7 +21,15 @@ CACHE = ROOT / ".cache" / "bundles"
 SYSTEM_PYTHON = "/usr/bin/python3"
 SYSTEM_PACKAGES = ("gcc", "iptables", "libc6", "libnftables1", "libssl3", "python3")
 SYSTEM_FILES = ("conf/bundle/*.py", "conf/requirements.txt")
-OWN_FILES = ("cni_hostport/**/*.py", "cni_hostport/*.c", "conf/image/*", "install.sh", "LICENSE")
+OWN_FILES = (
+    "cni_hostport/**/*.py",
+    "cni_hostport/*.c",
+    "conf/image/*",
+    "conf/packages/*",
+    "conf/systemd/*",
+    "install.sh",
+    "LICENSE",
+)
 # the arguments: a checkout, and a bundle without what is made of that
 ADD_OWN = """
 import sys
@@ -76,6 +84,17 @@ def image_archive(version: str = __version__) -> Path:
         _keep(saved, kept)
         shutil.rmtree(making)
     return kept
+
+
+def packages(version: str = __version__) -> dict[str, Path]:
+    """Return the bundle's packages, by what their names end with: ``deb`` and ``rpm``."""
+    kept = _cache() / f"packages-{version}"
+    if not kept.exists():
+        making = _making()
+        build = [ROOT / "conf" / "packages" / "build.sh", directory(version), making]
+        subprocess.run(build, capture_output=True, check=True, env={**os.environ, "NFPM": str(TOOLS / "nfpm")})
+        _keep(making, kept)
+    return {path.suffix[1:]: path for path in kept.iterdir()}
 
 
 def image_store(directory: Path) -> dict[str, str]:

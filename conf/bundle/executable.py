@@ -23,13 +23,16 @@ from cni_hostport.handover import main
 
 main()
 """
-# C has no files of locales, which are this machine's; UTF-8 is Python's encoding there
+# C has no files of locales, which are this machine's, and UTF-8 is Python's encoding there. Without HOME, sysconfig,
+# which pydantic imports, looks up whose process this is, by libraries that the machine names
 ENVIRONMENT = {
+    "HOME": "/",
     "LC_ALL": "C",
-    "OPENSSL_CONF": "",
-    "XTABLES_LIBDIR": f"./{EXTENSIONS}",
-    "LD_PRELOAD": None,
     "LD_AUDIT": None,
+    "LD_PRELOAD": None,
+    "OPENSSL_CONF": "",
+    "PYTHONTZPATH": "",
+    "XTABLES_LIBDIR": f"./{EXTENSIONS}",
 }
 # an interpreter that was just started for a script in whose place this executable came
 AGAIN = "import os, sys\n\nos.execv(sys.argv[0], sys.argv)\n"
