@@ -12,13 +12,13 @@ unit_dir=/etc/systemd/system
 command=/usr/local/bin/hostport
 units=(hostport.socket hostport.service hostport-restore.service)
 action=install
-output="" image="" packages_dir="" # what is to be built
+output="" image="" push="" packages_dir="" # what is to be built
 marker=.hostport-installation # stands in every installation below lib_dir, and names every bin_dir that it serves
 
 usage() {
     cat <<USAGE
 Usage: install.sh [--bin-dir DIR] [--lib-dir DIR] [--demo] [--test] [--uninstall] [--help]
-       install.sh [--bundle DIR] [--image NAME[:TAG]] [--packages DIR]
+       install.sh [--bundle DIR] [--image NAME[:TAG] [--push]] [--packages DIR]
 
 Installs the hostport CNI plugin, with the system packages it needs, for the container runtimes of this machine.
 
@@ -29,7 +29,9 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --uninstall    remove what an installation put into the two directories
   --bundle DIR   write into DIR an archive of the plugin with all that it needs to run on any Linux of this
                  architecture: Python, libnftables, the C library; install nothing but system packages
-  --image NAME   make an image of such a bundle, with podman or buildah (default tag: the version)
+  --image NAME   make an image of such a bundle, with podman or buildah (default tag: the version), and have
+                 conf/kubernetes name it
+  --push         push that image to its registry
   --packages DIR write into DIR packages of such a bundle for dpkg and rpm, with nfpm
   --help         show this text
 
@@ -74,6 +76,7 @@ parse_arguments() {
                 esac
                 shift
                 ;;
+            --push) push=push ;;
             --help | -h)
                 usage
                 exit 0
@@ -411,16 +414,14 @@ build_all() {
     fi
     [ -n "$image" ] || return 0
     [[ ${image##*/} = *:* ]] || image=$image:$(version)
-    "$source_dir/conf/image/build.sh" "$bundle" "$image" || die "the image could not be built"
-    say "Built the image $image."
-    case $image in
-        localhost/*)
-            say "Take it to nodes that have no registry for it:"
-            say "    podman save --format docker-archive --output hostport.tar $image"
-            say "    ctr -n k8s.io images import hostport.tar # on each node"
-            ;;
-        */*) say "Push it with 'podman push $image' (or buildah)." ;;
-    esac
+    "$source_dir/conf/image/build.sh" "$bundle" "$image" $push || die "the image could not be built${push:+ and pushed}"
+    sed -i "s|newName: .*|newName: ${image%:*}|; s|newTag: .*|newTag: \"${image##*:}\"|" \
+        "$source_dir/conf/kubernetes/image/kustomization.yaml"
+    say "Built${push:+ and pushed} the image $image, which conf/kubernetes names now. Roll it out, on kubeadm for example:"
+    say "    kubectl apply -k conf/kubernetes/kubeadm"
+    [ -n "$push" ] || say "Before that, push it, or take it to nodes that have no registry for it:
+    podman save --format docker-archive --output hostport.tar $image
+    ctr -n k8s.io images import hostport.tar # on each node"
 }
 
 build_bundle() { # DIRECTORY
