@@ -51,13 +51,15 @@ static const char *const variables[] = {VARIABLES};
  */
 static const char *located(const char *path)
 {
-    char directory[PATH_MAX] = "", *whole;
+    char directory[PATH_MAX] = "", *end = directory, *whole;
     if (strncmp(path, "./", 2))
         return path;
-    if (readlink("/proc/self/exe", directory, sizeof directory - 1) < 0 || *directory != '/')
+    if (readlink("/proc/self/exe", directory, sizeof directory - 1) < 0)
         return "";
-    *strrchr(directory, '/') = 0;
-    *strrchr(directory, '/') = 0;
+    for (int names = 0; names < 2 && (end = strrchr(directory, '/')); names++)
+        *end = 0;
+    if (!end)
+        return "";
     return asprintf(&whole, "%s%s", directory, path + 1) < 0 ? "" : whole;
 }
 

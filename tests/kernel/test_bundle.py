@@ -200,6 +200,13 @@ def test_it_works_wherever_it_lies(unpacked: Path, tmp_path: Path) -> None:
         assert "8080" in life(node, node.pod(4))
 
 
+def test_an_executable_without_its_bundle_says_so(unpacked: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(unpacked / "bin" / "hostport", tmp_path)
+    ran = subprocess.run([alone], capture_output=True, text=True, check=False, env={"CNI_COMMAND": "VERSION"})
+    assert (ran.returncode, json.loads(ran.stdout)["code"]) == (1, 5)
+    assert "cannot be loaded: No such file or directory" in ran.stdout
+
+
 def test_nothing_of_a_machine_is_loaded(hostile: BareRoot) -> None:
     variables = (f"-E{name}={value}" for name, value in HOSTILE_ENVIRONMENT.items())
     strace = ["strace", "-f", "-e", "trace=open,openat,execve", "-A", "-o", "/run/trace"]

@@ -36,6 +36,14 @@ def test_the_usual_socket_is_that_of_the_python_executable() -> None:
     assert json.loads(definitions("/x/hostport", "/y/socket")["SOCKET"]) == "/y/socket"
 
 
+def test_the_identity_of_a_bundle_is_that_of_the_python_below_it() -> None:
+    module = "./lib/python/cni_hostport/handover.py"
+    found = [option.removeprefix("-D").partition("=") for option in native.bundle_options([], {}, module)]
+    defined = {name: value for name, _, value in found}
+    assert json.loads(defined["IDENTITY"]) + handover.__file__ == handover.IDENTITY
+    assert json.loads(defined["MODULE"]) == module
+
+
 @pytest.mark.parametrize("path", ["/opt/host port", "/opt/hôte"])
 def test_a_path_is_a_literal_of_c(path: str) -> None:
     assert definitions(path)["PYTHON"] == f'"{path}"'
