@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
-from errno import ENOBUFS
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, SOL_SOCKET, socket
+from contextlib import suppress
+from errno import ENOBUFS, ENOENT
 
 from cni_hostport import netlink
 from cni_hostport.names import TABLE
 from cni_hostport.netlink import NETLINK_NETFILTER, SOCK_CLOEXEC
+from cni_hostport.nf_tables import get_table
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 NFNLGRP_NFTABLES = 7
 NFT_MSG_DELTABLE = 10 << 8 | 2  # the subsystem comes first
 NFTA_TABLE_NAME = 1
 NFPROTO_INET = 1
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+RECEIVE_BUFFER = 1 << 24  # bytes: the reports of some ten thousand elements
 BODY = 4  # bytes of struct nfgenmsg, whose first is the family
 
 
@@ -23,6 +27,8 @@ class TableEvents:
     def __init__(self) -> None:
         """Begin to listen; raises ``OSError``."""
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER)
+        with suppress(PermissionError):
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._socket.bind((0, 1 << NFNLGRP_NFTABLES - 1))
 
     def fileno(self) -> int:
@@ -34,19 +40,26 @@ class TableEvents:
         self._socket.close()
 
     def is_deleted(self) -> bool:
-        """Read all that was reported, and tell whether the table was deleted, or may have been."""
-        found = False
+        """Read all that was reported, and tell whether the table was deleted.
+
+        Where reports were lost, tell whether there is none.
+        """
+        found = lost = False
         while True:
             try:
                 data = self._socket.recv(netlink.LARGEST_DATAGRAM, MSG_DONTWAIT)
             except BlockingIOError:
-                return found
+                return found or (lost and self._is_absent())
             except OSError as error:
                 if error.errno != ENOBUFS:
                     raise
-                found = True  # reports were lost: there were more than the socket holds
+                lost = True  # there were more than the socket holds
             else:
                 found |= any(_deletes(kind, body) for kind, _, _, body in netlink.messages_in(data))
+
+    def _is_absent(self) -> bool:
+        [(error, _)] = netlink.shared(NETLINK_NETFILTER).ask([get_table()], are_changes=False)
+        return error == ENOENT
 
 
 def _deletes(kind: int, body: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from lab import CLIENT4, NODE4, Node, config, mapping, wait
+from lab import CLIENT4, NODE4, NODE6, Node, config, mapping, wait
 from libcni_cache import Cache
 from resident import eventually
 from restoration import running
@@ -37,13 +38,15 @@ exec "$@"
 class Agent:
     """The agent on a node, which it prepares so that calls find its resident process."""
 
-    def __init__(self, node: Node, top: Path) -> None:
-        self.node, self.top = node, top
+    def __init__(self, node: Node, top: Path, address: str = "0.0.0.0") -> None:
+        self.node, self.top, self.address = node, top, address
         self.bin, self.conf, self.log = top / "bin", top / "net.d", top / "log"
         self.bin.mkdir()
         self.conf.mkdir()
+        self.ours = self.conf / "01-hostport.conflist"
         self.executable = self.bin / "hostport"
         self.executable.symlink_to(Path(sys.prefix) / "bin" / "hostport")
+        (self.bin / "bridge").touch()
         self.cache = Cache(top / "cache")
         self.start()
 
@@ -52,7 +55,7 @@ class Agent:
             "unshare", "--mount", "--propagation=slave", "sh", "-c", WITH_OWN_RUN, str(self.top),
             str(self.executable), "node", "run",
             f"--bin-dir={self.bin}", f"--lib-dir={self.top}/lib", f"--conf-dir={self.conf}",
-            f"--cache-dir={self.cache.directory}", f"--listen=0.0.0.0:{PORT}",
+            f"--cache-dir={self.cache.directory}", f"--listen={self.address}:{PORT}",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]
@@ -85,7 +88,7 @@ class Agent:
         written.write_text(json.dumps(PRIMARY))
         written.rename(self.conf / name)
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, address: str = NODE4) -> tuple[int, str]:
         curl = [
             "curl",
             "--silent",
@@ -93,9 +96,9 @@ class Agent:
             "20",
             "--write-out",
             "\n%{http_code}",
-            f"http://127.0.0.1:{PORT}{path}",
+            f"http://{address}:{PORT}{path}",
         ]
-        text, _, status = self.node.run(*curl).stdout.rpartition("\n")
+        text, _, status = self.node.run(*curl, check=False).stdout.rpartition("\n")
         return int(status), text
 
     def is_ready(self) -> bool:
@@ -113,7 +116,7 @@ def test_it_is_ready_when_the_next_pod_gets_its_host_ports(agent: Agent) -> None
     assert (status, str(agent.conf) in text) == (503, True)
     agent.write_primary()
     assert eventually(agent.is_ready), agent.log.read_text()
-    ours = json.loads((agent.conf / "01-hostport.conflist").read_text())
+    ours = json.loads(agent.ours.read_text())
     assert [plugin["type"] for plugin in ours["plugins"]] == ["bridge", "hostport"]
     assert agent.get("/healthz") == (200, "ok\n")
 
@@ -124,17 +127,37 @@ def test_it_is_not_ready_where_the_executable_is_another_version(agent: Agent) -
     agent.executable.unlink()
     agent.executable.symlink_to("/opt/hostport/other/bin/hostport")
     status, text = agent.get("/readyz")
-    assert (status, "/opt/hostport/other/bin/hostport" in text) == (503, True)
+    assert (status, "leads to /opt/hostport/other/bin/hostport" in text) == (503, True), text
 
 
 def test_it_is_not_ready_where_nftables_cannot_be_used(agent: Agent) -> None:
     agent.write_primary()
     assert eventually(agent.is_ready)
-    agent.node.nft_file(
-        "add table inet hostport { flags dormant; }\nadd map inet hostport hostports { type mark : mark; }"
-    )
-    status, text = agent.get("/readyz")
-    assert (status, "host ports are not available" in text) == (503, True)
+    break_nftables(agent.node)
+    assert eventually(lambda: not agent.is_ready())
+    assert "host ports are not available" in agent.get("/readyz")[1]
+    assert agent.ours.exists()
+
+
+def break_nftables(node: Node) -> None:
+    node.nft_file("add table inet hostport; add map inet hostport hostports { type mark : mark; }")
+
+
+def test_a_node_where_the_plugin_does_not_work_is_not_switched(agent: Agent) -> None:
+    break_nftables(agent.node)
+    agent.write_primary()
+    assert eventually(lambda: "host ports are not available" in agent.get("/readyz")[1])
+    assert not agent.ours.exists()
+    agent.node.nft("delete table inet hostport")
+    assert eventually(agent.is_ready)
+    assert agent.ours.exists()
+
+
+def test_a_node_whose_runtime_looks_elsewhere_for_plugins_is_not_switched(agent: Agent) -> None:
+    (agent.bin / "bridge").unlink()
+    agent.write_primary()
+    assert eventually(lambda: "has none of the plugins bridge, portmap" in agent.get("/readyz")[1])
+    assert not agent.ours.exists()
 
 
 def test_it_brings_host_ports_back_when_the_table_was_deleted(agent: Agent, node: Node) -> None:
@@ -153,6 +176,26 @@ def test_it_brings_host_ports_back_that_were_lost_before_its_start(agent: Agent,
     node.nft("flush ruleset")
     agent.start()
     assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
+
+
+def test_a_restoration_that_fails_is_repeated(agent: Agent, node: Node) -> None:
+    pod = running(node, agent.cache, mapping(8080))
+    pod.serve("tcp", 80, "web")
+    entry = agent.cache.path(pod)
+    whole = entry.read_text()
+    entry.write_text("{")
+    node.nft("flush ruleset")
+    assert eventually(lambda: "the restoration ended with status 1" in agent.log.read_text())
+    entry.write_text(whole)
+    assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
+
+
+def test_calls_that_lose_the_resident_process_leave_no_zombies(agent: Agent) -> None:
+    (resident,) = agent.residents()
+    os.kill(resident, signal.SIGKILL)
+    assert eventually(lambda: agent.residents() not in ([resident], []) and agent.has_resident())
+    states = [f"/proc/{child}/stat" for child in agent.children()]
+    assert eventually(lambda: not [path for path in states if Path(path).exists() and ") Z " in Path(path).read_text()])
 
 
 def test_a_resident_process_that_is_killed_is_started_again(agent: Agent, node: Node) -> None:
@@ -191,7 +234,22 @@ def test_it_answers_scrapes(agent: Agent, node: Node) -> None:
     assert agent.get("/")[0] == 404
 
 
-def test_an_address_that_cannot_be_listened_on_is_named(node: Node, tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-m", "cni_hostport", "node", "run", "--listen=203.0.113.1:9477"]
-    ran = node.run(*command, f"--conf-dir={tmp_path}", f"--bin-dir={tmp_path}", check=False)
-    assert (ran.returncode, "203.0.113.1 port 9477: cannot listen there" in ran.stderr) == (1, True)
+def test_an_address_that_cannot_be_listened_on_is_named_and_all_else_goes_on(node: Node, tmp_path: Path) -> None:
+    with Agent(node, tmp_path, "203.0.113.1") as agent:
+        agent.write_primary()
+        assert eventually(agent.ours.exists)
+        assert "203.0.113.1 port 9477: cannot listen there" in agent.log.read_text()
+
+
+def test_it_answers_at_an_ipv6_address(node: Node, tmp_path: Path) -> None:
+    with Agent(node, tmp_path, f"[{NODE6}]") as agent:
+        assert eventually(lambda: agent.get("/healthz", f"[{NODE6}]") == (200, "ok\n"))
+
+
+def test_of_many_clients_that_say_nothing_most_are_turned_away(agent: Agent, node: Node) -> None:
+    with contextlib.ExitStack() as closing:
+        for _ in range(100):
+            silent = closing.enter_context(node.client.socket("tcp", NODE4))
+            silent.connect((NODE4, PORT))
+        assert eventually(lambda: len(list(Path(f"/proc/{agent.process.pid}/task").iterdir())) < 25)
+    assert eventually(lambda: agent.get("/healthz") == (200, "ok\n"))

@@ -38,7 +38,7 @@ class Node:
     keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = Keeper(self.path, self.options, self.lines.append, lambda: self.time)
+        self.keeper = Keeper(self.path, self.options, self.lines.append, clock=lambda: self.time)
 
     def write(self, file: str, text: str) -> None:
         (self.path / file).write_text(text)

@@ -16,55 +16,72 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from cni_hostport import __version__
 from cni_hostport.kernel.table_events import TableEvents
 from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.operate import metrics
-from cni_hostport.operate.node import endpoint, installation, installations
-from cni_hostport.operate.node.children import Resident, Restorer, adopt_orphans
+from cni_hostport.operate.arguments import sentence
+from cni_hostport.operate.node import children, endpoint, installation, installations
+from cni_hostport.operate.node.bundle import EXECUTABLE
+from cni_hostport.operate.node.configuration_keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cni_hostport.log import Log
-    from cni_hostport.operate.node.configuration_keeper import Keeper
 
 TIDY_AFTER, TIDY_INTERVAL = 90.0, 3600.0  # seconds; the first is more than the version before may still be needed for
+LISTEN_INTERVAL = 10.0  # seconds between attempts
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
-STATUS_TIMEOUT = 20.0  # seconds
+STATUS_TIMEOUT = 10.0  # seconds
+STATUS_AGE = 5.0  # seconds for which an answer is as good as a new one
 STATUS_INPUT = json.dumps({"cniVersion": "1.1.0", "name": "status", "type": PLUGIN}).encode()
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where things are on a node.
+
+    Those are its directories of executables, installations and network configurations, libcni's caches, a file with
+    options for the network configuration, and the address and port for scrapes and probes.
+    """
+
+    bin_dir: Path
+    lib_dir: Path
+    conf_dir: Path
+    caches: Sequence[Path]
+    options: Path | None
+    listen: tuple[str, int] | None
 
 
 class Agent:
     """The agent of one node."""
 
-    def __init__(self, bin_dir: Path, lib_dir: Path, keeper: Keeper, caches: Sequence[Path], log: Log) -> None:
-        """Prepare it: the directories are those of the executable, and of installations. Raises ``OSError``."""
-        self._executable = executable = installations.executable(bin_dir)
-        self._lib_dir = lib_dir
-        self._keeper = keeper
+    def __init__(self, node: Node, log: Log) -> None:
+        """Prepare it; raises ``OSError``."""
+        self._executable = installations.executable(node.bin_dir)
+        self._lib_dir = node.lib_dir
         self._log = log
-        self._resident = Resident(executable, log)
-        self._restorer = Restorer(executable, [argument for path in caches for argument in ("--cache-dir", str(path))])
+        self._listen = node.listen
+        self._keeper = Keeper(node.conf_dir, node.options, log, self._obstacle)
+        self._resident = children.Resident(self._executable, log)
+        self._restorer = children.Restorer(self._executable, node.caches, log)
         self._events = TableEvents()
+        self._status, self._asked, self._asking = "", float("-inf"), Lock()
+        self._told: set[str] = set()
         self._turned = time.monotonic()
-        self._tidy_at = self._turned + TIDY_AFTER
+        self._tidy_at, self._listen_at = self._turned + TIDY_AFTER, 0.0
         self._is_ending = False
-
-    def listen(self, address: str, port: int) -> None:
-        """Answer scrapes and probes from now on; raises ``OSError`` naming the address where that cannot be."""
-        endpoint.start(
-            address, port, metrics.make_registry(), {"/healthz": self._why_unhealthy, "/readyz": self._why_unready}
-        )
-        self._log(f"listening on {address} port {port}")
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT; raises ``OSError`` where nobody can work."""
-        adopt_orphans()
+        children.adopt_orphans()
         self._log(f"version {__version__} is the agent of this node")
         self._restorer.want()
         with selectors.DefaultSelector() as selector:
@@ -82,27 +99,68 @@ class Agent:
         self._resident.stop()
         self._log("ended; host ports stay, and calls run without it")
 
+    def _end(self, *_: object) -> None:
+        self._is_ending = True
+
     def _turn(self) -> None:
         self._turned = time.monotonic()
         if self._events.is_deleted():
             self._log("the table inet hostport was deleted: host ports are brought back")
             self._restorer.want()
+        self._keep_executable()
         if self._keeper.wait(0):
             self._keeper.update()
         self._restorer.work()
+        children.bury_orphans()
+        if self._listen and self._turned > self._listen_at:
+            self._begin_to_listen(*self._listen)
         if self._turned > self._tidy_at:
-            self._tidy_at = self._turned + TIDY_INTERVAL
             self._tidy()
+
+    def _tell(self, line: str) -> None:
+        """Write a line once."""
+        if line not in self._told:
+            self._log(line)
+        self._told.add(line)
+
+    def _begin_to_listen(self, address: str, port: int) -> None:
+        checks = {"/healthz": self._why_unhealthy, "/readyz": self._why_unready}
+        try:
+            endpoint.start(address, port, metrics.make_registry(), checks)
+        except OSError as error:
+            self._tell(f"{sentence(error)}; all else goes on")
+            self._listen_at = self._turned + LISTEN_INTERVAL
+        else:
+            self._listen = None
+            self._log(f"listening on {address} port {port}")
+
+    def _keep_executable(self) -> None:
+        """Put the link back that somebody removed, and with it perhaps its directory."""
+        own = Path(sys.prefix)
+        if own.parent != self._lib_dir or os.path.lexists(self._executable):
+            return
+        try:
+            installations.switch(self._executable.parent, own)
+            self._log(f"{self._executable} was gone, and leads to {own / EXECUTABLE} again")
+        except OSError as error:
+            self._tell(f"{self._executable} is gone, and cannot be put back: {sentence(error)}")
+
+    def _obstacle(self, types: Sequence[str]) -> str:
+        """Say why runtimes would not get on with this plugin on this node."""
+        bin_dir = self._executable.parent
+        if not any((bin_dir / name).exists() for name in types):
+            return f"{bin_dir} has none of the plugins {', '.join(types)}: runtimes look for plugins elsewhere"
+        return self._why_unavailable()
 
     def _tidy(self) -> None:
         """Remove versions that are out of use since the last installation."""
+        self._tidy_at = self._turned + TIDY_INTERVAL
         try:
             installation.tidy(self._executable.parent, self._lib_dir, self._log)
+        except BlockingIOError:  # an installation is under way
+            self._tidy_at = self._turned + TIDY_AFTER
         except OSError as error:
-            self._log(f"{error.filename or self._lib_dir}: versions out of use stay: {error.strerror}")
-
-    def _end(self, *_: object) -> None:
-        self._is_ending = True
+            self._log(f"versions out of use stay: {sentence(error)}")
 
     def _why_unhealthy(self) -> str:
         silent = time.monotonic() - self._turned
@@ -110,21 +168,26 @@ class Agent:
 
     def _why_unready(self) -> str:
         """Say why this node's next pod may not get its host ports."""
-        own = os.path.join(os.path.realpath(sys.prefix), "bin", PLUGIN)
+        own = os.path.join(os.path.realpath(sys.prefix), EXECUTABLE)
         found = os.path.realpath(self._executable)
         if found != own:
             return f"{self._executable} leads to {found}, and not to this version, {own}"
+        unavailable = self._why_unavailable()
         state = self._keeper.state
-        return self._why_unavailable() if state.is_ready else state.sentence
+        return unavailable if unavailable or state.is_ready else state.sentence
 
     def _why_unavailable(self) -> str:
-        """Ask the executable, as a runtime does."""
+        """Ask the executable, as a runtime does; of many who ask at once, one does."""
+        with self._asking:
+            if time.monotonic() > self._asked + STATUS_AGE:
+                self._status = self._ask_status()
+                self._asked = time.monotonic()
+            return self._status
+
+    def _ask_status(self) -> str:
         environment = {"CNI_COMMAND": "STATUS", "CNI_PATH": os.path.dirname(self._executable)}
         try:
-            outcome = subprocess.run(  # noqa: S603 - this plugin itself
-                [self._executable], input=STATUS_INPUT, env=environment, capture_output=True,
-                timeout=STATUS_TIMEOUT, check=False,
-            )  # fmt: skip
+            status, output = children.call([str(self._executable)], environment, STATUS_INPUT, STATUS_TIMEOUT)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{self._executable} cannot be asked for its status: {error}"
-        return outcome.stdout.decode(errors="replace") if outcome.returncode else ""
+        return output.decode(errors="replace") if status else ""

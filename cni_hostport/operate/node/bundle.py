@@ -61,6 +61,12 @@ def own() -> Path:
     return path
 
 
+def name() -> str:
+    """Return the name, among installations, of the bundle from which this program runs; raises ``OSError``."""
+    with opened(own()) as bundle:
+        return bundle.name
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Bundle]:
     """Open a bundle for reading; raises ``OSError``."""

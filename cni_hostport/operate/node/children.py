@@ -1,4 +1,4 @@
-"""The agent's child processes: the resident process, and ``hostport restore`` where that has something to do."""
+"""The agent's child processes: the resident process, restorations, and calls to the plugin."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cni_hostport.log import Log
 
@@ -19,7 +21,12 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PAUSES = (1.0, 5.0, 30.0)  # seconds before a start after the first, second and any later end
 STEADY = 60.0  # seconds; one that ran for longer has a fresh count of ends
 LAST_CALLS = 10.0  # seconds for the calls that the resident process has taken
+WATCH = 60  # seconds in which a restoration looks for pods that were in the middle of their end
 POLL = 0.05  # seconds
+INTERRUPTED = 130  # the exit status of what SIGINT has ended
+
+# the process IDs of those that somebody here waits for, and what keeps a new one from being missed
+_waited, _lock = set[int](), Lock()
 
 
 def adopt_orphans() -> None:
@@ -27,72 +34,145 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _children() -> set[int]:
+def bury_orphans() -> None:
+    """Remove what is left of adopted processes that have ended."""
+    with _lock:
+        for process in _all() - _waited:
+            with suppress(ChildProcessError):
+                os.waitpid(process, os.WNOHANG)
+
+
+def call(command: Sequence[str], environment: Mapping[str, str], data: bytes, timeout: float) -> tuple[int, bytes]:
+    """Run a command with this input; return its status and output. Raises ``OSError``, and ``TimeoutExpired``."""
+    process = _start(command, environment, subprocess.PIPE)
+    try:
+        output, _ = process.communicate(data, timeout)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        _waited.discard(process.pid)
+    return process.returncode, output
+
+
+def _start(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, streams: int | None = None
+) -> subprocess.Popen[bytes]:
+    with _lock:
+        process = subprocess.Popen(  # noqa: S603 - this plugin itself
+            command, env=environment, stdin=streams, stdout=streams, stderr=streams
+        )
+        _waited.add(process.pid)
+    return process
+
+
+def _all() -> set[int]:
     """Return the process IDs of this process's children, adopted ones included."""
-    process = os.getpid()
-    return {int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()}
+    found = (Path(thread, "children").read_text().split() for thread in Path("/proc/self/task").iterdir())
+    return {int(child) for children in found for child in children}
 
 
-class Resident:
-    """The resident process, started again when it ends."""
+class _Child:
+    """A process that is started again when it ends, after a pause."""
+
+    name = ""
+
+    def __init__(self, command: Sequence[str], log: Log) -> None:
+        """Start nothing yet."""
+        self._command = command
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ends, self._started, self._next, self._told = 0, 0.0, 0.0, ""
+
+    def _begin(self, now: float) -> None:
+        """Start it, if the pause is over."""
+        if now < self._next:
+            return
+        try:
+            self._process, self._started = _start(self._command), now
+        except OSError as error:
+            self._pause(now, f"cannot be started: {error}")
+
+    def _ended(self) -> int | None:
+        """Return the status of one that has ended."""
+        if self._process is None or (status := self._process.poll()) is None:
+            return None
+        _waited.discard(self._process.pid)
+        self._process = None
+        return status
+
+    def _pause(self, now: float, reason: str) -> None:
+        """Wait before it is started again, and say so once."""
+        if now > self._started + STEADY:
+            self._ends, self._told = 0, ""
+        self._next = now + PAUSES[min(self._ends, len(PAUSES) - 1)]
+        self._ends += 1
+        if reason != self._told:
+            self._log(f"the {self.name} {reason}; it is started again")
+        self._told = reason
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait()
+
+
+class Resident(_Child):
+    """The resident process."""
+
+    name = "resident process"
 
     def __init__(self, executable: Path, log: Log) -> None:
         """Start nothing yet."""
-        self._command = [str(executable), "serve"]
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ends, self._started, self._next = 0, 0.0, 0.0
+        super().__init__([str(executable), "serve"], log)
 
     def keep(self) -> float:
         """Start it if it does not run and the pause is over; return in how many seconds to look again."""
         now = time.monotonic()
-        if self._process and self._process.poll() is not None:
-            if now > self._started + STEADY:
-                self._ends = 0
-            pause = PAUSES[min(self._ends, len(PAUSES) - 1)]
-            self._log(
-                f"the resident process ended with status {self._process.returncode}; calls run without it."
-                f" It is started again in {pause:g} s"
-            )
-            self._ends, self._next, self._process = self._ends + 1, now + pause, None
-        if not self._process and now >= self._next:
-            self._process, self._started = subprocess.Popen(self._command), now  # noqa: S603 - this plugin itself
+        if (status := self._ended()) is not None:
+            self._pause(now, f"ended with status {status}, and calls run without it")
+        if not self._process:
+            self._begin(now)
         return max(self._next - now, 1.0)
 
     def stop(self) -> None:
         """End it, and wait until the calls that it has taken are done, but not for ever."""
-        if self._process and self._process.poll() is None:
-            others = _children()
-            self._process.terminate()
-            self._process.wait()
-            deadline = time.monotonic() + LAST_CALLS
-            while (calls := _children() - others) and time.monotonic() < deadline:
-                for process in calls:
-                    os.waitpid(process, os.WNOHANG)
-                time.sleep(POLL)
+        others = _all()
+        self._end(signal.SIGTERM)
+        deadline = time.monotonic() + LAST_CALLS
+        while _all() - others and time.monotonic() < deadline:
+            bury_orphans()
+            time.sleep(POLL)
 
 
-class Restorer:
-    """Runs ``hostport restore``, one at a time; what is wanted meanwhile is done afterwards."""
+class Restorer(_Child):
+    """``hostport restore``, where host ports may have been lost: again where it fails, but not for ever."""
 
-    def __init__(self, executable: Path, arguments: Sequence[str]) -> None:
-        """Run nothing yet; ``arguments`` are those of the command."""
-        self._command = [str(executable), "restore", *arguments]
-        self._process: subprocess.Popen[bytes] | None = None
+    name = "restoration"
+
+    def __init__(self, executable: Path, caches: Iterable[Path], log: Log) -> None:
+        """Start nothing yet; ``caches`` are runtimes' directories."""
+        places = (argument for path in caches for argument in ("--cache-dir", str(path)))
+        super().__init__([str(executable), "restore", f"--watch={WATCH}", *places], log)
         self._is_wanted = False
 
     def want(self) -> None:
         """Ask for a restoration of what is there from now on."""
-        self._is_wanted = True
+        self._is_wanted, self._ends, self._next, self._told = True, 0, 0.0, ""
 
     def work(self) -> None:
-        """Start it if it is wanted and does not run."""
-        if self._is_wanted and (self._process is None or self._process.poll() is not None):
-            self._is_wanted = False
-            self._process = subprocess.Popen(self._command)  # noqa: S603 - this plugin itself
+        """Start it if it is wanted; one that runs already, and may be watching only, ends first."""
+        now = time.monotonic()
+        status = self._ended()
+        if status not in {None, 0, INTERRUPTED, -signal.SIGINT} and self._ends < len(PAUSES):
+            self._is_wanted = True
+            self._pause(now, f"ended with status {status}")
+        if self._is_wanted and self._process:
+            self._process.send_signal(signal.SIGINT)
+        elif self._is_wanted:
+            self._begin(now)
+            self._is_wanted = self._process is None
 
     def stop(self) -> None:
         """End it: what it has not restored is left to the next one."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait()
+        self._end(signal.SIGINT)

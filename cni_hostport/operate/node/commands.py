@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import CACHES
 
@@ -19,12 +18,9 @@ BIN_DIR = click.option(
     help="Where runtimes look for CNI plugins.",
 )  # fmt: skip
 LIB_DIR = click.option(
-    "--lib-dir",
-    type=PATH,
-    default=Path("/opt/hostport"),
-    show_default=True,
+    "--lib-dir", type=PATH, default=Path("/opt/hostport"), show_default=True, envvar="HOSTPORT_LIB_DIR",
     help="Where installations go, one a version.",
-)
+)  # fmt: skip
 CONF_DIR = click.option(
     "--conf-dir", type=PATH, default=Path("/etc/cni/net.d"), show_default=True, envvar="HOSTPORT_CONF_DIR",
     help="Where runtimes look for network configurations.",
@@ -140,16 +136,13 @@ def run(
     It keeps this plugin's network configuration in step with the primary plugin's, runs the resident process, brings
     host ports back when their table was deleted, and answers scrapes and probes. A call does without it.
     """
-    from cni_hostport.operate.node import agent, mount_namespace
-    from cni_hostport.operate.node.configuration_keeper import Keeper
+    from cni_hostport.operate.node import agent, bundle, mount_namespace
 
     if in_container:
         given = [argument for argument in sys.argv[1:] if argument != "--in-container"]
-        mount_namespace.continue_on_node(bin_dir / PLUGIN, given, options)
-    this = agent.Agent(bin_dir, lib_dir, Keeper(conf_dir, options, terminal.log), caches, terminal.log)
-    if listen:
-        this.listen(*listen)
-    this.run()
+        mount_namespace.continue_on_node(lib_dir / bundle.name() / bundle.EXECUTABLE, given, options)
+    this = agent.Node(bin_dir, lib_dir, conf_dir, caches, options, listen)
+    agent.Agent(this, terminal.log).run()
 
 
 @node.command()

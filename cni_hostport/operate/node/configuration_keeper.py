@@ -27,7 +27,7 @@ from cni_hostport.operate.node.configuration_state import Condition, PostponedEr
 from cni_hostport.operate.node.directory_watch import DirectoryWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -51,12 +51,21 @@ class Keeper:
     """
 
     def __init__(
-        self, conf_dir: Path, options: Path | None, log: Log, clock: Callable[[], float] = time.monotonic
+        self,
+        conf_dir: Path,
+        options: Path | None,
+        log: Log,
+        obstacle: Callable[[Sequence[str]], str] = lambda _: "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the directory, a file with options that each update reads, and who gets lines for the operator."""
+        """Take the directory, a file with options that each update reads, and who gets lines for the operator.
+
+        ``obstacle`` says, of the types of the primary's plugins, why a node that has only that should stay so for now.
+        """
         self._directory = Directory(conf_dir)
         self._options_file = options
         self._log = log
+        self._obstacle = obstacle
         self._clock = clock
         self._watch = DirectoryWatch(TEMPORARY)
         self._updated = float("-inf")
@@ -216,6 +225,8 @@ class Keeper:
         except ValueError as fault:
             msg = f"{primary.file} {fault}{_stays(listing)}"
             raise PostponedError(msg) from None
+        if not listing.ours and (obstacle := self._obstacle(primary.types)):
+            raise PostponedError(obstacle, again=RETRY)
         if listing.ours.get(name) != derived.data:
             self._take_allowance(listing, name, primary, derived.data)
             self._directory.write(name, derived.data)

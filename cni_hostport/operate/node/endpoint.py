@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
+
+from cni_hostport.errors import NFTError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     """Says what is wrong; nothing if all is well."""
 
 TIMEOUT = 10  # seconds for a client to say what it wants
+MAX_CLIENTS = 16  # at a time; others are turned away
+PLAIN = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class _Handler(WSGIRequestHandler):
@@ -31,6 +35,7 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    clients = BoundedSemaphore(MAX_CLIENTS)
 
     def server_bind(self) -> None:
         """Bind, without a look-up of this host's name, which can take long."""
@@ -38,6 +43,22 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.socket.bind(self.server_address)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Answer in a thread, if there are not too many."""
+        if self.clients.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        """Answer one client."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.clients.release()
 
     def handle_error(self, *_: object) -> None:
         """Keep silent of a client that went away."""
@@ -56,17 +77,20 @@ def start(address: str, port: int, registry: CollectorRegistry, checks: dict[str
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path == "/metrics":
-            page: Iterable[bytes] = metrics(environ, start_response)
-            return page
-        if path not in checks:
-            status, text = "404 Not Found", f"There are {', '.join(['/metrics', *checks])}."
-        elif wrong := checks[path]():
-            status, text = "503 Service Unavailable", wrong
-        else:
-            status, text = "200 OK", "ok"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{text}\n".encode()]
+        try:
+            if path == "/metrics":
+                page: Iterable[bytes] = metrics(environ, start_response)
+                return page
+            if path not in checks:
+                status, text = "404 Not Found", f"There are {', '.join(['/metrics', *checks])}."
+            elif wrong := checks[path]():
+                status, text = "503 Service Unavailable", wrong
+            else:
+                status, text = "200 OK", "ok"
+        except (NFTError, OSError) as error:
+            status, text = "500 Internal Server Error", str(error)
+        start_response(status, [PLAIN])
+        return [f"{text}\n".encode(errors="backslashreplace")]
 
     server_class = _Server6 if ":" in address else _Server
     try:

@@ -31,9 +31,12 @@ def install(source: Path, root: Path, bin_dir: Path, lib_dir: Path, log: Log) ->
 
 
 def tidy(bin_dir: Path, lib_dir: Path, log: Log) -> None:
-    """Remove versions that are out of use since the installation; raises ``OSError``."""
+    """Remove versions that are out of use since the installation.
+
+    Raises ``OSError``: ``BlockingIOError`` while somebody installs.
+    """
     if installations.executable(bin_dir).is_symlink() and lib_dir.is_dir():
-        with installations.locked(lib_dir):
+        with installations.locked(lib_dir, waits=False):
             installations.clear(lib_dir)
             installations.remove_unused(bin_dir, lib_dir, log)
 

@@ -63,13 +63,16 @@ def current(bin_dir: Path, lib_dir: Path) -> Path | None:
 
 
 @contextmanager
-def locked(lib_dir: Path) -> Iterator[None]:
-    """Run the block while nobody else changes what is in a directory, which is made if it is not there."""
+def locked(lib_dir: Path, *, waits: bool = True) -> Iterator[None]:
+    """Run the block while nobody else changes what is in a directory, which is made if it is not there.
+
+    Raises ``OSError``: without ``waits``, ``BlockingIOError`` if somebody does.
+    """
     while True:
         lib_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lib_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, lib_dir):  # else who held the lock before has removed it
                 yield
                 return
