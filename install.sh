@@ -29,8 +29,8 @@ Installs the hostport CNI plugin, with the system packages it needs, for the con
   --uninstall    remove what an installation put into the two directories
   --bundle DIR   write into DIR an archive of the plugin with all that it needs to run on any Linux of this
                  architecture: Python, libnftables, the C library; install nothing but system packages
-  --image NAME   make an image of such a bundle, with podman or buildah (default tag: the version), and have
-                 conf/kubernetes name it
+  --image NAME   make an image of such a bundle, with podman or buildah and have conf/kubernetes name it
+                 (default tag: version and digest)
   --push         push that image to its registry
   --packages DIR write into DIR packages of such a bundle for dpkg and rpm, with nfpm
   --help         show this text
@@ -413,7 +413,7 @@ build_all() {
         say "Built packages in $packages_dir: install one with dpkg --install, or rpm --upgrade."
     fi
     [ -n "$image" ] || return 0
-    [[ ${image##*/} = *:* ]] || image=$image:$(version)
+    [[ ${image##*/} = *:* ]] || image=$image:$(version)-$(cat "$bundle/DIGEST") # other content is rolled out
     "$source_dir/conf/image/build.sh" "$bundle" "$image" $push || die "the image could not be built${push:+ and pushed}"
     sed -i "s|newName: .*|newName: ${image%:*}|; s|newTag: .*|newTag: \"${image##*:}\"|" \
         "$source_dir/conf/kubernetes/image/kustomization.yaml"

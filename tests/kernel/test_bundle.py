@@ -269,7 +269,9 @@ def test_it_gives_the_answers_of_an_installation(unpacked: Path, installed_machi
 def output(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``install.sh`` builds of the same files another time."""
     directory = tmp_path_factory.mktemp("built")
-    command = [str(ROOT / "install.sh"), "--bundle", str(directory), "--image", "localhost/hostport"]
+    (directory / "machine").mkdir()
+    source = Machine(directory / "machine").source  # whose manifests it changes
+    command = [str(source / "install.sh"), "--bundle", str(directory), "--image", "localhost/hostport"]
     environment = bundle.image_store(directory)
     if not unavailable("nfpm", "nfpm"):
         command += ["--packages", str(directory / "packages")]
@@ -299,8 +301,8 @@ def test_the_archive_is_one_directory_of_root_s(unpacked: Path) -> None:
 
 
 def test_it_is_small(unpacked: Path) -> None:
-    assert bundle.archive().stat().st_size < 20_000_000
-    assert sum(path.stat().st_size for path in unpacked.rglob("*")) < 60_000_000
+    assert bundle.archive().stat().st_size < 22_000_000
+    assert sum(path.stat().st_size for path in unpacked.rglob("*")) < 62_000_000
 
 
 def test_the_digest_is_that_of_what_is_in_it(unpacked: Path) -> None:
@@ -324,7 +326,7 @@ def test_it_has_the_licences_of_what_is_in_it(unpacked: Path) -> None:
     assert packages >= {"click", "pip_nftables", "prometheus_client", "psutil", "pydantic", "pyroute2", "rich"}
 
 
-def test_the_image_has_the_bundle_alone_and_says_its_version(unpacked: Path, output: Path, tmp_path: Path) -> None:
+def test_the_image_has_the_bundle_alone_and_says_its_version(unpacked: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-xf", bundle.image_archive(), "-C", tmp_path], check=True)
     [image] = json.loads((tmp_path / "manifest.json").read_text())
     assert image["RepoTags"] == [f"localhost/hostport:{__version__}"]
@@ -335,9 +337,15 @@ def test_the_image_has_the_bundle_alone_and_says_its_version(unpacked: Path, out
     with tarfile.open(tmp_path / layer) as tar:
         files = {entry.name for entry in tar if entry.isfile()}
     assert files == {f"hostport/{path.relative_to(unpacked)}" for path in unpacked.rglob("*") if path.is_file()}
+
+
+def test_the_manifests_name_the_image_by_its_content(unpacked: Path, output: Path) -> None:
+    tag = f"{__version__}-{(unpacked / 'DIGEST').read_text().strip()}"
     said = (output / "said").read_text()
-    assert f"Built the image localhost/hostport:{__version__}" in said
+    assert f"Built the image localhost/hostport:{tag}, which conf/kubernetes names now" in said
     assert "ctr -n k8s.io images import" in said
+    component = (output / "machine" / "source" / "conf" / "kubernetes" / "image" / "kustomization.yaml").read_text()
+    assert component.endswith(f'    newName: localhost/hostport\n    newTag: "{tag}"\n')
 
 
 def test_packages_are_made_with_nfpm(output: Path) -> None:
