@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import bundle
 import pytest
 from bare_root import EXECUTABLE, BareRoot
-from go_tools import ROOT, TOOLS, unavailable
+from go_tools import TOOLS, unavailable
+from installation import Machine
 from lab import NODE4, Node, config, mapping, require
 from resident import eventually
 
@@ -25,7 +26,6 @@ from cni_hostport import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from installation import Machine
     from lab import Pod
 
 BUSYBOX = "/bin/busybox"
