@@ -68,8 +68,11 @@ def _start(
 
 def _all() -> set[int]:
     """Return the process IDs of this process's children, adopted ones included."""
-    found = (Path(thread, "children").read_text().split() for thread in Path("/proc/self/task").iterdir())
-    return {int(child) for children in found for child in children}
+    found = set[int]()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found.update(map(int, (thread / "children").read_text().split()))
+    return found
 
 
 class _Child:
