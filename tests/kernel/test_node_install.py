@@ -228,6 +228,15 @@ def test_what_is_not_of_this_programs_making_stays(
     assert root.installed == []
 
 
+def test_what_a_package_has_installed_stays(root: NodeRoot, bundles: dict[str, Path]) -> None:
+    root.at(LIB_DIR).mkdir(parents=True)
+    (root.at(LIB_DIR) / "packaged").symlink_to("0.1.0-x")
+    ran = root.install(bundles["first"])
+    assert ran.status == 1
+    assert "hostport: it is of a package of this system, which has to be removed first\n" in ran.text
+    assert root.installed == ["packaged"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cni_hostport.log import Log
 
 NEW, OLD = ".new-", ".old-"  # what is being made, and what is being removed
+PACKAGED = "packaged"  # the link by which the packages of conf/packages know their version
 LINK = ".hostport.new"  # a link that is about to take the executable's place
 # of executables that install.sh makes, the native one and the one in Python
 NATIVE = re.compile(rb"^native executable of (/.*)/bin/hostport$", re.MULTILINE)
@@ -45,6 +46,8 @@ def current(bin_dir: Path, lib_dir: Path) -> Path | None:
     Raises ``OSError`` if what is in its place is not of this program's making, nor of install.sh's.
     """
     path = executable(bin_dir)
+    if os.path.lexists(lib_dir / PACKAGED):
+        raise OSError(EEXIST, "it is of a package of this system, which has to be removed first", str(path))
     if path.is_symlink():
         target = Path(os.path.normpath(bin_dir / path.readlink()))
         installation = target.parent.parent
