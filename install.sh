@@ -452,11 +452,12 @@ run_tests() {
     "$venv/bin/mypy"
     shellcheck install.sh .ci/run conf/{image,packages}/*.sh tests/*.sh
     if command -v go >/dev/null; then tests/build-tools.sh; fi
-    # two processes, each of which runs whole files: every network namespace, socket and file of a test is its own. Tests
-    # of runtimes come after the others: gRPC has threads in their process, which would disturb what others fork from it
-    for rooms in "unit kernel attack" "cluster runtimes versions"; do
+    # processes that run whole files, in their order: every network namespace, socket and file of a test is its own. Three
+    # keep two cores at work, since each waits a quarter of its time. Those of the second line come after the others in
+    # processes of their own: attacks fork theirs thousands of times, and gRPC has threads in those of runtimes
+    for rooms in "kernel unit" "attack cluster runtimes versions"; do
         read -ra rooms <<<"$rooms"
-        "$venv/bin/pytest" --numprocesses 2 --dist loadfile "${rooms[@]/#/tests/}" || status=$?
+        "$venv/bin/pytest" --numprocesses 3 --dist loadfile --no-loadscope-reorder "${rooms[@]/#/tests/}" || status=$?
     done
     command -v go >/dev/null || say "Without Go, tests of what is built with it were skipped: see the lines SKIPPED above."
     return "$status"
