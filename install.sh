@@ -85,6 +85,7 @@ parse_arguments() {
         esac
         shift
     done
+    [[ -z $push || -n $image ]] || die "--push needs --image"
 }
 
 # --- system packages ---------------------------------------------------------------------------------------------------
@@ -403,7 +404,8 @@ build_all() {
     archive=$(echo "$work"/*.tar.gz)
     if [ -n "$output" ]; then
         mkdir -p -- "$output"
-        cp -- "$archive" "$output/.${archive##*/}" && mv -f -- "$output/.${archive##*/}" "$output/${archive##*/}"
+        cp -- "$archive" "$output/.${archive##*/}"
+        mv -f -- "$output/.${archive##*/}" "$output/${archive##*/}"
         say "Built $output/${archive##*/}: unpack it anywhere, and run bin/hostport in it."
     fi
     tar -xzf "$archive" -C "$work"

@@ -178,6 +178,15 @@ def test_it_brings_host_ports_back_that_were_lost_before_its_start(agent: Agent,
     assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
 
 
+def test_a_plugin_that_ends_without_a_word_is_not_available(agent: Agent) -> None:
+    agent.executable.unlink()
+    agent.executable.write_text("#!/bin/sh\nexit 127\n")
+    agent.executable.chmod(0o755)
+    agent.write_primary()
+    assert eventually(lambda: "ended with status 127" in agent.log.read_text())
+    assert not agent.ours.exists()
+
+
 def test_a_restoration_that_fails_is_repeated(agent: Agent, node: Node) -> None:
     pod = running(node, agent.cache, mapping(8080))
     pod.serve("tcp", 80, "web")
@@ -185,7 +194,7 @@ def test_a_restoration_that_fails_is_repeated(agent: Agent, node: Node) -> None:
     whole = entry.read_text()
     entry.write_text("{")
     node.nft("flush ruleset")
-    assert eventually(lambda: "the restoration ended with status 1" in agent.log.read_text())
+    assert eventually(lambda: "the restoration did not restore all" in agent.log.read_text())
     entry.write_text(whole)
     assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
 
@@ -252,4 +261,4 @@ def test_of_many_clients_that_say_nothing_most_are_turned_away(agent: Agent, nod
             silent = closing.enter_context(node.client.socket("tcp", NODE4))
             silent.connect((NODE4, PORT))
         assert eventually(lambda: len(list(Path(f"/proc/{agent.process.pid}/task").iterdir())) < 25)
-    assert eventually(lambda: agent.get("/healthz") == (200, "ok\n"))
+        assert agent.get("/healthz") == (200, "ok\n")

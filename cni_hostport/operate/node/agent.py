@@ -17,7 +17,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -32,10 +31,12 @@ from cni_hostport.operate.node.configuration_keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from cni_hostport.log import Log
 
 TIDY_AFTER, TIDY_INTERVAL = 90.0, 3600.0  # seconds; the first is more than the version before may still be needed for
+INTERVAL = 1.0  # seconds between looks at the children
 LISTEN_INTERVAL = 10.0  # seconds between attempts
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
@@ -94,7 +95,7 @@ class Agent:
                     selector.register(watched, selectors.EVENT_READ)
             while not self._is_ending:
                 self._turn()
-                selector.select(timeout=min(self._resident.keep(), self._keeper.due()))
+                selector.select(timeout=min(INTERVAL, self._keeper.due()))
         self._restorer.stop()
         self._resident.stop()
         self._log("ended; host ports stay, and calls run without it")
@@ -110,6 +111,7 @@ class Agent:
         self._keep_executable()
         if self._keeper.wait(0):
             self._keeper.update()
+        self._resident.work()
         self._restorer.work()
         children.bury_orphans()
         if self._listen and self._turned > self._listen_at:
@@ -136,8 +138,8 @@ class Agent:
 
     def _keep_executable(self) -> None:
         """Put the link back that somebody removed, and with it perhaps its directory."""
-        own = Path(sys.prefix)
-        if own.parent != self._lib_dir or os.path.lexists(self._executable):
+        own = self._lib_dir / os.path.basename(sys.prefix)
+        if os.path.realpath(own) != os.path.realpath(sys.prefix) or os.path.lexists(self._executable):
             return
         try:
             installations.switch(self._executable.parent, own)
@@ -190,4 +192,6 @@ class Agent:
             status, output = children.call([str(self._executable)], environment, STATUS_INPUT, STATUS_TIMEOUT)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{self._executable} cannot be asked for its status: {error}"
-        return output.decode(errors="replace") if status else ""
+        if not status:
+            return ""
+        return output.decode(errors="replace").strip() or f"{self._executable} ended with status {status}"

@@ -23,7 +23,6 @@ STEADY = 60.0  # seconds; one that ran for longer has a fresh count of ends
 LAST_CALLS = 10.0  # seconds for the calls that the resident process has taken
 WATCH = 60  # seconds in which a restoration looks for pods that were in the middle of their end
 POLL = 0.05  # seconds
-INTERRUPTED = 130  # the exit status of what SIGINT has ended
 
 # the process IDs of those that somebody here waits for, and what keeps a new one from being missed
 _waited, _lock = set[int](), Lock()
@@ -91,8 +90,9 @@ class _Child:
         """Start it, if the pause is over."""
         if now < self._next:
             return
+        self._started = now
         try:
-            self._process, self._started = _start(self._command), now
+            self._process = _start(self._command)
         except OSError as error:
             self._pause(now, f"cannot be started: {error}")
 
@@ -106,8 +106,6 @@ class _Child:
 
     def _pause(self, now: float, reason: str) -> None:
         """Wait before it is started again, and say so once."""
-        if now > self._started + STEADY:
-            self._ends, self._told = 0, ""
         self._next = now + PAUSES[min(self._ends, len(PAUSES) - 1)]
         self._ends += 1
         if reason != self._told:
@@ -129,14 +127,15 @@ class Resident(_Child):
         """Start nothing yet."""
         super().__init__([str(executable), "serve"], log)
 
-    def keep(self) -> float:
-        """Start it if it does not run and the pause is over; return in how many seconds to look again."""
+    def work(self) -> None:
+        """Start it if it does not run and the pause is over."""
         now = time.monotonic()
         if (status := self._ended()) is not None:
+            if now > self._started + STEADY:
+                self._ends, self._told = 0, ""
             self._pause(now, f"ended with status {status}, and calls run without it")
         if not self._process:
             self._begin(now)
-        return max(self._next - now, 1.0)
 
     def stop(self) -> None:
         """End it, and wait until the calls that it has taken are done, but not for ever."""
@@ -157,7 +156,7 @@ class Restorer(_Child):
         """Start nothing yet; ``caches`` are runtimes' directories."""
         places = (argument for path in caches for argument in ("--cache-dir", str(path)))
         super().__init__([str(executable), "restore", f"--watch={WATCH}", *places], log)
-        self._is_wanted = False
+        self._is_wanted = self._is_interrupted = False
 
     def want(self) -> None:
         """Ask for a restoration of what is there from now on."""
@@ -166,15 +165,18 @@ class Restorer(_Child):
     def work(self) -> None:
         """Start it if it is wanted; one that runs already, and may be watching only, ends first."""
         now = time.monotonic()
-        status = self._ended()
-        if status not in {None, 0, INTERRUPTED, -signal.SIGINT} and self._ends < len(PAUSES):
+        if self._ended() and not self._is_interrupted and self._ends < len(PAUSES):
             self._is_wanted = True
-            self._pause(now, f"ended with status {status}")
-        if self._is_wanted and self._process:
-            self._process.send_signal(signal.SIGINT)
-        elif self._is_wanted:
+            self._pause(now, "did not restore all")
+        if not self._is_wanted:
+            return
+        if self._process:
+            if not self._is_interrupted:
+                self._process.send_signal(signal.SIGINT)
+            self._is_interrupted = True
+        else:
             self._begin(now)
-            self._is_wanted = self._process is None
+            self._is_wanted, self._is_interrupted = self._process is None, False
 
     def stop(self) -> None:
         """End it: what it has not restored is left to the next one."""

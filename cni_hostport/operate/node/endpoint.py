@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-from socketserver import ThreadingMixIn
 from threading import BoundedSemaphore, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
@@ -33,8 +32,7 @@ class _Handler(WSGIRequestHandler):
         """Keep silent: each scrape would be a line."""
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+class _Server(WSGIServer):
     clients = BoundedSemaphore(MAX_CLIENTS)
 
     def server_bind(self) -> None:
@@ -44,20 +42,30 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
-    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Answer in a thread, if there are not too many."""
-        if self.clients.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there are not too many; who asks from the node itself, as a kubelet does, gets one."""
+        is_local = client_address[0] == request.getsockname()[0]
+        if not is_local and not self.clients.acquire(blocking=False):
             self.shutdown_request(request)
-
-    def process_request_thread(
-        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
-    ) -> None:
-        """Answer one client."""
+            return
         try:
-            super().process_request_thread(request, client_address)
+            Thread(
+                target=self._answer, args=(request, client_address), kwargs={"is_local": is_local}, daemon=True
+            ).start()
+        except RuntimeError:  # the kernel has no more threads
+            self._end(request, is_local=is_local)
+
+    def _answer(self, request: Any, client_address: Any, *, is_local: bool) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except OSError:
+            pass  # a client that went away, or said nothing
         finally:
+            self._end(request, is_local=is_local)
+
+    def _end(self, request: Any, *, is_local: bool) -> None:
+        self.shutdown_request(request)
+        if not is_local:
             self.clients.release()
 
     def handle_error(self, *_: object) -> None:
