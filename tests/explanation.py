@@ -6,7 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab import LAUNCHER, config, mapping
+import node_process
+from click.testing import CliRunner
+from lab import config, mapping
+
+from cni_hostport.operate.cli import main
 
 if TYPE_CHECKING:
     from lab import Node, Pod
@@ -57,10 +61,11 @@ class Explanation:
 
 def explain(node: Node, *arguments: str, cache: object = "/nonexistent") -> Explanation:
     """Run it, see that no error is written, and that the status is 1 if there is a problem."""
-    process = node.run(*LAUNCHER, "explain", *arguments, "--json", "--cache-dir", str(cache), check=False)
-    if process.stderr:
-        raise AssertionError(process.stderr)
-    explanation = Explanation(process.returncode, json.loads(process.stdout))
+    with node_process.on(node):
+        ran = CliRunner().invoke(main, ["explain", *arguments, "--json", "--cache-dir", str(cache)])
+    if ran.stderr:
+        raise AssertionError(ran.stderr)
+    explanation = Explanation(ran.exit_code, json.loads(ran.stdout))
     if explanation.status != bool(explanation.problems):
         raise AssertionError(explanation)
     return explanation
