@@ -33,14 +33,14 @@ def block(name: str) -> str:
 
 
 @pytest.fixture
-def kubelet(newest_tools: Path, tmp_path: Path) -> Iterator[Kubelet]:
+def kubelet(newest_tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
     require((TOOLS / "kubelet").exists(), "needs a kubelet, built by tests/build-tools.sh")
-    (tmp_path / "containerd").mkdir()
-    (tmp_path / "kubelet").mkdir()
+    # the path of a socket is short
+    containerd_directory, kubelet_directory = map(tmp_path_factory.mktemp, ("containerd", "kubelet"))
     with Node() as node, Host(node) as host:
-        containerd = Containerd(host, NEWEST, tmp_path / "containerd", newest_tools)
+        containerd = Containerd(host, NEWEST, containerd_directory, newest_tools)
         shutil.copy(newest_tools / "portmap", containerd.executable.parent)
-        yield Kubelet(containerd, tmp_path / "kubelet")
+        yield Kubelet(containerd, kubelet_directory)
 
 
 def _configuration(containerd: Containerd) -> Path:
