@@ -12,7 +12,8 @@ from cluster.roots import files, program
 if TYPE_CHECKING:
     from pathlib import Path
 
-AGNHOST = "registry.k8s.io/e2e-test-images/agnhost:2.56"  # the name is in upstream's test/utils/image/manifest.go
+REPOSITORY = "hostport.test/e2e"  # upstream's tests take their images from where KUBE_TEST_REPO_LIST says
+AGNHOST = f"{REPOSITORY}/agnhost:2.56"  # the version is in upstream's test/utils/image/manifest.go
 CALLED = ("sh", "curl", "nc")  # not busybox', whose shell has an nc of its own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 from go_tools import ROOT, TOOLS
 
 from cluster.cluster import pod, port
+from cluster.images import REPOSITORY
 from cluster.machine import CTR
 from cluster.traffic import PodTraffic, PortTraffic
 
@@ -196,10 +198,13 @@ def test_services_keep_what_is_theirs(rolled_out: Cluster) -> None:
     rolled_out.delete(service)
 
 
-def test_upstreams_conformance_test_of_host_ports_passes(rolled_out: Cluster) -> None:
+def test_upstreams_conformance_test_of_host_ports_passes(rolled_out: Cluster, tmp_path: Path) -> None:
+    repositories = tmp_path / "repositories.yaml"
+    repositories.write_text(f"promoterE2eRegistry: {REPOSITORY}\n")
     ran = rolled_out.client.run(
         str(TOOLS / "e2e"), f"--kubeconfig={rolled_out.control.kubeconfig}", "--provider=skeleton",
         "--ginkgo.no-color", f"--ginkgo.focus=HostPort {CONFORMANCE}", check=False,
+        env={**os.environ, "KUBE_TEST_REPO_LIST": str(repositories)},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     assert "Ran 1 of 1 Specs" in ran.stdout
