@@ -20,7 +20,7 @@ from cni_hostport.handover import SOCKET
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import directory
 from cni_hostport.operate import arguments, terminal
-from cni_hostport.operate.arguments import CACHES, Commands
+from cni_hostport.operate.arguments import CACHES, PATH, Commands
 from cni_hostport.operate.node.commands import node
 from cni_hostport.operate.statements import Status
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from cni_hostport.operate.statements import Statement
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-PATH = click.Path(path_type=Path)
 GARBAGE_THRESHOLD = 100_000  # objects made since the last look
 CONF_DIR = Path("/etc/cni/net.d")
 

@@ -9,11 +9,12 @@ import platform
 import tarfile
 from typing import TYPE_CHECKING
 
+from cni_hostport.operate.node.bundle import DIGEST
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-DIGEST = "DIGEST"
 DIGITS = 12  # of the digest, in hexadecimal
 RUN = ("bin/", "lib/ld-linux")  # files with permission to be executed
 

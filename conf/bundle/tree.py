@@ -11,10 +11,10 @@ from libraries import add_libraries
 from licences import add_licences
 from python import COMPILED, PACKAGES, add_python, compile_modules
 
+from cni_hostport.operate.node.bundle import MARKER
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-MARKER = ".hostport-installation"  # as in every installation by install.sh
 
 
 def add_system(packages: Path, bundle: Path) -> None:

@@ -139,7 +139,7 @@ class Agent:
     def _keep_executable(self) -> None:
         """Put the link back that somebody removed, and with it perhaps its directory."""
         own = self._lib_dir / os.path.basename(sys.prefix)
-        if os.path.realpath(own) != os.path.realpath(sys.prefix) or os.path.lexists(self._executable):
+        if os.path.lexists(self._executable) or os.path.realpath(own) != os.path.realpath(sys.prefix):
             return
         try:
             installations.switch(self._executable.parent, own)

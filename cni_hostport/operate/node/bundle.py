@@ -63,8 +63,11 @@ def own() -> Path:
 
 def name() -> str:
     """Return the name, among installations, of the bundle from which this program runs; raises ``OSError``."""
-    with opened(own()) as bundle:
-        return bundle.name
+    return _name((own() / DIGEST).read_text())
+
+
+def _name(digest: str) -> str:
+    return f"{__version__}-{digest.strip()}"
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def opened(path: Path) -> Iterator[Bundle]:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with open(os.open(DIGEST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
-            yield Bundle(directory, _entries(directory), f"{__version__}-{file.read().strip()}")
+            yield Bundle(directory, _entries(directory), _name(file.read()))
     finally:
         os.close(directory)
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from cni_hostport.operate import arguments, terminal
-from cni_hostport.operate.arguments import CACHES
+from cni_hostport.operate.arguments import CACHES, PATH
 
-PATH = click.Path(path_type=Path)
 # where kubeadm, RKE2 and kind have it; the names of others are in conf/kubernetes
 BIN_DIR = click.option(
     "--bin-dir", type=PATH, default=Path("/opt/cni/bin"), show_default=True, envvar="HOSTPORT_BIN_DIR",
