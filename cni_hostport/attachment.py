@@ -20,16 +20,17 @@ COMMENT_BYTES = 128  # what nftables stores at most (NFTNL_UDATA_COMMENT_MAXLEN)
 UNQUOTABLE = frozenset('"\\')
 SHORT_ID = 12  # characters of a container ID that runtimes show, and that `crictl inspect` accepts
 HEXADECIMAL = "0123456789abcdef"
+POD_ID_BYTES = 72  # of what names a pod in a comment, beside a container port with its host address
 
 
 class Attachment:
     """One container's interface on one network.
 
     What else is known of it does not identify it: ``netns`` is the path of its network namespace, ``identity`` and
-    ``place`` are as in ``ruleset.comment``, and ``pod`` is ``namespace/name``.
+    ``place`` are as in ``ruleset.comment``, ``pod`` is ``namespace/name``, and ``pod_uid`` its UID.
     """
 
-    __slots__ = ("_key", "container_id", "identity", "ifname", "netns", "network", "place", "pod")
+    __slots__ = ("_key", "container_id", "identity", "ifname", "netns", "network", "place", "pod", "pod_uid")
 
     def __init__(self, network: str, container_id: str, ifname: str, netns: str = "", pod: str = "") -> None:
         """Take the names that a runtime gives it."""
@@ -40,19 +41,25 @@ class Attachment:
         self.identity = ""
         self.place = ""
         self.pod = pod
+        self.pod_uid = ""
         self._key = ""
 
     @property
     def key(self) -> str:
         """``N-A``, two hashes: the part that the names of its chains share."""
         if not self._key:
-            self._key = f"{self.network_key(self.network)}-{_digest(self.container_id, self.ifname)}"
+            self._key = f"{self.network_key(self.network)}-{digest(self.container_id, self.ifname)}"
         return self._key
+
+    @property
+    def pod_id(self) -> str:
+        """What tells its pod from others: the pod's UID, or where there is none the container ID, at least its end."""
+        return (self.pod_uid or self.container_id)[-POD_ID_BYTES:].lstrip("-_.")
 
     @staticmethod
     def network_key(network: str) -> str:
         """``N``, a hash: the first part of the keys of all attachments of a network."""
-        return _digest(network)
+        return digest(network)
 
 
 def short_id(container_id: str) -> str:
@@ -73,10 +80,21 @@ def pod_name(cni_args: str) -> str:
 
     Runtimes send these for Kubernetes pods. They only label the rules, so nothing in them is an error.
     """
-    args = dict(item.partition("=")[::2] for item in cni_args.split(";"))
+    args = _arguments(cni_args)
     namespace, name = args.get("K8S_POD_NAMESPACE", ""), args.get("K8S_POD_NAME", "")
     return printable(f"{namespace}/{name}" if namespace and name else name)[:COMMENT_BYTES]
 
 
-def _digest(*parts: str) -> str:
+def pod_uid(cni_args: str) -> str:
+    """Return the pod's UID from CNI_ARGS, empty where it has none, or none that can be the name of a directory."""
+    uid = _arguments(cni_args).get("K8S_POD_UID", "")
+    return uid if uid.isascii() and uid.replace("-", "").isalnum() and len(uid) <= POD_ID_BYTES else ""
+
+
+def _arguments(cni_args: str) -> dict[str, str]:
+    return dict(item.partition("=")[::2] for item in cni_args.split(";"))
+
+
+def digest(*parts: str) -> str:
+    """Return the hash of names, in hexadecimal."""
     return blake2b("\0".join(parts).encode(errors="surrogateescape"), digest_size=HASH_BYTES).hexdigest()

@@ -7,6 +7,7 @@ Nothing of one comparison is left when the next begins: their number costs neith
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import chain
 
 from cni_hostport import names
 from cni_hostport.errors import CNIError, Code, NFTError
@@ -15,7 +16,7 @@ from cni_hostport.kernel.nft import Nft
 from cni_hostport.kernel.snapshot import base_snapshot, snapshot, snapshots
 from cni_hostport.lookup import Lookup
 from cni_hostport.ruleset import base
-from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key
+from cni_hostport.ruleset.commands import attach_commands, claims, guard_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ def _apart(wanted: Sequence[Wanted]) -> tuple[list[Wanted], list[Wanted]]:
     others: list[Wanted] = []
     claimed = set[object]()
     for attachment, plan in wanted:
-        claims = {attachment.key, *plan.masquerade, *map(map_and_key, plan.forwards)}
-        (others if claims & claimed else apart).append((attachment, plan))
-        claimed |= claims
+        ports = chain.from_iterable(map(claims, plan.forwards))
+        claiming = {attachment.key, *plan.masquerade, *ports}
+        (others if claiming & claimed else apart).append((attachment, plan))
+        claimed |= claiming
     return apart, others
 
 

@@ -34,6 +34,8 @@ from pydantic import (
     model_validator,
 )
 
+from cni_hostport.dynamic_ports import keys
+from cni_hostport.dynamic_ports.request import MAX_PORT, MOST, Block, merged, parse
 from cni_hostport.errors import CNIError, Code
 
 # pydantic looks for plugins of its own in all installed distributions, which takes longer than building these models
@@ -41,7 +43,7 @@ _no_plugins = ModuleType("pydantic.plugin._loader")
 _no_plugins.__dict__["get_plugins"] = tuple
 sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
-MAX_PORT = 65535
+PortRange = tuple[int, int]  # the first and the last port
 MAX_MARK_BIT = 31
 # seconds; a caller kills who does not get on for the 30 of ``handover.UNTIL_DONE``
 MAX_WAIT = 20
@@ -87,6 +89,41 @@ def _address(value: object) -> IPv4Interface | IPv6Interface:
         raise ValueError(msg) from None
 
 
+def _requests(value: object) -> tuple[Block, ...]:
+    if not isinstance(value, str):
+        msg = "is not a text such as '80/tcp, 9000-9002/udp'"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
+    return parse(value)
+
+
+def _ranges(value: object) -> tuple[PortRange, ...]:
+    """Read ``["40000-40999", "42000"]`` or ``"40000-40999, 42000"``; ranges that touch or overlap become one."""
+    texts: list[Any] = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        msg = "is not a list of port ranges, such as '40000-40999'"
+        raise ValueError(msg)
+    found = sorted(_range(text.strip()) for texts_of_one in texts for text in texts_of_one.split(","))
+    joined = [found[0]] if found else []
+    for first, last in found[1:]:
+        before = joined[-1]
+        if first <= before[1] + 1:
+            joined[-1] = before[0], max(before[1], last)
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def _range(text: str) -> PortRange:
+    first, dash, last = text.partition("-")
+    numbers = [
+        int(number) if number.isascii() and number.isdecimal() else 0 for number in (first, last if dash else first)
+    ]
+    if not 1 <= numbers[0] <= numbers[1] <= MAX_PORT:
+        msg = f"has {text!r}, which is not a range of ports from 1 to {MAX_PORT}, as in '40000-40999'"
+        raise ValueError(msg)
+    return numbers[0], numbers[1]
+
+
 def _network(value: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(value if isinstance(value, str) and "/" in value and "%" not in value else "", strict=False)
@@ -116,6 +153,11 @@ class PortMapping(_Model):
             raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
         return _in_our_case(data)
 
+    @property
+    def request(self) -> None:
+        """The dynamic request to which it was assigned: none, it was asked for by its number."""
+        return None
+
     def __str__(self) -> str:
         """Name the mapping as a person would: ``8080/tcp``, ``8080/tcp on 192.0.2.1``."""
         address = f" on {self.host_ip}" if self.host_ip else ""
@@ -138,10 +180,29 @@ def _specified(mapping: object) -> object:
     return None if port is None or (type(port) is int and port == 0) else mapping
 
 
+_Requests = Annotated[Any, BeforeValidator(_requests)]  # tuple[Block, ...]
+
+
+class _Annotations(_Model):
+    """The annotations of a pod, as far as they are about host ports."""
+
+    dynamic_ports: Annotated[_Requests, Field(alias=keys.REQUEST)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ours(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            msg = "is not a JSON object"
+            raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
+        return {keys.REQUEST: data[keys.REQUEST]} if data.get(keys.REQUEST) is not None else {}
+
+
 class _RuntimeConfig(_Model):
     port_mappings: Annotated[
         tuple[Annotated[PortMapping | None, BeforeValidator(_specified)], ...] | None, Field(alias="portMappings")
     ] = None
+    dynamic_ports: Annotated[_Requests | None, Field(alias=keys.CAPABILITY)] = ()
+    annotations: Annotated[_Annotations | None, Field(alias=keys.ANNOTATIONS)] = None
 
 
 class _Interface(_Model):
@@ -215,6 +276,9 @@ class NetworkConfig(_Model):
     host_addresses: Annotated[
         tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Field(alias="hostAddresses")
     ] = ()
+    # the ranges that dynamic host ports are given from; none given: pods get none
+    dynamic_ports: Annotated[Any, BeforeValidator(_ranges), Field(alias="dynamicPorts")] = ()  # tuple[PortRange, ...]
+    dynamic_ports_per_pod: Annotated[int, Field(alias="dynamicPortsPerPod", ge=0, le=MOST, strict=True)] = 16
     runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig.model_construct()
     prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult.model_construct()
     # accepted or refused for portmap's sake, and not used
@@ -248,6 +312,12 @@ class NetworkConfig(_Model):
         """The mappings to install: those with a host port."""
         return tuple(mapping for mapping in self.runtime_config.port_mappings or () if mapping is not None)
 
+    @property
+    def requests(self) -> tuple[Block, ...]:
+        """The container ports for which a host port is asked for, in blocks of neighbours, each once."""
+        annotations = self.runtime_config.annotations
+        return merged([*(self.runtime_config.dynamic_ports or ()), *(annotations.dynamic_ports if annotations else ())])
+
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> Self:
         """Validate the JSON object of stdin.
@@ -256,9 +326,13 @@ class NetworkConfig(_Model):
         """
         try:
             # Go treats a null as absent
-            return cls.model_validate({key: value for key, value in config.items() if value is not None})
+            parsed = cls.model_validate({key: value for key, value in config.items() if value is not None})
+            _ = parsed.requests  # each may be right, and both together not
         except ValidationError as error:
             raise CNIError(Code.INVALID_CONFIG, "; ".join(_sentence(item) for item in error.errors())) from error
+        except ValueError as error:
+            raise CNIError(Code.INVALID_CONFIG, f"the container {error}") from error
+        return parsed
 
 
 def _sentence(error: Any) -> str:

@@ -20,6 +20,11 @@ def remove(
     ``leave`` takes what need not be done before the answer. Raises ``CNIError`` with ``Code.TRY_AGAIN`` if too many
     races were lost, and ``NFTError`` if nftables refuses.
     """
+    dynamic_ports = held.dynamic_ports
+    if dynamic_ports:
+        from cni_hostport.dynamic_ports import assignment, pod_files
+
+        pod_ids = assignment.pods(lookup, dynamic_ports)
     if not lookup.remove(key, held):
         from cni_hostport import ownership
         from cni_hostport.kernel.nft import Nft
@@ -37,6 +42,8 @@ def remove(
         later = [port for port in ports if port[0] != "udp"]
         if leave and later:
             leave(lambda: conntrack.forget_to_deleted(held, later, log))
+    if dynamic_ports:
+        pod_files.keep(lookup, pod_ids, log)
     if held.interface:
         from cni_hostport.kernel import localnet
 

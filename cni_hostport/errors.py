@@ -64,6 +64,15 @@ class CNIError(Exception):
 
 
 class PortTakenError(CNIError):
+    """Somebody else has a host port, which is given as (protocol, port)."""
+
+    def __init__(self, msg: str, port: tuple[str, int], details: str = "") -> None:
+        """Keep the port apart."""
+        super().__init__(Code.PORT_TAKEN, msg, details)
+        self.port = port
+
+
+class PortHeldError(PortTakenError):
     """A container that lives holds a host port.
 
     ``element`` is the port's, as it was found, and ``is_gone`` tells whether the holder no longer lives.
@@ -71,7 +80,7 @@ class PortTakenError(CNIError):
 
     def __init__(self, msg: str, element: Element, is_gone: Callable[[], bool]) -> None:
         """Keep what tells later whether the port is still taken."""
-        super().__init__(Code.PORT_TAKEN, msg)
+        super().__init__(msg, element.port)
         self.element = element
         self.is_gone = is_gone
 

@@ -16,6 +16,7 @@ from cni_hostport import netlink, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.names import (
     ANY_ADDRESS,
+    DYNAMIC,
     POD_MAPS,
     PORT_MAPS,
     PROTOCOLS,
@@ -61,6 +62,11 @@ class Held:
             for name, key in self.elements
             if name in PORT_MAPS
         ]
+
+    @property
+    def dynamic_ports(self) -> list[bytes]:
+        """The keys of its dynamic host ports, as the kernel has them."""
+        return [key for name, key in self.elements if name == DYNAMIC]
 
     @property
     def pods(self) -> list[bytes]:

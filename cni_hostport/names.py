@@ -17,6 +17,9 @@ PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 ANY_ADDRESS = "hostports"
 ONE_ADDRESS = {4: "hostports_ip4", 6: "hostports_ip6"}
 PORT_MAPS = (ANY_ADDRESS, *ONE_ADDRESS.values())
+# From a dynamic host port to the chain of the attachment that has it, whichever address it is for: nobody else gets a
+# port that is in here. The comment of an element is the request that it fulfils, and the pod.
+DYNAMIC = "dynamic_ports"
 # by IP version, from a pod's address to the chain that masquerades its connections
 PODS = {4: "pods_ip4", 6: "pods_ip6"}
 POD_MAPS = tuple(PODS.values())
@@ -29,7 +32,7 @@ def waiting_map(port_map: str) -> str:
 
 WAITING_MAPS = tuple(map(waiting_map, PORT_MAPS))
 LOCALNET_NEEDS = "localnet_needs"  # from an attachment to the chain of the interface on which it needs route_localnet
-MAPS = (*PORT_MAPS, *POD_MAPS, *WAITING_MAPS, LOCALNET_NEEDS)
+MAPS = (*PORT_MAPS, DYNAMIC, *POD_MAPS, *WAITING_MAPS, LOCALNET_NEEDS)
 
 SERVICES = {4: "ipvs_ip4", 6: "ipvs_ip6"}  # by IP version, the addresses of Services in kube-proxy's IPVS mode
 LOCALNET = "localnet"  # the interfaces whose route_localnet this plugin guards

@@ -12,6 +12,7 @@ from sys import byteorder
 from cni_hostport.names import (
     ANY_ADDRESS,
     DELETED,
+    DYNAMIC,
     FAMILY,
     LOCALNET,
     LOCALNET_NEEDS,
@@ -47,6 +48,7 @@ SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET
 SET_USERDATA, SET_MAP = 13, 0x8
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
+UDATA_SET_ELEM_COMMENT = 0  # of libnftnl, in what the kernel keeps for nft
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
 DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
 META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN = 2, 2, 3, 4
@@ -145,6 +147,11 @@ def packed_port(key: str) -> bytes:
     return b"".join(part.ljust(4, b"\0") for part in parts)
 
 
+def port(key: bytes) -> int:
+    """Return the port of a key of a host port."""
+    return int.from_bytes(key[-4:-2])
+
+
 def transaction(*messages: Message) -> list[Message]:
     """Return the messages as a transaction."""
     edge = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
@@ -217,6 +224,17 @@ def members_with_verdicts(elements: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield element[8:end], nested_value(element[end:], SET_ELEM_DATA, DATA_VERDICT)
 
 
+def members_with_comments(elements: bytes) -> Iterator[tuple[bytes, str]]:
+    """Return the keys of a map with their comments from an answer for its elements; where there is none it is empty."""
+    for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+        values = dict(attributes(element))
+        data, notes = values.get(SET_ELEM_USERDATA, b""), dict[int, bytes]()
+        while len(data) > 1:  # type, length and value of each note (libnftnl, include/libnftnl/udata.h)
+            notes[data[0]], data = data[2 : 2 + data[1]], data[2 + data[1] :]
+        comment = notes.get(UDATA_SET_ELEM_COMMENT, b"").rstrip(b"\0").decode(errors="replace")
+        yield nested_value(values[SET_ELEM_KEY], DATA_VALUE), comment
+
+
 def has_comment(element: bytes) -> bool:
     """Tell whether an element has a comment from the answer for it."""
     return bool(nested_value(element[4:], SET_ELEM_LIST_ELEMENTS, LIST_ELEM, SET_ELEM_USERDATA))
@@ -259,7 +277,8 @@ def expected_elements(rule: bytes) -> list[ElementKey]:
         return []
     port = b"".join(part.ljust(4, b"\0") for part in (compared[L4PROTO], compared[DPORT]))
     number = 4 if version[0] == FAMILIES["ip"] else 6
-    expected = [(ANY_ADDRESS, version.ljust(4, b"\0") + port), (PODS[number], pod)]
+    any_address = version.ljust(4, b"\0") + port
+    expected = [(ANY_ADDRESS, any_address), (DYNAMIC, any_address), (PODS[number], pod)]
     if daddr in compared:
         expected.append((ONE_ADDRESS[number], compared[daddr] + port))
     return expected

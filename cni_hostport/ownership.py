@@ -14,7 +14,7 @@ from cni_hostport.lookup import Lookup
 from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
-from cni_hostport.ruleset.commands import attach_commands, guard_commands, map_and_key, need_command
+from cni_hostport.ruleset.commands import attach_commands, claims, guard_commands, need_command, not_dynamic_commands
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -82,7 +82,7 @@ def _replace_commands(
     verb: str,
 ) -> list[str]:
     """Return the commands that install an attachment in the place of the holders that leave."""
-    wanted = {map_and_key(forward) for forward in plan.forwards if forward not in holders}
+    wanted = {claim for forward in plan.forwards if forward not in holders for claim in claims(forward)}
     return [
         *installed.detach_commands(*leaving, wanted=wanted),
         *_install_commands(attachment, plan, holders, verb),
@@ -126,7 +126,7 @@ class Reinstatement:
         self._attachment, self._installed = attachment, installed
         self._leaving = leaving_holders(nft, installed, attachment, self.held, is_newest=False)
         self.commands = _replace_commands(installed, self._leaving, attachment, plan, holders, verb="create")
-        ports = map(map_and_key, self.held.forwards)
+        ports = chain.from_iterable(map(claims, self.held.forwards))
         pods = ((PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade)
         self.claims = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
 
@@ -147,7 +147,7 @@ def reinstate(nft: Nft, reinstatements: Sequence[Reinstatement]) -> None:
 
 def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], installed: Installed, log: Log) -> None:
     """Announce which holders had to leave, and forget the flows to them."""
-    wanted = {map_and_key(forward) for forward in held.forwards}
+    wanted = {claim for forward in held.forwards for claim in claims(forward)}
     for holder, reason in leaving.items():
         if reason:
             from cni_hostport.log import announce
@@ -157,6 +157,7 @@ def _take_over(attachment: Attachment, held: Plan, leaving: dict[str, str], inst
             element for element in installed.elements_to(holder) if reason or (element.map, element.key) not in wanted
         ]
         _forget_flows(lost, log)
+        _keep_files(lost, log)
     _close_localnet(installed, leaving, log)
 
 
@@ -183,6 +184,7 @@ def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwa
             # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
             opens = verb == "create" or not localnet.is_open(plan.interface)
             commands += guard_commands(plan.interface, opens=opens, needed_by=key)
+    commands += not_dynamic_commands(key, [forward for forward in plan.forwards if forward not in holders])
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 
@@ -209,6 +211,7 @@ def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> Non
             pause(attempt)
         else:
             _forget_flows(installed.elements_to(key), log)
+            _keep_files(installed.elements_to(key), log)
             _close_localnet(installed, [key], log)
             return
     raise _lost_races(refusal)
@@ -226,6 +229,15 @@ def _forget_flows(elements: Iterable[Element], log: Log) -> None:
     pods = [element.address.packed for element in elements if element.map in POD_MAPS and element.address]
     if ports and pods:
         conntrack.forget_to(pods, ports, log)
+
+
+def _keep_files(elements: Iterable[Element], log: Log) -> None:
+    """Have the files of pods that had dynamic host ports say what is left of these."""
+    pod_ids = {element.pod_id for element in elements if element.pod_id}
+    if pod_ids:
+        from cni_hostport.dynamic_ports import pod_files
+
+        pod_files.keep(Lookup(shared=True), pod_ids, log)
 
 
 def pause(attempt: int) -> None:

@@ -7,6 +7,7 @@ needs once it knows that it does.
 
 from __future__ import annotations
 
+from cni_hostport.dynamic_ports import keys
 from cni_hostport.errors import CNIError, Code, NFTError
 
 TYPE_CHECKING = False
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
-    from cni_hostport.ruleset.plan import Plan
+    from cni_hostport.ruleset.plan import Plan, Request
     from cni_hostport.skel import Call
 
     Operation = Callable[[Call, Log], Mapping[str, Any] | None]
@@ -26,55 +26,15 @@ if TYPE_CHECKING:
 def add(call: Call, log: Log) -> Mapping[str, Any]:
     """Install the mappings of ``runtimeConfig``, and pass ``prevResult`` on."""
     result = _prev_result(call)
-    plan = plan_of(call)
-    for mapping, reason in plan.unmapped if plan else ():
-        log(f"host port {mapping} is not mapped: {reason}")
-    if not plan or not plan.forwards:
+    request = request_of(call)
+    for line in request.unmapped() if request else ():
+        log(line)
+    if not request or not (request.blocks or request.plan().forwards):
         _remove_former(call, log)
         return result
-    from cni_hostport import ownership, portmap
-    from cni_hostport.kernel.nft import Nft
-    from cni_hostport.lookup import Lookup
-    from cni_hostport.skel import AFTERWARDS
+    from cni_hostport import addition
 
-    nft, attachment = Nft(), attachment_of(call)
-
-    def attempt() -> Plan:
-        lookup = Lookup()
-        lookup.leave_open()
-        portmap_rules = portmap.Rules(lookup)
-        if portmap_rules.may_exist():
-            from cni_hostport.migration import removal
-
-            removal.make_room(portmap_rules, attachment, plan, log)
-        return ownership.claim(nft, attachment, plan, log)
-
-    try:
-        installed = attempt()
-    except CNIError as refusal:
-        if refusal.code != Code.PORT_TAKEN:
-            raise
-        from cni_hostport import port_wait
-        from cni_hostport.config import NetworkConfig
-
-        seconds = NetworkConfig.parse(call.config).wait_for_holder
-        installed = port_wait.claim(attempt, refusal, attachment, seconds, log)
-    if nft.crash:
-        log(f"{nft.crash} on the sets of other tables, and was used without them: 'hostport doctor' says on which")
-    try:
-        _follow_up(nft, installed, log, AFTERWARDS.append)
-    except BaseException:
-        from contextlib import suppress
-
-        with suppress(Exception):  # the first error is the one to report; the runtime calls DEL after it
-            ownership.release(nft, attachment.key, log)
-        raise
-    try:
-        from cni_hostport.kernel import listeners
-
-        listeners.tell(attachment, installed, log)
-    except Exception as error:  # noqa: BLE001 - all is installed: no message is worth a failure
-        log(f"programs of this node that listen on these host ports were not looked for: {error}")
+    addition.install(request, attachment_of(call), log)
     return result
 
 
@@ -97,21 +57,6 @@ def _remove_former(call: Call, log: Log) -> None:
         deletion.remove(lookup, key, held, log, AFTERWARDS.append)
 
 
-def _follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None]) -> None:
-    """Do what an installed plan needs besides its rules; ``leave`` takes what need not be done before the answer.
-
-    Raises ``CNIError`` with ``Code.HOST_SETTING`` if ``route_localnet`` cannot be set.
-    """
-    from cni_hostport.kernel import conntrack, localnet
-
-    localnet.open_for(plan, log)
-    udp = plan.limited_to("udp")
-    if udp.forwards:  # their clients may be sending right now
-        conntrack.forget_elsewhere([udp], lambda: nft.installed().given_ports, log, conntrack.CLIENTS)
-    if plan.forwards:
-        leave(lambda: conntrack.forget_the_rest(plan, log))
-
-
 def delete(call: Call, log: Log) -> None:
     """Remove all that is installed for the attachment."""
     from cni_hostport import deletion, portmap
@@ -126,6 +71,10 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log, AFTERWARDS.append)
+    elif keys.are_in(call.config.get("runtimeConfig")):  # of a ruleset that is lost, the file may be left
+        from cni_hostport.dynamic_ports import pod_files
+
+        pod_files.keep(lookup, [attachment_of(call).pod_id], log)
     portmap_rules = portmap.Rules(lookup)
     if portmap_rules.may_exist():
         from cni_hostport.migration import removal
@@ -136,8 +85,11 @@ def delete(call: Call, log: Log) -> None:
 def check(call: Call, _log: Log) -> None:
     """Compare what is installed with what ADD would install now."""
     _prev_result(call)
-    plan = plan_of(call)
-    if plan is None or not plan.forwards:
+    request = request_of(call)
+    if request is None:
+        return
+    plan = installed_plan(call, request)
+    if not plan.forwards:
         return
     from cni_hostport.check import Comparison
 
@@ -187,9 +139,11 @@ OPERATIONS = {
 
 def attachment_of(call: Call) -> Attachment:
     """Return the attachment that a call is about."""
-    from cni_hostport.attachment import Attachment, pod_name
+    from cni_hostport.attachment import Attachment, pod_name, pod_uid
 
-    return Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
+    attachment = Attachment(call.network, call.container_id, call.ifname, call.netns, pod_name(call.args))
+    attachment.pod_uid = pod_uid(call.args)
+    return attachment
 
 
 def _prev_result(call: Call) -> Mapping[str, Any]:
@@ -203,11 +157,18 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
 
 def _has_mappings(call: Call) -> bool:
     runtime = call.config.get("runtimeConfig")
-    return runtime is not None and not (isinstance(runtime, dict) and runtime.get("portMappings") in (None, []))
+    if runtime is None or (isinstance(runtime, dict) and runtime.get("portMappings") in (None, [])):
+        return keys.are_in(runtime)
+    return True
 
 
 def may_have_host_ports(call: Call) -> bool:
-    """Tell whether a runtime's mappings have a host port, however they are written; if in doubt, they have."""
+    """Tell whether a runtime's mappings have a host port, or one is to be picked, however that is written.
+
+    If in doubt, they have.
+    """
+    if keys.are_in(call.config.get("runtimeConfig")):
+        return True
     try:
         mappings = (call.config.get("runtimeConfig") or {}).get("portMappings") or ()
         return any(value for mapping in mappings for key, value in mapping.items() if key.lower() == "hostport")
@@ -215,26 +176,44 @@ def may_have_host_ports(call: Call) -> bool:
         return True
 
 
-def plan_of(call: Call) -> Plan | None:
+def request_of(call: Call) -> Request | None:
     """Return what the attachment wants installed, ``None`` where it wants nothing."""
     if not _has_mappings(call):
         return None  # most pods: nothing is imported, validated or asked for them
     from cni_hostport.config import NetworkConfig  # pydantic: only for those who have something to map
 
     config = NetworkConfig.parse(call.config)
-    if not config.mappings:
+    if not config.mappings and not config.requests:
         return None
     from cni_hostport.kernel import routes
-    from cni_hostport.ruleset import plan
+    from cni_hostport.ruleset.plan import Request
 
     addresses = config.prev_result.addresses(call.ifname) or routes.pod_addresses(call.netns, call.ifname)
     if not addresses:
         raise CNIError(
             Code.INVALID_CONFIG,
-            f"host port {config.mappings[0]} cannot be mapped: {call.ifname} of {call.container_id} has no address",
+            f"{Request(config, ()).name} cannot be mapped: {call.ifname} of {call.container_id} has no address",
         )
     try:
         pod_routes = routes.pod_routes(addresses)
     except OSError as error:
         raise CNIError(Code.HOST_SETTING, f"cannot tell how the node reaches {addresses[0].ip}: {error}") from error
-    return plan.make(config, addresses, pod_routes)
+    return Request(config, addresses, pod_routes)
+
+
+def installed_plan(call: Call, request: Request) -> Plan:
+    """Return what ADD would install again: the plan with the dynamic host ports that the ruleset has for the pod.
+
+    Raises ``CNIError`` with ``CHECK_FAILED`` if it lacks some.
+    """
+    if not request.blocks:
+        return request.plan()
+    from cni_hostport.dynamic_ports import assignment
+    from cni_hostport.lookup import Lookup
+
+    assigned = assignment.assigned(Lookup(), attachment_of(call).pod_id)
+    for port in (port for block in request.blocks for port in block):
+        if str(port) not in assigned:
+            msg = f"container port {port} of {call.container_id} ({call.ifname}) has no dynamic host port any more"
+            raise CNIError(Code.CHECK_FAILED, msg)
+    return request.plan(assigned)

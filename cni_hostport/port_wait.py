@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.errors import CNIError, Code, PortHeldError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def claim(attempt: Callable[[], Plan], refusal: CNIError, attachment: Attachment
 
 def _wait(refusal: CNIError, until: float) -> None:
     """Wait until another attempt may succeed, at the longest until a time of the monotonic clock."""
-    if not isinstance(refusal, PortTakenError):
+    if not isinstance(refusal, PortHeldError):
         return _sleep(ATTEMPT_INTERVAL, until)
     from cni_hostport.lookup import Lookup
     from cni_hostport.netlink import leave_open
@@ -77,7 +77,7 @@ def _wait(refusal: CNIError, until: float) -> None:
     return None
 
 
-def _is_held(lookup: Lookup, refusal: PortTakenError) -> bool:
+def _is_held(lookup: Lookup, refusal: PortHeldError) -> bool:
     return lookup.chain_of(refusal.element.map, refusal.element.key) == refusal.element.chain
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from cni_hostport.attachment import short_id
-from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.errors import CNIError, Code, PortHeldError
 from cni_hostport.kernel import presence
-from cni_hostport.names import PODS, network_in
-from cni_hostport.ruleset.commands import map_and_key
+from cni_hostport.names import DYNAMIC, PODS, network_in
+from cni_hostport.ruleset.commands import map_and_key, reservation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,20 +64,31 @@ def leaving_holders(
                 raise _address_taken(nft, pod_ip, element, owner, attachment)
             leaving[element.holder] = f"pod address {pod_ip} was that of {_container(owner)}"
     for forward in plan.forwards:
-        element = elements.get(map_and_key(forward))
-        if element is None:
-            continue
-        # if the holder leaves, its port would go to an attachment that waits for it
-        heirs = [] if element.holder == key else installed.heirs(element, leaving)
-        for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
-            if holder in leaving:
-                continue
-            if not (holder and is_gone(owner, view)):
-                msg = f"host port {forward} is taken by {_pod_and_container(nft, holder, owner)}"
-                raise PortTakenError(msg, element, partial(is_gone, owner))
-            namespace = f"whose namespace {owner.netns} is gone"
-            leaving[holder] = f"host port {forward} was held by {_container(owner)}, {namespace}"
+        for element in in_the_way(installed, forward):
+            # if the holder leaves, its port would go to an attachment that waits for it
+            heirs = [] if element.holder == key else installed.heirs(element, leaving)
+            for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
+                if holder in leaving:
+                    continue
+                if not (holder and is_gone(owner, view)):
+                    msg = f"host port {forward} is taken by {_pod_and_container(nft, holder, owner)}"
+                    raise PortHeldError(msg, element, partial(is_gone, owner))
+                namespace = f"whose namespace {owner.netns} is gone"
+                leaving[holder] = f"host port {forward} was held by {_container(owner)}, {namespace}"
     return leaving
+
+
+def in_the_way(installed: Installed, forward: Forward) -> list[Element]:
+    """Return the elements whose holders keep a forward from having its port.
+
+    A port that was asked for by its number can be that of several attachments, each for another host address. A dynamic
+    one is that of one attachment alone.
+    """
+    key = reservation(forward)[1]
+    if forward.request or (DYNAMIC, key) in installed.by_key:
+        return [*installed.by_reservation.get(key, ())]
+    element = installed.by_key.get(map_and_key(forward))
+    return [element] if element else []
 
 
 def _address_taken(

@@ -13,8 +13,9 @@ from sys import byteorder
 
 from cni_hostport.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
 
-RTM_GETLINK = 18  # linux/rtnetlink.h
-IFLA_IFNAME, IFLA_LINKINFO, IFLA_EXT_MASK, IFLA_INFO_KIND = 3, 18, 29, 1  # linux/if_link.h
+RTM_NEWLINK, RTM_GETLINK = 16, 18  # linux/rtnetlink.h
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK, IFLA_INFO_KIND = 3, 18, 20, 29, 1  # linux/if_link.h
+LONGEST_ALIAS = 255  # bytes: IFALIASZ of linux/if.h, with the final NUL
 RTEXT_FILTER_SKIP_STATS = 1 << 3  # linux/rtnetlink.h
 IFINFOMSG = struct.Struct("=BxHiII")  # linux/rtnetlink.h: family, type, index, flags, change
 
@@ -40,6 +41,25 @@ def kind(index: int) -> str:
     described = dict(attributes(_link(index)[IFINFOMSG.size :]))
     about = dict(attributes(described.get(IFLA_LINKINFO, b"")))
     return about.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+
+
+def alias(index: int) -> str:
+    """Return the note that an interface carries, as ``ip link`` shows it; empty if there is none.
+
+    Raises ``OSError`` if the kernel cannot be asked.
+    """
+    return (
+        dict(attributes(_link(index)[IFINFOMSG.size :])).get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
+    )
+
+
+def set_alias(index: int, text: str) -> None:
+    """Give an interface a note, of at most ``LONGEST_ALIAS`` bytes; raises ``OSError`` if the kernel refuses."""
+    request = IFINFOMSG.pack(0, 0, index, 0, 0) + attribute(IFLA_IFALIAS, text.encode())
+    with Netlink(NETLINK_ROUTE) as netlink:
+        [(error, _)] = netlink.ask([(RTM_NEWLINK, 0, request)])
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 def _link(index: int, *wanted: bytes) -> bytes:

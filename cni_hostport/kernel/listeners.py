@@ -82,6 +82,19 @@ def shadowed(plan: Plan) -> Iterator[tuple[Forward, Address]]:
                         yield forward, address
 
 
+def busy(protocol: str, ports: set[int]) -> set[int]:
+    """Return those of some ports on which a program in this network namespace listens, at whichever address.
+
+    Raises ``OSError`` where the kernel does not tell.
+    """
+    wanted = {port.to_bytes(2) for port in ports}
+    if protocol not in STATES or not wanted:
+        return set()
+    with Netlink(NETLINK_SOCK_DIAG) as netlink:
+        found = (port for family in SOCKET_FAMILIES[4] for port, _, _ in _listening(netlink, protocol, family, wanted))
+        return {int.from_bytes(port) for port in found}
+
+
 def _listening(
     netlink: Netlink, protocol: str, family: int, ports: set[bytes]
 ) -> Iterator[tuple[bytes, Address, bool]]:

@@ -71,12 +71,13 @@ def visible() -> Iterator[Namespace]:
 
 @dataclass(frozen=True)
 class PodInterface:
-    """What there is of a pod's interface: why it is gone, empty if it is there, and the addresses that it has."""
+    """What there is of a pod's interface: why it is gone, empty if it is there, its addresses, and its note."""
 
     name: str
     place: str
     why_gone: str
     addresses: Collection[Address] = ()
+    alias: str = ""
 
     def why_lost(self, pods: Iterable[IPv4Address | IPv6Address]) -> str:
         """Return which of a pod's addresses it does not have any more: a sentence, empty if it has them.
@@ -109,9 +110,10 @@ def pod_interface(path: str, ifname: str) -> PodInterface:
         with netns.inside(path):
             index = interfaces.index(ifname)
             present = _addresses(Netlink(NETLINK_ROUTE), index) if index else []
+            alias = interfaces.alias(index) if index else ""
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
-    return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present)
+    return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present, alias)
 
 
 def _why_absent(place: str, path: str) -> str:

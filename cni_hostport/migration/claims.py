@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import short_id
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, PortTakenError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import directory
 from cni_hostport.migration import iptables, nftables
@@ -55,7 +55,8 @@ def of_gone_containers(rules: Rules, attachment: Attachment, plan: Plan) -> list
     for container_id, verdict in _verdicts(attachment, {name: found[name] for name in claims}).items():
         if verdict.fate is not Fate.GONE:
             claim = claims[container_id]
-            raise CNIError(Code.PORT_TAKEN, f"host port {claim.forward} is taken by {claim.holder}", verdict.reason)
+            msg = f"host port {claim.forward} is taken by {claim.holder}"
+            raise PortTakenError(msg, (claim.forward.protocol, claim.forward.host_port), verdict.reason)
     return list(claims.values())
 
 

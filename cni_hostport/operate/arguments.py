@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cni_hostport.config import MAX_PORT
+from cni_hostport.dynamic_ports.request import MAX_PORT
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.libcni import directory
 from cni_hostport.names import PROTOCOLS

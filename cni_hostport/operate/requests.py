@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import plugin
 from cni_hostport.attachment import pod_name
+from cni_hostport.dynamic_ports import assignment, note
+from cni_hostport.dynamic_ports.assignment import Assigned
 from cni_hostport.kernel import namespaces
+from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
-    from cni_hostport.ruleset.plan import Plan
+    from collections.abc import Callable
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.ruleset.plan import Plan, Request
     from cni_hostport.skel import Call
+
+    Pick = Callable[[Request, Attachment, Assigned], Assigned]
 
 
 def container(call: Call) -> str:
@@ -19,21 +27,29 @@ def container(call: Call) -> str:
     return f"pod {pod}" if pod else f"container {call.container_id}"
 
 
-def attachment(call: Call) -> str:
+def name(call: Call) -> str:
     """Name the attachment of a call, as in ``pod shop/web (eth0, network pods)``."""
     return f"{container(call)} ({call.ifname}, network {call.network})"
 
 
-def plan(call: Call) -> tuple[Plan | None, str]:
+def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
     """Return what a call's attachment wants installed, ``None`` if that is nothing; or ``None`` and why it is gone.
 
-    Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
+    Its dynamic host ports are those that the ruleset has for it, or else those that its interface carries a note of;
+    ``pick`` adds what lacks. Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
     """
     interface = namespaces.pod_interface(call.netns, call.ifname)
     if interface.why_gone:
         return None, interface.why_gone
-    wanted = plugin.plan_of(call)
-    if wanted is None or not wanted.forwards:
+    request = plugin.request_of(call)
+    if request is None:
+        return None, ""
+    attachment, assigned = plugin.attachment_of(call), Assigned()
+    if request.blocks:
+        assigned = note.read(interface.alias) | assignment.assigned(Lookup(shared=True), attachment.pod_id)
+        assigned = pick(request, attachment, assigned) if pick else assigned
+    wanted = request.plan(assigned)
+    if not wanted.forwards:
         return None, ""
     absence = interface.why_lost(wanted.masquerade)
     return (None, absence) if absence else (wanted, "")

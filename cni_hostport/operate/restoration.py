@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport import failures, ownership, plugin
+from cni_hostport.dynamic_ports import allocation
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
 from cni_hostport.libcni import cache
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.check import Comparison
+    from cni_hostport.dynamic_ports.assignment import Assigned
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
     from cni_hostport.ruleset.installed import Installed
-    from cni_hostport.ruleset.plan import Plan
+    from cni_hostport.ruleset.plan import Plan, Request
 
     Outcomes = dict[Path, Outcome | None]  # None of what has no mappings
     Refusal = CNIError | NFTError | ValueError
@@ -142,14 +144,17 @@ class Restoration:
         call = cache.read(path, waits=waits)
         if call is None or not plugin.may_have_host_ports(call):
             return None
-        entry = Entry(path, requests.attachment(call))
+        entry = Entry(path, requests.name(call))
         try:
-            plan, gone = requests.plan(call)
+            plan, gone = requests.plan(call, self._pick)
         except (CNIError, ValueError) as error:
             return self._failed(entry, error)
         if plan is None:
             return Outcome(OutcomeStatus.GONE, entry.name, text=gone) if gone else None
         return _Wanted(entry, plugin.attachment_of(call), plan)
+
+    def _pick(self, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
+        return allocation.complete(self._nft, self._lookup, request, attachment, kept)
 
     def _preparation(self, wanted: Sequence[_Wanted]) -> Callable[[_Wanted], Reinstatement | Outcome]:
         """Return what prepares the reinstatement of these attachments one by one, or tells that there is none to do.

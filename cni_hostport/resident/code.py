@@ -23,10 +23,14 @@ OPERATIONS_IMPORT = (
     *(
         f"cni_hostport.{module}"
         for module in (
+            "addition",
             "check",
             "config",
             "kernel.conntrack",
             "deletion",
+            "dynamic_ports.allocation",
+            "dynamic_ports.note",
+            "dynamic_ports.pod_files",
             "failures",
             "kernel.library_socket",
             "kernel.listeners",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from cni_hostport.names import (
     ANY_ADDRESS,
     DELETED,
+    DYNAMIC,
     FAMILY,
     LOCAL,
     LOCALNET,
@@ -44,6 +45,7 @@ PORT_KEYS = {
 WAITING_KEYS = {waiting_map(name): f"{ATTACHMENT} . {key}" for name, key in PORT_KEYS.items()}
 MAP_KEYS = {
     **PORT_KEYS,
+    DYNAMIC: PORT_KEYS[ANY_ADDRESS],
     **{name: DADDR[version] for version, name in PODS.items()},
     **WAITING_KEYS,
     # an attachment leads to the chain of its interface, so that the chain cannot be deleted while it is needed

@@ -12,12 +12,13 @@ Syntax is that of nftables 1.0.6 and later. Listings are read as JSON; commands 
 with a concatenated value as a set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni_hostport.attachment import COMMENT_BYTES, Attachment
 from cni_hostport.names import (
     ANY_ADDRESS,
+    DYNAMIC,
     FAMILY,
     LOCALNET,
     LOCALNET_NEEDS,
@@ -61,8 +62,11 @@ def attach_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward
         name, port = map_and_key(forward)
         if forward in holders:
             by_map.setdefault(waiting_map(name), []).append(waiter_element(key, port, comment, holders[forward]))
-        else:
-            by_map.setdefault(name, []).append(holder_element(port, comment, key))
+            continue
+        by_map.setdefault(name, []).append(holder_element(port, comment, key))
+        if forward.request:
+            label = f"{forward.request} {attachment.pod_id}"
+            by_map.setdefault(DYNAMIC, []).append(holder_element(reservation(forward)[1], label, key))
     return commands + [create_command(name, ", ".join(elements)) for name, elements in by_map.items()]
 
 
@@ -105,6 +109,28 @@ def map_and_key(forward: Forward) -> tuple[str, str]:
     if forward.host_ip is None:
         return ANY_ADDRESS, f"ipv{forward.version} . {forward.protocol} . {forward.host_port}"
     return ONE_ADDRESS[forward.version], f"{forward.host_ip} . {forward.protocol} . {forward.host_port}"
+
+
+def reservation(forward: Forward) -> tuple[str, str]:
+    """Return the map in which a forward's port stands if it is a dynamic one, and its key there."""
+    return DYNAMIC, f"ipv{forward.version} . {forward.protocol} . {forward.host_port}"
+
+
+def claims(forward: Forward) -> list[tuple[str, str]]:
+    """Return the elements, as (map, key), that only one attachment can have: the port's, and that of a dynamic one."""
+    return [map_and_key(forward), reservation(forward)] if forward.request else [map_and_key(forward)]
+
+
+def not_dynamic_commands(key: str, forwards: Iterable[Forward]) -> list[str]:
+    """Return the commands that fail if a port that an attachment asks for by its number is somebody's dynamic one.
+
+    A dynamic port is nobody else's at any host address, which the ports' own elements alone would allow.
+    """
+    ports = dict.fromkeys(reservation(forward)[1] for forward in forwards if not forward.request)
+    if not ports:
+        return []
+    elements = ", ".join(f"{port} : goto {dnat_chain(key)}" for port in ports)
+    return [create_command(DYNAMIC, elements), f"delete element {FAMILY} {TABLE} {DYNAMIC} {{ {', '.join(ports)} }}"]
 
 
 def _translations(plan: Plan, attachment: Attachment) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cni_hostport.names import (
     ANY_ADDRESS,
+    DYNAMIC,
     FAMILY,
     LOCALNET_NEEDS,
     MAPS,
@@ -36,6 +37,7 @@ from cni_hostport.ruleset.comment import Owner
 
 MAP_LISTINGS = [f"map {FAMILY} {TABLE} {name}" for name in MAPS]
 LISTINGS = (f"chains {FAMILY}", *MAP_LISTINGS)  # what ``Installed.read`` has to be given, in this order
+UNOWNED = {*POD_MAPS, DYNAMIC}  # those whose elements do not name an owner
 IPV6_MAPS = {ONE_ADDRESS[6], waiting_map(ONE_ADDRESS[6]), PODS[6]}  # those whose keys have an IPv6 address
 
 
@@ -44,8 +46,8 @@ class Element:
     """An element of a verdict map: the map's name, the key as nft prints it, and the chain that it leads to.
 
     An element of ``PORT_MAPS`` names the owner of the port, and counts the new connections to it. One of ``POD_MAPS``
-    names the network. One of ``WAITING_MAPS`` belongs to an attachment, whose key is ``waiter``: this attachment wants
-    the port of the attachment to which the element leads.
+    names the network, one of ``DYNAMIC`` the request that it fulfils, and the pod. One of ``WAITING_MAPS`` belongs to
+    an attachment, whose key is ``waiter``: this attachment wants the port of the attachment to which the element leads.
     """
 
     map: str
@@ -54,6 +56,8 @@ class Element:
     owner: Owner
     connections: int = 0
     network: str = ""
+    request: str = ""
+    pod_id: str = ""
     waiter: str = ""
 
     @property
@@ -63,9 +67,17 @@ class Element:
 
     @property
     def port(self) -> tuple[str, int]:
-        """Protocol and host port of an element of ``PORT_MAPS``."""
+        """Protocol and host port of an element of ``PORT_MAPS`` or ``DYNAMIC``."""
         _, protocol, port = self.key.split(" . ")
         return protocol, int(port)
+
+    @property
+    def reservation(self) -> str:
+        """The key in ``DYNAMIC`` of an element of ``PORT_MAPS`` or ``DYNAMIC``, if its port is a dynamic one."""
+        address, protocol, port = self.key.split(" . ")
+        if self.map in ONE_ADDRESS.values():
+            address = "ipv6" if ":" in address else "ipv4"
+        return f"{address} . {protocol} . {port}"
 
     @property
     def endpoint(self) -> tuple[str, bytes | None, int]:
@@ -121,6 +133,15 @@ class Installed:
             found.setdefault((waiter.map, waiter.key, waiter.holder), []).append(waiter)
         return found
 
+    @cached_property
+    def by_reservation(self) -> Mapping[str, Sequence[Element]]:
+        """The elements of ``PORT_MAPS`` by the key that their port would have in ``DYNAMIC``: for whichever address."""
+        found: dict[str, list[Element]] = {}
+        for element in self.elements:
+            if element.map in PORT_MAPS:
+                found.setdefault(element.reservation, []).append(element)
+        return found
+
     @property
     def holders(self) -> AbstractSet[str]:
         """The keys of all attachments."""
@@ -150,8 +171,16 @@ class Installed:
 
         Attachments that are ``leaving`` as well are not among them.
         """
-        queue = self._queues.get((waiting_map(element.map), element.key, element.holder), ())
+        [port] = self._ports_of(element) or [element]
+        queue = self._queues.get((waiting_map(port.map), port.key, port.holder), ())
         return [heir for heir in queue if heir.waiter not in leaving and dnat_chain(heir.waiter) in self.chains]
+
+    def _ports_of(self, element: Element) -> list[Element]:
+        """Return the element of the same holder for the port of an element of ``DYNAMIC``; of others, nothing."""
+        if element.map != DYNAMIC:
+            return []
+        ports = self.by_reservation.get(element.key, ())
+        return [port for port in ports if port.holder == element.holder][:1]
 
     def detach_commands(self, *leaving: str, wanted: Collection[tuple[str, str]] = ()) -> list[str]:
         """Return the commands that remove attachments and hand their ports on, none if they have nothing.
@@ -193,6 +222,11 @@ class Installed:
             if element.chain not in self.chains or (element.map, element.key) in wanted:
                 continue
             heirs = self.heirs(element, leaving)
+            if element.map == DYNAMIC:
+                for heir in heirs[:1]:
+                    label = f"{element.request} {element.pod_id}"
+                    handed_on.setdefault(DYNAMIC, []).append(holder_element(element.key, label, heir.waiter))
+                continue
             for heir in heirs[:1]:
                 port = holder_element(heir.key, heir.owner.comment(), heir.waiter)
                 handed_on.setdefault(element.map, []).append(port)
@@ -249,10 +283,12 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
             name,
             " . ".join(str(part) for part in parts),
             verdict.get("goto", {}).get("target", ""),
-            Owner("", "") if name in POD_MAPS else Owner.parse(comment),
-            properties.get("counter", {}).get("packets", 0),
-            comment if name in POD_MAPS else "",
-            waiter,
+            Owner("", "") if name in UNOWNED else Owner.parse(comment),
+            connections=properties.get("counter", {}).get("packets", 0),
+            network=comment if name in POD_MAPS else "",
+            request=comment.partition(" ")[0] if name == DYNAMIC else "",
+            pod_id=comment.partition(" ")[2] if name == DYNAMIC else "",
+            waiter=waiter,
         )
 
 

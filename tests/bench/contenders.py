@@ -24,7 +24,7 @@ from cni_hostport.config import NetworkConfig
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import attach_commands
-from cni_hostport.ruleset.plan import make
+from cni_hostport.ruleset.plan import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ def _attach_all(calls: list[tuple[str, dict[str, Any]]]) -> None:
         for container, call in calls[start : start + at_once]:
             parsed = NetworkConfig.parse(call)
             attachment = Attachment("pods", container, "eth0", PAPER_NETNS)
-            commands += attach_commands(attachment, make(parsed, parsed.prev_result.addresses("eth0")))
+            commands += attach_commands(attachment, Request(parsed, parsed.prev_result.addresses("eth0")).plan())
         nft.run(commands)
 
 

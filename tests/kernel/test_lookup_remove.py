@@ -16,7 +16,7 @@ from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.lookup import Held, Lookup
 from cni_hostport.ruleset.commands import attach_commands
-from cni_hostport.ruleset.plan import make
+from cni_hostport.ruleset.plan import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -193,7 +193,7 @@ def crowd(size: int) -> None:
                 "runtimeConfig": {"portMappings": [mapping(20000 + number), mapping(30000 + number, hostIP="::1")]},
             }
         )
-        plan = make(config, config.prev_result.addresses("eth0"))
+        plan = Request(config, config.prev_result.addresses("eth0")).plan()
         commands += attach_commands(Attachment("pods", f"other{number}", "eth0"), plan)
     Nft().run(commands)
 

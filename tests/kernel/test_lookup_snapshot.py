@@ -14,7 +14,7 @@ from cni_hostport.kernel.snapshot import snapshot
 from cni_hostport.lookup import Lookup
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import attach_commands
-from cni_hostport.ruleset.plan import make
+from cni_hostport.ruleset.plan import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def commands(*mappings: dict[str, Any], container: str = "c1", **keys: Any) -> l
     attachment = Attachment("pods", container, "eth0", f"/run/netns/{container}", keys.get("pod", ""))
     return [
         *base.base_commands(),
-        *attach_commands(attachment, make(config, config.prev_result.addresses("eth0"))),
+        *attach_commands(attachment, Request(config, config.prev_result.addresses("eth0")).plan()),
     ]
 
 

@@ -12,7 +12,7 @@ from cni_hostport.config import NetworkConfig
 from cni_hostport.errors import CNIError
 from cni_hostport.kernel import routes
 from cni_hostport.kernel.nft import Nft
-from cni_hostport.ruleset.plan import make
+from cni_hostport.ruleset.plan import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ def release(nft: Nft, pod: Pod) -> None:
 def claim(nft: Nft, pod: Pod, *mappings: dict[str, Any]) -> None:
     parsed = NetworkConfig.parse(config(pod, *mappings))
     addresses = parsed.prev_result.addresses("eth0")
-    ownership.claim(nft, attachment(pod), make(parsed, addresses, routes.pod_routes(addresses)), print)
+    ownership.claim(nft, attachment(pod), Request(parsed, addresses, routes.pod_routes(addresses)).plan(), print)
 
 
 def is_whole(node: Node, pod: Pod, *mappings: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from cni_hostport import port_wait
 from cni_hostport.attachment import Attachment
-from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.errors import CNIError, Code, PortHeldError
 from cni_hostport.ruleset.comment import Owner
 from cni_hostport.ruleset.installed import Element
 from cni_hostport.ruleset.plan import Plan
@@ -42,8 +42,8 @@ def lookup(monkeypatch: pytest.MonkeyPatch) -> Lookup:
     return made
 
 
-def taken(is_gone: Callable[[], bool] = lambda: False) -> PortTakenError:
-    return PortTakenError("host port 8080/tcp is taken by container c1 (eth0)", ELEMENT, is_gone)
+def taken(is_gone: Callable[[], bool] = lambda: False) -> PortHeldError:
+    return PortHeldError("host port 8080/tcp is taken by container c1 (eth0)", ELEMENT, is_gone)
 
 
 def unknown(holder: str) -> CNIError:
@@ -100,7 +100,7 @@ def test_an_attempt_is_made_when_the_holder_is_gone(lookup: Lookup) -> None:
 
 def test_a_last_attempt_is_made_when_the_time_is_over() -> None:
     last = taken()
-    with pytest.raises(PortTakenError) as refused:
+    with pytest.raises(PortHeldError) as refused:
         claim(taken(), last, seconds=1)
     assert refused.value is last
 
@@ -120,7 +120,7 @@ def test_a_failure_of_another_kind_ends_the_wait(lookup: Lookup) -> None:
 
 def test_nothing_is_attempted_where_0_seconds_are_to_be_waited() -> None:
     refusal = taken()
-    with pytest.raises(PortTakenError) as refused:
+    with pytest.raises(PortHeldError) as refused:
         claim(refusal, seconds=0)
     assert refused.value is refusal
 

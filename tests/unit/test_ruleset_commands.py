@@ -22,7 +22,7 @@ BOTH = ("10.1.0.2/24", "fd00::2/64")
 def attach(*mappings: Mapping[str, Any], pod: tuple[str, ...] = BOTH[:1], name: str = "", **keys: Any) -> str:
     attachment = Attachment("pods", "c1", "eth0", "/run/netns/c1", name)
     config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": list(mappings)}, **keys})
-    planned = plan.make(config, [ip_interface(address) for address in pod])
+    planned = plan.Request(config, [ip_interface(address) for address in pod]).plan()
     return "\n".join(attach_commands(attachment, planned)).replace(attachment.key, "N-A")
 
 

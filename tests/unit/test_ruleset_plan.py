@@ -19,7 +19,7 @@ V4, V6 = "10.1.0.2/24", "fd00::2/64"
 
 def make(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,), **keys: Any) -> plan.Plan:
     config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": list(mappings)}, **keys})
-    return plan.make(config, [ip_interface(address) for address in pod])
+    return plan.Request(config, [ip_interface(address) for address in pod]).plan()
 
 
 def forwards(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,)) -> list[str]:

@@ -145,9 +145,9 @@ def _incomplete(
         try:
             plan, _ = requests.plan(call)
         except CNIError as error:
-            yield _untold(requests.attachment(call), error)
+            yield _untold(requests.name(call), error)
         else:
-            running += [(requests.attachment(call), plugin.attachment_of(call), plan)] if plan else []
+            running += [(requests.name(call), plugin.attachment_of(call), plan)] if plan else []
     unchanged, incomplete = comparison.unchanged([(attachment, plan) for _, attachment, plan in running]), []
     for name, attachment, plan in running:
         held = plan.without(precedence.shared_ports(installed, attachment, plan))

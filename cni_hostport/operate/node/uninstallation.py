@@ -102,7 +102,7 @@ def _needing(caches: Sequence[Path]) -> Iterator[str]:
             yield f"whoever {path} is of (it cannot be read: {error}; if that container is gone, remove the file)"
         else:
             if call:
-                yield requests.attachment(call)
+                yield requests.name(call)
 
 
 def _listed(names: Sequence[str]) -> str:

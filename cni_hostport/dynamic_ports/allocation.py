@@ -1,0 +1,203 @@
+"""Host ports are picked for a pod, and claimed by the transaction that installs it.
+
+There is nothing else that allocates: a port is free if nobody has it, and it is a pod's once the kernel has created its
+element, which it does once. Who was slower looks again, and takes the next port in its pod's order.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from cni_hostport import nf_tables
+from cni_hostport.dynamic_ports import order
+from cni_hostport.dynamic_ports.assignment import assigned
+from cni_hostport.dynamic_ports.request import AssignedPort, named
+from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.kernel import listeners, presence
+from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS
+from cni_hostport.precedence import in_the_way
+from cni_hostport.ruleset.commands import map_and_key, reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.config import NetworkConfig
+    from cni_hostport.dynamic_ports.assignment import Assigned
+    from cni_hostport.dynamic_ports.request import Block
+    from cni_hostport.kernel.nft import Nft
+    from cni_hostport.lookup import Lookup
+    from cni_hostport.ruleset.plan import Forward, Plan, Request
+
+    Port = tuple[str, int]  # protocol and host port
+
+PORT_BYTES = 8  # of protocol and port at the end of a key
+AT_ONCE = 16  # candidates that the kernel is asked about in one go
+
+
+def claim(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, install: Callable[[Plan], Plan]) -> Plan:
+    """Pick the host ports that a request lacks, install its plan, and return what ``install`` does.
+
+    A pod that has ports already keeps them. Raises ``CNIError``: ``INVALID_CONFIG`` if it may not have as many, or any;
+    ``PORT_TAKEN`` if none is free; and what ``install`` raises for other reasons.
+    """
+    taken = set[tuple[str, int]]()
+    while True:
+        picker = _Picker(nft, lookup, request, attachment, taken)
+        picked = picker.pick(assigned(lookup, attachment.pod_id))
+        plan = request.plan(picked)
+        dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
+        try:
+            held = install(plan)
+        except PortTakenError as refusal:
+            if refusal.port not in dynamic:
+                raise
+            taken.add(refusal.port)
+            continue
+        # a mapping of one address that was installed since then has another key, which collides with nothing
+        hidden = picker.given_elsewhere(plan)
+        if not hidden:
+            return held
+        taken |= hidden
+
+
+def complete(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
+    """Return the host ports that are ``kept``, and free ones for what lacks; claims none.
+
+    Raises what ``claim`` does.
+    """
+    return _Picker(nft, lookup, request, attachment, ()).pick(kept)
+
+
+class _Picker:
+    """Picks host ports by what there is in the ruleset now."""
+
+    def __init__(
+        self, nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, taken: Collection[Port]
+    ) -> None:
+        """Take what the ports are for, and those that are certainly somebody else's."""
+        self._nft, self._lookup, self._request, self._attachment = nft, lookup, request, attachment
+        self._taken = {*taken, *((mapping.protocol, mapping.host_port) for mapping in request.config.mappings)}
+
+    def pick(self, kept: Assigned) -> Assigned:
+        """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others."""
+        picked: Assigned = {}
+        lacking: list[Block] = []
+        for block in self._request.blocks:
+            ports = [kept.get(str(request), 0) for request in block]
+            if ports == [*range(ports[0], ports[0] + len(block))] and ports[0] and not self._are_taken(block, ports[0]):
+                self._note(block, ports[0], picked)
+            else:
+                lacking.append(block)
+        if lacking:
+            _check_allowance(self._request.config)
+        for block in lacking:
+            self._note(block, self._first_port(block), picked)
+        return picked
+
+    def _note(self, block: Block, first: int, picked: Assigned) -> None:
+        for request, port in zip(block, range(first, first + len(block)), strict=True):
+            picked[str(request)] = port
+            self._taken.add((request.protocol, port))
+
+    def _are_taken(self, block: Block, first: int) -> bool:
+        protocol = block[0].protocol
+        return any((protocol, port) in self._taken for port in range(first, first + len(block)))
+
+    def _first_port(self, block: Block) -> int:
+        """Return the first port of the first candidate that is free, or whose holders all are gone."""
+        config, protocol = self._request.config, block[0].protocol
+        for candidates in self._candidates(block):
+            free = self._free(block, candidates)
+            if free:
+                try:
+                    busy = listeners.busy(protocol, {first + n for first in free for n in range(len(block))})
+                except OSError:
+                    busy = set()  # as for ports that are asked for by their numbers
+                quiet = (first for first in free if busy.isdisjoint(range(first, first + len(block))))
+                first = next(quiet, None)
+                if first is not None:
+                    return first
+        first = self._reclaimable(block)
+        if not first:
+            raise CNIError(Code.PORT_TAKEN, _nothing_free(config, block))
+        return first
+
+    def _candidates(self, block: Block) -> Iterator[Sequence[int]]:
+        """Yield what may be the first port of a block, some at a time."""
+        seed = self._attachment.pod or self._attachment.pod_id
+        ports = order.first_ports(self._request.config.dynamic_ports, len(block), seed, named(block))
+        untaken = (first for first in ports if not self._are_taken(block, first))
+        while candidates := [*islice(untaken, max(1, AT_ONCE // len(block)))]:
+            yield candidates
+
+    def _free(self, block: Block, candidates: Sequence[int]) -> list[int]:
+        """Return those candidates of which nobody has any port, for whichever address."""
+        keys = {
+            first: {key for forward in self._forwards(block, first) for key in _keys(forward)} for first in candidates
+        }
+        asked = [(first, key) for first, found in keys.items() for key in found]
+        answers = self._lookup.ask(*(nf_tables.get_element(key) for _, key in asked))
+        held = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
+        given = {key[-PORT_BYTES:] for found in self._given().values() for key in found}
+        return [
+            first
+            for first in candidates
+            if first not in held and given.isdisjoint(key[-PORT_BYTES:] for _, key in keys[first])
+        ]
+
+    def _forwards(self, block: Block, first: int) -> list[Forward]:
+        ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
+        return [forward for port in ports for forward in self._request.forwards(port)]
+
+    def _given(self) -> dict[str, set[bytes]]:
+        """Return the keys of all ports that are mapped for one host address, by their maps."""
+        return {name: self._lookup.members(name) or set() for name in ONE_ADDRESS.values()}
+
+    def given_elsewhere(self, plan: Plan) -> set[Port]:
+        """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
+        given, found = self._given(), set[tuple[str, int]]()
+        own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
+        for forward in plan.forwards:
+            name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
+            others = (key for key in given[name] if key.endswith(port) and (name, key) not in own)
+            if forward.request and any(others):
+                found.add((forward.protocol, forward.host_port))
+        return found
+
+    def _reclaimable(self, block: Block) -> int:
+        """Return the first candidate whose holders all are gone, 0 where there is none."""
+        presence.note(self._attachment)
+        installed, view = self._nft.installed(), presence.View()
+        for candidates in self._candidates(block):
+            for first in candidates:
+                holders = [
+                    element for forward in self._forwards(block, first) for element in in_the_way(installed, forward)
+                ]
+                if self._attachment.identity and holders and all(view.is_gone(element.owner) for element in holders):
+                    return first
+        return 0
+
+
+def _keys(forward: Forward) -> Iterator[nf_tables.ElementKey]:
+    """Yield the elements that keep a forward from having its port, but for those of other host addresses."""
+    key = reservation(forward)[1]
+    for name, own in ((DYNAMIC, key), (ANY_ADDRESS, key), map_and_key(forward)):
+        yield name, nf_tables.packed_port(own)
+
+
+def _check_allowance(config: NetworkConfig) -> None:
+    """Raise ``CNIError`` with ``INVALID_CONFIG`` if a network gives no dynamic host ports, or not as many."""
+    count, allowed = sum(map(len, config.requests)), config.dynamic_ports_per_pod
+    asked = f"the container asks for dynamic host ports, {', '.join(map(named, config.requests))}"
+    if not config.dynamic_ports:
+        raise CNIError(Code.INVALID_CONFIG, f"{asked}, and this network gives none: it has no dynamicPorts")
+    if count > allowed:
+        raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")
+
+
+def _nothing_free(config: NetworkConfig, block: Block) -> str:
+    ranges = ", ".join(f"{first}-{last}" for first, last in config.dynamic_ports)
+    lack = "port is free" if len(block) == 1 else f"{len(block)} neighbouring ports are free"
+    return f"the range of dynamic host ports {ranges} is full: no {lack} for {named(block)}"

@@ -1,0 +1,55 @@
+"""The note on a pod's own interface of the host ports that it has: ``hostport 80/tcp=40017 9000-9002/udp=40100``.
+
+It is in the pod's network namespace, and so outlives the node's ruleset and ends with the pod. From it, ``hostport
+restore`` knows which ports a pod had. The pod itself sees it in ``/sys/class/net/eth0/ifalias``. The first host port of
+a block of neighbours stands for all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_hostport.dynamic_ports.request import named, parse
+from cni_hostport.kernel import interfaces, netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cni_hostport.attachment import Attachment
+    from cni_hostport.dynamic_ports.assignment import Assigned
+    from cni_hostport.dynamic_ports.request import Block
+    from cni_hostport.log import Log
+
+MARK = "hostport "  # what a note of this plugin begins with
+
+
+def write(attachment: Attachment, blocks: Iterable[Block], assigned: Mapping[str, int], log: Log) -> None:
+    """Put the note onto an attachment's interface, and say where that fails: the pod has its ports all the same."""
+    text = MARK + " ".join(f"{named(block)}={assigned[str(block[0])]}" for block in blocks)
+    try:
+        with netns.inside(attachment.netns):
+            index = interfaces.index(attachment.ifname)
+            present = interfaces.alias(index)
+            if present and not present.startswith(MARK):
+                reason = f"somebody else has put a note there: {present}"
+            elif len(text) > interfaces.LONGEST_ALIAS:
+                reason = f"it would be longer than {interfaces.LONGEST_ALIAS} bytes"
+            else:
+                interfaces.set_alias(index, text)
+                return
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    log(f"the dynamic host ports of {attachment.container_id} are not noted on {attachment.ifname}: {reason}")
+
+
+def read(alias: str) -> Assigned:
+    """Return the host ports in an interface's note; of what is no such note, none."""
+    found: Assigned = {}
+    for item in alias.removeprefix(MARK).split(" ") if alias.startswith(MARK) else ():
+        request, _, port = item.rpartition("=")
+        try:
+            [block] = parse(request)
+            found |= {str(asked): int(port) + n for n, asked in enumerate(block)}
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,101 @@
+"""The file of each pod that has dynamic host ports: made from the ruleset alone, and read by the pod.
+
+It is ``/run/hostport/pods/UID/dynamic-ports.json``, where a pod of Kubernetes mounts the directory of its UID; another
+container's has its ID. A pod's first container finds it there, since ADD writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+from cni_hostport.dynamic_ports import assignment
+from cni_hostport.dynamic_ports.request import status
+from cni_hostport.errors import NFTError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cni_hostport.log import Log
+    from cni_hostport.lookup import Lookup
+
+DIRECTORY, NAME = "/run/hostport/pods", "dynamic-ports.json"
+ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
+MODE, DIRECTORY_MODE = 0o644, 0o755  # whatever user the pod's processes are
+
+
+def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
+    """Make the files of some pods say what the ruleset says now, and remove those of pods that have no ports.
+
+    Where that fails, it is told: a pod has its ports all the same.
+    """
+    for pod_id in pod_ids:
+        try:
+            _keep(lookup, pod_id)
+        except (NFTError, OSError) as error:
+            log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
+
+
+def keep_all(lookup: Lookup, log: Log) -> None:
+    """Write the files that are missing or wrong; raises ``NFTError``."""
+    keep(
+        lookup,
+        (pod_id for pod_id, ports in assignment.all_assigned(lookup).items() if _read(pod_id) != _text(ports)),
+        log,
+    )
+
+
+def _keep(lookup: Lookup, pod_id: str) -> None:
+    """Write or remove a file until it is as the ruleset is: others may do the same at the same time."""
+    written: Mapping[str, int] | None = None
+    for _ in range(ATTEMPTS):
+        ports = assignment.assigned(lookup, pod_id)
+        if ports == written:
+            return
+        if ports:
+            _write(pod_id, _text(ports))
+        else:
+            _remove(pod_id)
+        written = ports
+
+
+def _text(ports: Mapping[str, int]) -> bytes:
+    return f"{json.dumps(status(ports))}\n".encode()
+
+
+def _read(pod_id: str) -> bytes:
+    try:
+        descriptor = os.open(f"{DIRECTORY}/{pod_id}/{NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _write(pod_id: str, text: bytes) -> None:
+    """Replace a file by one rename, so that no pod reads half of it."""
+    directory = f"{DIRECTORY}/{pod_id}"
+    temporary = f"{directory}/.{NAME}.{os.getpid()}"
+    mask = os.umask(0)
+    try:
+        os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+        try:
+            os.write(descriptor, text)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, f"{directory}/{NAME}")
+    finally:
+        os.umask(mask)
+
+
+def _remove(pod_id: str) -> None:
+    """Remove a file, and its directory if that holds nothing else."""
+    with suppress(FileNotFoundError):
+        os.unlink(f"{DIRECTORY}/{pod_id}/{NAME}")
+    with suppress(OSError):
+        os.rmdir(f"{DIRECTORY}/{pod_id}")
