@@ -215,6 +215,7 @@ def test_chains_are_listed_first_and_each_map_by_a_call_of_its_own(library: Libr
         "list map inet hostport hostports",
         "list map inet hostport hostports_ip4",
         "list map inet hostport hostports_ip6",
+        "list map inet hostport dynamic_ports",
         "list map inet hostport pods_ip4",
         "list map inet hostport pods_ip6",
         "list map inet hostport waiting_hostports",

@@ -9,6 +9,7 @@ from cni_hostport import names, plugin
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, NFTError, NotFoundError, UnavailableError
 from cni_hostport.garbage_collection import VALID_ATTACHMENTS
+from cni_hostport.lookup import Held
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import probe_commands
 from cni_hostport.ruleset.installed import Installed
@@ -25,6 +26,7 @@ ENVIRONMENT = {
     "CNI_ARGS": "K8S_POD_NAME=web;K8S_POD_NAMESPACE=default",
 }
 KEY = Attachment("pods", "c1", "eth0").key
+USERS_OF_NFT = ("cni_hostport.kernel.nft", "cni_hostport.addition")
 
 
 class Kernel:
@@ -51,10 +53,10 @@ class Kernel:
         last = [command.split()[-1] for command in self.commands if command.startswith("delete chain")]
         return [names.get(word, word) for word in last]
 
-    def find(self, key: str) -> Attachment | None:
-        return next((holder for holder in self.holders if holder.key == key), None)
+    def find(self, key: str) -> Held | None:
+        return Held([], [], b"", 0) if key in {holder.key for holder in self.holders} else None
 
-    def remove(self, _key: str, _held: Attachment) -> bool:
+    def remove(self, _key: str, _held: Held) -> bool:
         return False  # so that it is left to a listing
 
     def existing(self, _: object) -> list[object]:
@@ -81,8 +83,10 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr("cni_hostport.kernel.nft.Nft", made)
-    monkeypatch.setattr("cni_hostport.lookup.Lookup", made)
+    for module in USERS_OF_NFT:
+        monkeypatch.setattr(f"{module}.Nft", made)
+    for module in ("cni_hostport.lookup", "cni_hostport.addition"):
+        monkeypatch.setattr(f"{module}.Lookup", made)
     monkeypatch.setattr("cni_hostport.portmap._uses_legacy_iptables", lambda _: False)
     monkeypatch.setattr("cni_hostport.kernel.listeners.tell", lambda *_: None)
     return made
@@ -202,7 +206,8 @@ def test_a_missing_library_is_an_error_with_its_reason(
     def missing() -> None:
         raise UnavailableError([("libnftables cannot be used", "")])
 
-    monkeypatch.setattr("cni_hostport.kernel.nft.Nft", missing)
+    for module in USERS_OF_NFT:
+        monkeypatch.setattr(f"{module}.Nft", missing)
     runtime = {"portMappings": [mapping(8080)]}
     error = failure(command, runtimeConfig=runtime, **{VALID_ATTACHMENTS: []})
     assert error.code == code

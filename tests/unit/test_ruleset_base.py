@@ -11,6 +11,7 @@ add table inet hostport { comment "CNI hostport plugin"; }
 add map inet hostport hostports { typeof meta nfproto . meta l4proto . th dport : verdict; counter; }
 add map inet hostport hostports_ip4 { typeof ip daddr . meta l4proto . th dport : verdict; counter; }
 add map inet hostport hostports_ip6 { typeof ip6 daddr . meta l4proto . th dport : verdict; counter; }
+add map inet hostport dynamic_ports { typeof meta nfproto . meta l4proto . th dport : verdict; }
 add map inet hostport pods_ip4 { typeof ip daddr : verdict; }
 add map inet hostport pods_ip6 { typeof ip6 daddr : verdict; }
 add map inet hostport waiting_hostports { typeof ip6 daddr . meta nfproto . meta l4proto . th dport : verdict; }

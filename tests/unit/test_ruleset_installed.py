@@ -145,6 +145,7 @@ def test_the_state_of_an_attachment_is_every_map_and_every_chain_on_its_way() ->
         "map inet hostport hostports",
         "map inet hostport hostports_ip4",
         "map inet hostport hostports_ip6",
+        "map inet hostport dynamic_ports",
         "map inet hostport pods_ip4",
         "map inet hostport pods_ip6",
         "map inet hostport waiting_hostports",

@@ -17,9 +17,13 @@ ANY4 = "0.0.0.0"
 V4, V6 = "10.1.0.2/24", "fd00::2/64"
 
 
-def make(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,), **keys: Any) -> plan.Plan:
+def request(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,), **keys: Any) -> plan.Request:
     config = NetworkConfig.parse({"prevResult": {}, "runtimeConfig": {"portMappings": list(mappings)}, **keys})
-    return plan.Request(config, [ip_interface(address) for address in pod]).plan()
+    return plan.Request(config, [ip_interface(address) for address in pod])
+
+
+def make(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,), **keys: Any) -> plan.Plan:
+    return request(*mappings, pod=pod, **keys).plan()
 
 
 def forwards(*mappings: Mapping[str, Any], pod: tuple[str, ...] = (V4,)) -> list[str]:
@@ -52,9 +56,10 @@ def test_a_host_address_chooses_the_family(host_ip: str, planned: list[str]) -> 
 
 @pytest.mark.parametrize(("host_ip", "pod"), [("2001:db8::1", V4), ("::", V4), ("192.0.2.1", V6), (ANY4, V6)])
 def test_a_host_address_of_a_family_the_pod_lacks_maps_nothing_and_is_told(host_ip: str, pod: str) -> None:
-    planned = make(mapping(8080, hostIP=host_ip), mapping(8081), pod=(pod,))
-    assert [forward.host_port for forward in planned.forwards] == [8081]
-    assert [str(mapping) for mapping, _ in planned.unmapped] == [f"8080/tcp on {host_ip}"]
+    asked = request(mapping(8080, hostIP=host_ip), mapping(8081), pod=(pod,))
+    assert [forward.host_port for forward in asked.plan().forwards] == [8081]
+    reason = "the container has no address to which it could be forwarded"
+    assert asked.unmapped() == [f"host port 8080/tcp on {host_ip} is not mapped: {reason}"]
 
 
 def test_the_first_address_of_each_family_counts() -> None:
