@@ -6,13 +6,11 @@ container's has its ID. A pod's first container finds it there, since ADD writes
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from stat import S_ISREG
 
 from cni_hostport.dynamic_ports import assignment
-from cni_hostport.dynamic_ports.request import status
 from cni_hostport.errors import NFTError
 
 TYPE_CHECKING = False
@@ -33,10 +31,16 @@ def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
     Where that fails, it is told: a pod has its ports all the same.
     """
     for pod_id in pod_ids:
-        try:
-            _keep(lookup, pod_id)
-        except (NFTError, OSError) as error:
-            log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
+        keep_one(lookup, pod_id, {}, log)
+
+
+def keep_one(lookup: Lookup, pod_id: str, expected: Mapping[str, int], log: Log) -> Mapping[str, int]:
+    """Do that for one pod, whose ports in the ruleset are probably the ``expected`` ones; return them."""
+    try:
+        return _keep(lookup, pod_id, expected)
+    except (NFTError, OSError) as error:
+        log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
+        return expected
 
 
 def keep_all(lookup: Lookup, log: Log) -> None:
@@ -45,21 +49,25 @@ def keep_all(lookup: Lookup, log: Log) -> None:
     keep(lookup, (pod_id for pod_id, text in wanted.items() if not _is_kept(pod_id, text)), log)
 
 
-def _keep(lookup: Lookup, pod_id: str) -> None:
+def _keep(lookup: Lookup, pod_id: str, expected: Mapping[str, int]) -> Mapping[str, int]:
     """Write or remove a file until it is as the ruleset is: others may do the same at the same time."""
-    written: Mapping[str, int] | None = None
+    ports = expected or assignment.assigned(lookup, pod_id)
     for _ in range(ATTEMPTS):
-        ports = assignment.assigned(lookup, pod_id)
-        if ports == written:
-            return
         if ports:
             _write(pod_id, _text(ports))
         else:
             _remove(pod_id)
-        written = ports
+        written, ports = ports, assignment.assigned(lookup, pod_id)
+        if ports == written:
+            break
+    return ports
 
 
 def _text(ports: Mapping[str, int]) -> bytes:
+    import json  # a DEL that leaves a pod nothing needs neither
+
+    from cni_hostport.dynamic_ports.request import status
+
     return f"{json.dumps(status(ports))}\n".encode()
 
 
