@@ -31,7 +31,7 @@ def install(request: Request, attachment: Attachment, log: Log) -> None:
     try:
         _follow_up(nft, held, log, AFTERWARDS.append)
         if request.blocks:
-            _tell_pod(attachment, request, held, log)
+            _tell_pod(attachment, request, held, log, AFTERWARDS.append)
     except BaseException:
         with suppress(Exception):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
@@ -93,11 +93,13 @@ def _follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], Non
         leave(lambda: conntrack.forget_the_rest(plan, log))
 
 
-def _tell_pod(attachment: Attachment, request: Request, plan: Plan, log: Log) -> None:
+def _tell_pod(
+    attachment: Attachment, request: Request, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None]
+) -> None:
     """Leave a pod's dynamic host ports where the pod, and whoever restores them, find them."""
     from cni_hostport.dynamic_ports import note, pod_files
 
-    # all that the pod has, but for another attachment's
-    expected = {forward.request: forward.host_port for forward in plan.forwards if forward.request}
-    assigned = pod_files.keep_one(Lookup(shared=True), attachment.pod_id, expected, log)
-    note.write(attachment, request.blocks, assigned, log)
+    pod_files.write(attachment.pod_id, plan.assigned, log)
+    note.write(attachment, request.blocks, plan.assigned, log)
+    # others may have written at the same time, for another attachment of the pod
+    leave(lambda: pod_files.keep(Lookup(), [attachment.pod_id], log, plan.assigned))

@@ -7,7 +7,7 @@ element, which it does once. Who was slower looks again, and takes the next port
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from cni_hostport import nf_tables
@@ -21,7 +21,7 @@ from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.config import NetworkConfig
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Port = tuple[str, int]  # protocol and host port
 
 PORT_BYTES = 8  # of protocol and port at the end of a key
-AT_ONCE = 4  # candidates that the kernel is asked about in one go: most often the first one is free
 
 
 def claim(
@@ -136,8 +135,7 @@ class _Picker:
 
     def _first_quiet(self, block: Block, candidates: Iterable[int]) -> int:
         """Return the first of some candidates on whose ports no program of the node listens, 0 if there is none."""
-        left = iter(candidates)
-        while some := [*islice(left, AT_ONCE)]:
+        for some in _growing(candidates):
             try:
                 busy = listeners.busy(block[0].protocol, {first + n for first in some for n in range(len(block))})
             except OSError:
@@ -156,8 +154,7 @@ class _Picker:
             return (start + port for port in ports for start in starts)
 
         held = self._held
-        left = (first for first in self._candidates(block) if held.isdisjoint(keys(first)))
-        while some := [*islice(left, AT_ONCE)]:
+        for some in _growing(first for first in self._candidates(block) if held.isdisjoint(keys(first))):
             asked = [(first, key) for first in some for key in keys(first)]
             answers = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
             fixed = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
@@ -175,10 +172,14 @@ class _Picker:
         To list those that are mapped for all addresses would take longer than to ask for a few.
         """
         held = self.listing.keys()
-        for version, name in ONE_ADDRESS.items():
+        for version, given in self._given().items():
             start = nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES]
-            held.update(start + key[-PORT_BYTES:] for key in self._lookup.members(name) or ())
+            held.update(start + key[-PORT_BYTES:] for key in given)
         return held
+
+    def _given(self) -> dict[int, set[bytes]]:
+        """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
+        return {version: self._lookup.members(ONE_ADDRESS[version]) or set() for version in self._request.pods}
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:
         ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
@@ -186,12 +187,12 @@ class _Picker:
 
     def given_elsewhere(self, plan: Plan) -> set[Port]:
         """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
-        given = {name: self._lookup.members(name) or set() for name in ONE_ADDRESS.values()}
+        given = self._given()
         own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
         found = set[tuple[str, int]]()
         for forward in plan.forwards:
             name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
-            others = (key for key in given[name] if key.endswith(port) and (name, key) not in own)
+            others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
             if forward.request and any(others):
                 found.add((forward.protocol, forward.host_port))
         return found
@@ -208,6 +209,16 @@ class _Picker:
             ]
             if holders and all(view.is_gone(element.owner) for element in holders):
                 yield first
+
+
+def _growing(candidates: Iterable[int]) -> Iterator[list[int]]:
+    """Yield the first one, then two, then three, and so on: most often the first one will do."""
+    left = iter(candidates)
+    for size in count(1):
+        some = [*islice(left, size)]
+        if not some:
+            return
+        yield some
 
 
 def _check_allowance(config: NetworkConfig) -> None:

@@ -7,7 +7,7 @@ container's has its ID. A pod's first container finds it there, since ADD writes
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from stat import S_ISREG
 
 from cni_hostport.dynamic_ports import assignment
@@ -15,7 +15,7 @@ from cni_hostport.errors import NFTError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
@@ -25,22 +25,28 @@ ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
-def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
+def write(pod_id: str, ports: Mapping[str, int], log: Log) -> None:
+    """Make a pod's file say that it has these ports; ``keep`` has to come after that."""
+    with _failures_told(pod_id, log):
+        _write(pod_id, _text(ports))
+
+
+def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log, written: Mapping[str, int] | None = None) -> None:
     """Make the files of some pods say what the ruleset says now, and remove those of pods that have no ports.
 
-    Where that fails, it is told: a pod has its ports all the same.
+    Where that fails, it is told: a pod has its ports all the same. ``written`` are the ports that files have already.
     """
     for pod_id in pod_ids:
-        keep_one(lookup, pod_id, {}, log)
+        with _failures_told(pod_id, log):
+            _keep(lookup, pod_id, written)
 
 
-def keep_one(lookup: Lookup, pod_id: str, expected: Mapping[str, int], log: Log) -> Mapping[str, int]:
-    """Do that for one pod, whose ports in the ruleset are probably the ``expected`` ones; return them."""
+@contextmanager
+def _failures_told(pod_id: str, log: Log) -> Iterator[None]:
     try:
-        return _keep(lookup, pod_id, expected)
+        yield
     except (NFTError, OSError) as error:
         log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
-        return expected
 
 
 def keep_all(lookup: Lookup, log: Log) -> None:
@@ -49,18 +55,17 @@ def keep_all(lookup: Lookup, log: Log) -> None:
     keep(lookup, (pod_id for pod_id, text in wanted.items() if not _is_kept(pod_id, text)), log)
 
 
-def _keep(lookup: Lookup, pod_id: str, expected: Mapping[str, int]) -> Mapping[str, int]:
+def _keep(lookup: Lookup, pod_id: str, written: Mapping[str, int] | None) -> None:
     """Write or remove a file until it is as the ruleset is: others may do the same at the same time."""
-    ports = expected or assignment.assigned(lookup, pod_id)
     for _ in range(ATTEMPTS):
+        ports = assignment.assigned(lookup, pod_id)
+        if ports == written:
+            return
         if ports:
             _write(pod_id, _text(ports))
         else:
             _remove(pod_id)
-        written, ports = ports, assignment.assigned(lookup, pod_id)
-        if ports == written:
-            break
-    return ports
+        written = ports
 
 
 def _text(ports: Mapping[str, int]) -> bytes:

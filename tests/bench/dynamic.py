@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from bench.burst import at_once
 from bench.contenders import COLD, COMMANDS, PAUSES, WARM, call_for, fill_range, median, run
 from bench.markdown import table
-from cni_hostport.dynamic_ports.keys import CAPABILITY
 from lab import Node, mapping
+
+from cni_hostport.dynamic_ports.keys import CAPABILITY
 
 if TYPE_CHECKING:
     import argparse
@@ -93,7 +94,6 @@ def report(ports: Ports) -> str:
             "",
             *table(["one port", *(f"{name}, {kind}" for name in ("warm", "cold") for kind in (FIXED, DYNAMIC))], rows),
             "",
-            f"{ports.pods} ADDs at once in a range of {ports.pods}: {dynamic:.0f} ms ({dynamic / fixed:.2f});"
-            f" failed calls: {ports.failures}.",
+            f"{ports.pods} ADDs at once, as many ports: {dynamic:.0f} ms ({dynamic / fixed:.2f}), {ports.failures} failed.",
         ]
     )
