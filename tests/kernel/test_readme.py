@@ -16,6 +16,8 @@ from cni_hostport.dynamic_ports.request import named, parse
 from cni_hostport.errors import Code
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from installation import Machine
     from lab import Node
 
@@ -68,24 +70,34 @@ def test_the_conflist_is_the_one_in_conf() -> None:
     assert json.loads(block(name)) == json.loads((ROOT / name).read_text())
 
 
-@pytest.mark.parametrize(
-    ("name", "printed"),
-    [("cnitool", ""), ("cnitool, dynamic", r"^hostport 80/tcp=40\d{3} 9000-9002/udp=40\d{3}$")],
-    ids=["port mappings", "dynamic host ports"],
-)
-def test_the_cnitool_commands_work(
-    installed_machine: Machine, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path, name: str, printed: str
-) -> None:
+@pytest.fixture
+def run_cnitool(
+    installed_machine: Machine, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path
+) -> Callable[[str], str]:
+    """Run a block's commands on a node, and return what they print."""
     node.ip("link del cni0")
     (tmp_path / "conf").symlink_to(ROOT / "conf")
-    script = re.sub(r"^\$ |sudo (-E )?", "", block(name), flags=re.MULTILINE)
-    script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
-    script = re.sub(r"hostport-(web|game)", rf"{node.name}-\1", script).replace("cnitool ", f"{cnitool} ")
-    own_state = 'mkdir -p /var/lib/cni; mount -t tmpfs none /var/lib/cni; cd "$0"; set -eux\n'
-    run = node.run("unshare", "--mount", "sh", "-c", own_state + script, str(tmp_path), check=False)
-    assert run.returncode == 0, run.stderr
-    assert re.search(printed, run.stdout, re.MULTILINE), run.stdout
-    assert "dnat-" not in node.ruleset()
+
+    def run(name: str) -> str:
+        script = re.sub(r"^\$ |sudo (-E )?", "", block(name), flags=re.MULTILINE)
+        script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
+        script = re.sub(r"hostport-(web|game)", rf"{node.name}-\1", script).replace("cnitool ", f"{cnitool} ")
+        own_state = 'mkdir -p /var/lib/cni; mount -t tmpfs none /var/lib/cni; cd "$0"; set -eux\n'
+        ran = node.run("unshare", "--mount", "sh", "-c", own_state + script, str(tmp_path), check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "dnat-" not in node.ruleset()
+        return ran.stdout
+
+    return run
+
+
+def test_the_cnitool_commands_work(run_cnitool: Callable[[str], str]) -> None:
+    run_cnitool("cnitool")
+
+
+def test_the_cnitool_commands_for_dynamic_host_ports_work(run_cnitool: Callable[[str], str]) -> None:
+    printed = run_cnitool("cnitool, dynamic")
+    assert re.search(r"hostport 80/tcp=40\d{3} 9000-9002/udp=40\d{3}$", printed, re.MULTILINE), printed
 
 
 def test_the_pod_that_asks_for_dynamic_host_ports_reads_them_where_they_are() -> None:
