@@ -88,12 +88,13 @@ def report(ports: Ports) -> str:
             cells += [f"{fixed:.1f}", f"{dynamic:.1f} ({dynamic / fixed:.2f})"]
         rows.append([f"{command} {place}", *cells])
     fixed, dynamic = (median(ports.together[kind]) for kind in (FIXED, DYNAMIC))
+    together = f"{ports.pods} ADDs at once in a range of as many ports: {dynamic:.0f} ms ({dynamic / fixed:.2f})"
     return "\n".join(
         [
             "Milliseconds for one host port (in brackets: as a ratio to one that is asked for by its number).",
             "",
             *table(["one port", *(f"{name}, {kind}" for name in ("warm", "cold") for kind in (FIXED, DYNAMIC))], rows),
             "",
-            f"{ports.pods} ADDs at once, as many ports: {dynamic:.0f} ms ({dynamic / fixed:.2f}), {ports.failures} failed.",
+            f"{together}; failed calls: {ports.failures}.",
         ]
     )
