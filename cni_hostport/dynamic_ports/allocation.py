@@ -54,7 +54,7 @@ def claim(
     taken = set[tuple[str, int]]()
     while True:
         picker = _Picker(nft, lookup, request, attachment, taken)
-        plan = request.plan(picker.pick(picker.listing.assigned(attachment.pod_id)))
+        plan = request.plan(picker.pick(picker.listing.assigned(attachment.pod_id, attachment.key)))
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
             held = install(plan)

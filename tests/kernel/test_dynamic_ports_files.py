@@ -8,6 +8,7 @@ import pytest
 import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
+from cni_hostport import skel
 from cni_hostport.dynamic_ports import pod_files
 from cni_hostport.lookup import Lookup
 
@@ -33,7 +34,11 @@ def keep_all() -> list[str]:
 def of_pod(command: str, uid: str, container: str = f"{OWN}c", text: str = "80") -> list[str]:
     variables = {"CNI_ARGS": f"K8S_POD_UID={uid};K8S_POD_NAME=web"}
     addresses = [f"10.1.{ord(container[-1])}.2/24"]
-    return scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
+    skel.AFTERWARDS.clear()
+    lines = scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
+    for task in skel.AFTERWARDS:
+        task()
+    return lines
 
 
 def test_the_file_is_everybodys_to_read_and_nobodys_to_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,6 +69,21 @@ def test_the_file_is_there_before_the_result_and_goes_with_the_ports() -> None:
     assert [*told(UID)] == ["81/udp"]
     of_pod("DEL", UID, f"{OWN}d")
     assert not (FILES / UID).exists()
+
+
+def test_of_two_sandboxes_of_a_pod_each_has_ports_of_its_own() -> None:
+    containers = f"{OWN}c", f"{OWN}d"
+    listed = []
+    for _ in range(2):
+        for container in containers:
+            of_pod("ADD", UID, container)
+            of_pod("CHECK", UID, container)
+        listed.append(scratch.ruleset().partition("map dynamic_ports")[2].partition("\t}")[0])
+    assert listed[0] == listed[1]
+    assert listed[0].count(f"80/tcp {UID}") == 2
+    of_pod("DEL", UID, containers[1])
+    of_pod("CHECK", UID, containers[0])
+    assert told(UID) == {"80/tcp": {"hostPort": given()[UID]["80/tcp"]}}
 
 
 def test_files_are_made_again_from_the_ruleset() -> None:
