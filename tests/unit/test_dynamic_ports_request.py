@@ -249,3 +249,7 @@ def test_port_0_asks_for_nothing_in_any_form(unspecified: dict[str, Any]) -> Non
 )
 def test_in_doubt_nothing_is_asked_for(runtime: object) -> None:
     assert not keys.are_in(runtime)
+
+
+def test_the_plugin_tells_the_names_from_all_others_by_a_word_in_them() -> None:
+    assert all("dynamic" in name for name in (keys.REQUEST, keys.CAPABILITY))
