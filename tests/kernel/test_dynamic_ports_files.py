@@ -9,12 +9,15 @@ import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
 from cni_hostport import skel
-from cni_hostport.dynamic_ports import pod_files
+from cni_hostport.dynamic_ports import assignment, pod_files
+from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from cni_hostport.netlink import Message
 
 UID = f"{OWN}3f0c-4b0e-8f9a"
 
@@ -145,6 +148,32 @@ def test_where_no_file_can_be_written_the_pod_has_its_ports_all_the_same(
     run("CHECK", 1, "80")
     run("DEL", 1)
     assert given() == {}
+
+
+@pytest.mark.parametrize("spoiled", [1, 3, 100])
+def test_a_listing_that_others_spoil_is_not_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, spoiled: int
+) -> None:
+    run("ADD", 1, "80")
+    before, file = given(), told(name(1))
+    dump, left = Lookup.dump, [spoiled]
+
+    def dump_or_not(self: Lookup, message: Message) -> list[bytes] | None:
+        left[0] -= 1
+        return None if left[0] >= 0 else dump(self, message)
+
+    monkeypatch.setattr(assignment, "PAUSES", (0,) * 5)
+    monkeypatch.setattr(Lookup, "dump", dump_or_not)
+    if spoiled < 5:
+        run("ADD", 1, "80")
+        run("CHECK", 1, "80")
+    else:
+        with pytest.raises(CNIError, match="cannot be listed"):
+            run("ADD", 1, "80")
+        lines: list[str] = []
+        pod_files.keep(Lookup(), [name(1)], lines.append)
+        assert len(lines) == 1
+    assert (given(), told(name(1))) == (before, file)
 
 
 @pytest.mark.parametrize(
