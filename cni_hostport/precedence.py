@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from cni_hostport.attachment import short_id
@@ -9,6 +10,7 @@ from cni_hostport.errors import CNIError, Code, PortHeldError
 from cni_hostport.kernel import presence
 from cni_hostport.names import DYNAMIC, PODS, network_in
 from cni_hostport.ruleset.commands import map_and_key, reservation
+from cni_hostport.ruleset.comment import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.comment import Owner
     from cni_hostport.ruleset.installed import Element, Installed
     from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -85,8 +86,13 @@ def in_the_way(installed: Installed, forward: Forward) -> list[Element]:
     one is that of one attachment alone.
     """
     key = reservation(forward)[1]
-    if forward.request or (DYNAMIC, key) in installed.by_key:
-        return [*installed.by_reservation.get(key, ())]
+    reserved = installed.by_key.get((DYNAMIC, key))
+    if forward.request or reserved:
+        found = [*installed.by_reservation.get(key, ())]
+        if reserved and not any(element.holder == reserved.holder for element in found):  # somebody removed the port's
+            owner = installed.owner(reserved.holder)
+            found.append(replace(reserved, owner=owner if owner.container_id else Owner(reserved.pod_id, "")))
+        return found
     element = installed.by_key.get(map_and_key(forward))
     return [element] if element else []
 
@@ -108,4 +114,4 @@ def _pod_and_container(nft: Nft, holder: str, owner: Owner) -> str:
 
 
 def _container(owner: Owner) -> str:
-    return f"container {short_id(owner.container_id)} ({owner.ifname})"
+    return f"container {short_id(owner.container_id)}" + (f" ({owner.ifname})" if owner.ifname else "")
