@@ -91,10 +91,10 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
 @click.argument("port", metavar="[PORT[/PROTOCOL]]", type=arguments.port_and_protocol, required=False)
 @JSON
 def port_command(pod: str, port: tuple[int, str] | None, *, as_json: bool) -> None:
-    """Show the host ports that lead to a port of a pod.
+    """Show the host ports that lead to a pod.
 
-    POD is [NAMESPACE/]NAME, or the ID of a container or its beginning. Without PORT, all its ports are shown, each with
-    the host ports that lead there. It is that in the pod; the protocol is tcp where none is given.
+    POD is [NAMESPACE/]NAME, or the ID of its container or the beginning of that. PORT is one in the pod, of tcp where
+    no PROTOCOL is given; without it, each port in the pod is shown with the host ports that lead there.
     """
     from cni_hostport.operate import mappings
     from cni_hostport.operate import port as pod_port

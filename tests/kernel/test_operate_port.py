@@ -11,8 +11,6 @@ from lab import CLIENT4, LAUNCHER, NODE4, Node, key_of, mapping
 if TYPE_CHECKING:
     import subprocess
 
-    from lab import Pod
-
 WEB, DNS = "shop/web-7d4b9c-x2x1z", "kube-system/dns"
 
 
@@ -38,16 +36,16 @@ def in_json(node: Node, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pod(node: Node) -> Pod:
+def _pod(node: Node) -> None:
     """A pod with fixed and with dynamic host ports."""
     made = node.pod()
     made.serve("tcp", 80, "web")
     fixed = mapping(8080), mapping(53, 53, "udp", hostIP=NODE4), mapping(8081, hostIP=NODE4)
     add(node, made, WEB, **asking("80, 9000-9001/udp", *fixed))
-    return made
 
 
-def test_each_port_of_a_pod_is_shown_with_the_host_ports_that_lead_there(node: Node, pod: Pod) -> None:
+@pytest.mark.usefixtures("_pod")
+def test_each_port_of_a_pod_is_shown_with_the_host_ports_that_lead_there(node: Node) -> None:
     dynamic = {item["request"]: item["host_port"] for item in listed(node)}
     assert dynamic.keys() == {"", "80/tcp", "9000/udp", "9001/udp"}
     assert shown(node, WEB) == [
@@ -64,7 +62,8 @@ def test_each_port_of_a_pod_is_shown_with_the_host_ports_that_lead_there(node: N
     ]
 
 
-def test_a_port_of_a_pod_is_answered_with_what_a_client_connects_to(node: Node, pod: Pod) -> None:
+@pytest.mark.usefixtures("_pod")
+def test_a_port_of_a_pod_is_answered_with_what_a_client_connects_to(node: Node) -> None:
     fixed, also_fixed, of_one_address, dynamic, also_dynamic = shown(node, WEB, "80")
     assert (fixed, also_fixed, of_one_address) == ("0.0.0.0:8080", "[::]:8080", f"{NODE4}:8081")
     number = int(dynamic.removeprefix("0.0.0.0:"))
