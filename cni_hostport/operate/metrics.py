@@ -46,7 +46,7 @@ class Mappings(Collector):
 
         dynamic = GaugeMetricFamily(
             "hostport_dynamic_ports",
-            "Those of the host ports that lead to a pod which were picked for it.",
+            "Dynamic host ports that lead to a pod; hostport_mappings counts them too.",
             labels=["protocol", "family"],
         )
         picked = Counter((mapping.protocol, mapping.version) for mapping in mappings if mapping.request)
