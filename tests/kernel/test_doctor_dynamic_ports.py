@@ -6,7 +6,7 @@ import pytest
 from doctor_node import Practice
 from dynamic_request import asking
 from hostport_list import listed
-from lab import NODE4, Node, mapping
+from lab import LAUNCHER, NODE4, Node, mapping
 from libcni_cache import CAPABLE
 
 from cni_hostport.dynamic_ports import keys
@@ -161,7 +161,9 @@ def test_ranges_that_are_wrong_are_told_once(practice: Practice) -> None:
     ],
     ids=["ruleset", "port", "reservation"],
 )
-def test_a_pod_that_lost_its_dynamic_port_is_a_problem(practice: Practice, damage: str, lacking: str) -> None:
+def test_a_pod_that_lost_its_dynamic_port_is_a_problem_and_the_remedy_brings_it_back(
+    practice: Practice, damage: str, lacking: str
+) -> None:
     running(practice, "80", mapping(8080))
     [port] = {str(item["host_port"]) for item in listed(practice.node) if item["request"]}
     practice.node.nft(damage.replace("PORT", port))
@@ -169,6 +171,9 @@ def test_a_pod_that_lost_its_dynamic_port_is_a_problem(practice: Practice, damag
     assert (found.status, found.remedy) == ("problem", "hostport restore")
     [detail] = found.details
     assert sorted(detail.partition("): ")[2].split(", ")) == sorted(lacking.replace("PORT", port).split(", "))
+    practice.node.run(*LAUNCHER, "restore", f"--cache-dir={practice.cache.directory}")
+    assert practice.finds() == []
+    assert {str(item["host_port"]) for item in listed(practice.node) if item["request"]} == {port}
 
 
 def test_a_pod_of_whose_dynamic_port_nothing_is_left_is_a_problem(practice: Practice) -> None:
