@@ -135,7 +135,7 @@ def _capability_statements(path: Path, config: dict[str, Any]) -> Iterator[State
             f"{path}: hostport does not have the capability portMappings",
             "Pods get dynamic host ports. The runtime sends no fixed ones, which do nothing, unless it is CRI-O, which"
             " makes those itself.",
-            f"Add {CAPABILITIES} to hostport's object, which does no harm with CRI-O either.",
+            'Add "portMappings": true to the capabilities of hostport\'s object, which does no harm with CRI-O either.',
         )
     elif "portMappings" not in declared:
         yield problem(

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from cni_hostport.config import NetworkConfig
-from cni_hostport.errors import CNIError
+from cni_hostport.errors import CNIError, Code
 from cni_hostport.operate import sysctls
 from cni_hostport.operate.doctor import conflists
 from cni_hostport.operate.statements import note, ok
@@ -90,7 +90,7 @@ def _mapping_statements(path: Path, ports: set[int], mappings: Sequence[Installe
         return
     yield note(
         text,
-        "Where no port is free, a pod that asks for one does not start on this node.",
+        f"Where no port is free, a pod that asks for one fails with code {Code.PORT_TAKEN:d}.",
         "Make the ranges larger: what pods have is not touched.",
     )
 
