@@ -80,7 +80,8 @@ class FakeAPIServer:
         key = self._certificate.with_suffix(".key")
         command = [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{ADDRESS}", "-keyout", key, "-out", self._certificate,
+            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{ADDRESS}", "-keyout", str(key),
+            "-out", str(self._certificate),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
         (self.account / "ca.crt").write_text(self._certificate.read_text())
@@ -146,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = Request(self.command, self.path, self.headers, json.loads(body or b"{}"))
+        request = Request(self.command, self.path, dict(self.headers), json.loads(body or b"{}"))
         status, document = self.api.answer(request)
         if self.api._server is not self.server:  # noqa: SLF001 - its own
             status = 0

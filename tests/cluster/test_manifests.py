@@ -56,7 +56,6 @@ def test_annotations_are_added_to_what_a_distribution_has(distribution: str) -> 
         "automountServiceAccountToken: false\n      containers:\n      - args:\n        - node\n        - annotate\n"
         in added
     )
-    assert added.count("mountPath: /var/run/secrets/kubernetes.io/serviceaccount\n") == 1
     assert "kubectl.kubernetes.io/default-container: agent\n" in added
 
 

@@ -283,8 +283,9 @@ def test_a_flush_changes_nothing_and_neither_does_a_restore(
     assert annotator.has_written("shop/web", ports)
     node.nft("flush ruleset")
     assert add_again(node, pod, "shop/web", "80/tcp") == ports
-    _, uid, later = add(node, "shop/later", "80/tcp")
-    server.pods["shop/later"] = Pod(uid)
+    later = node.pod(4)
+    server.pods["shop/later"] = Pod(f"{later.name}-uid")
+    add_again(node, later, "shop/later", "80/tcp")
     assert eventually(lambda: len(server.requests) >= 2)
     assert [request.path.split("/")[6] for request in server.requests] == ["web", "later"]
 
