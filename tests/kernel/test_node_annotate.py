@@ -290,15 +290,24 @@ def test_a_flush_changes_nothing_and_neither_does_a_restore(
     assert [request.path.split("/")[6] for request in server.requests] == ["web", "later"]
 
 
-def test_a_name_that_nftables_cuts_is_in_the_cache(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+def test_a_name_that_nftables_cuts_is_in_the_cache_after_the_add(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
     pod, name = node.pod(4), "w" * 200
     uid = f"{pod.name}-uid"
     server.pods[f"shop/{name}"] = Pod(uid)
-    annotator.cache.add(
-        pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]]
-    )  # fmt: skip
     ports = add_again(node, pod, f"shop/{name}", "80/tcp")
+    other = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{other.name}-uid")
+    assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+    annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
     assert annotator.has_written(f"shop/{name}", ports), annotator.log
+
+
+def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    add(node, f"shop/{'w' * 200}", "80/tcp")
+    assert eventually(lambda: "is unknown: nftables has no more of it than shop/www" in annotator.log)
+    assert (server.requests, annotator.log.count("\n")) == ([], 1)
 
 
 def test_a_container_outside_of_kubernetes_is_none_of_its_business(
