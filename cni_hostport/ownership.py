@@ -184,7 +184,7 @@ def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwa
             # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
             opens = verb == "create" or not localnet.is_open(plan.interface)
             commands += guard_commands(plan.interface, opens=opens, needed_by=key)
-    commands += not_dynamic_commands(key, [forward for forward in plan.forwards if forward not in holders])
+    commands += not_dynamic_commands([forward for forward in plan.forwards if forward not in holders])
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 

@@ -121,7 +121,7 @@ def claims(forward: Forward) -> list[tuple[str, str]]:
     return [map_and_key(forward), reservation(forward)] if forward.request else [map_and_key(forward)]
 
 
-def not_dynamic_commands(key: str, forwards: Iterable[Forward]) -> list[str]:
+def not_dynamic_commands(forwards: Iterable[Forward]) -> list[str]:
     """Return the commands that fail if a port that an attachment asks for by its number is somebody's dynamic one.
 
     A dynamic port is nobody else's at any host address, which the ports' own elements alone would allow.
@@ -129,7 +129,7 @@ def not_dynamic_commands(key: str, forwards: Iterable[Forward]) -> list[str]:
     ports = dict.fromkeys(reservation(forward)[1] for forward in forwards if not forward.request)
     if not ports:
         return []
-    elements = ", ".join(f"{port} : goto {dnat_chain(key)}" for port in ports)
+    elements = ", ".join(f"{port} : drop" for port in ports)  # whatever: nothing is looked up in this map
     return [create_command(DYNAMIC, elements), f"delete element {FAMILY} {TABLE} {DYNAMIC} {{ {', '.join(ports)} }}"]
 
 
