@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport import failures, ownership, plugin
-from cni_hostport.dynamic_ports import allocation
+from cni_hostport.dynamic_ports import allocation, note
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
 from cni_hostport.libcni import cache
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
     from cni_hostport.check import Comparison
     from cni_hostport.dynamic_ports.assignment import Assigned
+    from cni_hostport.dynamic_ports.request import Block
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
     from cni_hostport.ruleset.installed import Installed
@@ -68,6 +69,7 @@ class Restoration:
         self._dry_run = dry_run
         self._before = self._installed = before
         self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
+        self._unnoted: dict[str, tuple[Sequence[Block], Assigned]] = {}  # by keys: host ports other than those noted
         self._lookup = Lookup()
         self._lookup.leave_open()
 
@@ -154,7 +156,11 @@ class Restoration:
         return _Wanted(entry, plugin.attachment_of(call), plan)
 
     def _pick(self, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
-        return allocation.complete(self._nft, self._lookup, request, attachment, kept)
+        picked = allocation.complete(self._nft, self._lookup, request, attachment, kept)
+        self._unnoted.pop(attachment.key, None)
+        if picked != kept:
+            self._unnoted[attachment.key] = request.blocks, picked
+        return picked
 
     def _preparation(self, wanted: Sequence[_Wanted]) -> Callable[[_Wanted], Reinstatement | Outcome]:
         """Return what prepares the reinstatement of these attachments one by one, or tells that there is none to do.
@@ -236,6 +242,8 @@ class Restoration:
             try:
                 prepared.take_over(self._log)
                 self._open(prepared.held, opened)
+                if item.attachment.key in self._unnoted:
+                    note.write(item.attachment, *self._unnoted[item.attachment.key], self._log)
             except (CNIError, NFTError) as error:
                 outcomes[item.entry.path] = self._failed(item.entry, error)
             else:
