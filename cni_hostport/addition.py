@@ -63,7 +63,10 @@ def _claim(nft: Nft, request: Request, attachment: Attachment, log: Log) -> Plan
             return claim(request.plan())
         from cni_hostport.dynamic_ports import allocation
 
-        return allocation.claim(nft, lookup, request, attachment, claim)
+        def release() -> None:
+            ownership.release(nft, attachment.key, log)
+
+        return allocation.claim(nft, lookup, request, attachment, install=claim, release=release)
 
     try:
         return attempt()

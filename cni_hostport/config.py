@@ -36,7 +36,7 @@ from pydantic import (
 
 from cni_hostport.dynamic_ports import keys
 from cni_hostport.dynamic_ports.request import MAX_PORT, MOST, Block, merged, parse
-from cni_hostport.errors import CNIError, Code
+from cni_hostport.errors import CNIError, Code, quoted
 
 # pydantic looks for plugins of its own in all installed distributions, which takes longer than building these models
 _no_plugins = ModuleType("pydantic.plugin._loader")
@@ -119,7 +119,7 @@ def _range(text: str) -> PortRange:
         int(number) if number.isascii() and number.isdecimal() else 0 for number in (first, last if dash else first)
     ]
     if not 1 <= numbers[0] <= numbers[1] <= MAX_PORT:
-        msg = f"has {text!r}, which is not a range of ports from 1 to {MAX_PORT}, as in '40000-40999'"
+        msg = f"has {quoted(text)}, which is not a range of ports from 1 to {MAX_PORT}, as in '40000-40999'"
         raise ValueError(msg)
     return numbers[0], numbers[1]
 
@@ -342,4 +342,4 @@ def _sentence(error: Any) -> str:
         return f"{path} is missing"
     if error["type"] != "value_error":
         reason = JSON_TYPES.get(error["type"]) or f"is invalid: {reason}"
-    return f"{path} {error['input']!r} {reason}"
+    return f"{path} {quoted(error['input'])} {reason}"

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from cni_hostport.ruleset.installed import Element
 
 
-LONGEST_QUOTE = 250  # characters of a refused command, which can hold thousands of mappings
+LONGEST_QUOTE = 250  # characters of a value, or of a refused command, which can hold thousands of mappings
 
 ENOMEM, ENFILE, EMFILE = 12, 23, 24  # asm-generic/errno-base.h
 MODULE = "<module>"  # the name of the frame in which a module is being imported
+
+
+def quoted(value: object) -> str:
+    """Return a value from outside as Python writes it, of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 class Code(IntEnum):

@@ -71,7 +71,8 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log, AFTERWARDS.append)
-    elif keys.are_in(call.config.get("runtimeConfig")):  # of a ruleset that is lost, the file may be left
+    if not (held and held.dynamic_ports) and keys.are_in(call.config.get("runtimeConfig")):
+        # of a ruleset that is lost, or was damaged, the file may be left
         from cni_hostport.dynamic_ports import pod_files
 
         pod_files.keep(lookup, [attachment_of(call).pod_id], log)

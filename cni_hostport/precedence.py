@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from cni_hostport.attachment import short_id
@@ -85,8 +86,12 @@ def in_the_way(installed: Installed, forward: Forward) -> list[Element]:
     one is that of one attachment alone.
     """
     key = reservation(forward)[1]
-    if forward.request or (DYNAMIC, key) in installed.by_key:
-        return [*installed.by_reservation.get(key, ())]
+    reserved = installed.by_key.get((DYNAMIC, key))
+    if forward.request or reserved:
+        found = [*installed.by_reservation.get(key, ())]
+        if reserved and not any(element.holder == reserved.holder for element in found):  # somebody removed the port's
+            found.append(replace(reserved, owner=installed.owner(reserved.holder)))
+        return found
     element = installed.by_key.get(map_and_key(forward))
     return [element] if element else []
 

@@ -15,12 +15,12 @@ from cni_hostport.dynamic_ports.assignment import assigned
 from cni_hostport.dynamic_ports.request import AssignedPort, named
 from cni_hostport.errors import CNIError, Code, PortTakenError
 from cni_hostport.kernel import listeners, presence
-from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS
+from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS, PORT_MAPS
 from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.config import NetworkConfig
@@ -33,20 +33,31 @@ if TYPE_CHECKING:
     Port = tuple[str, int]  # protocol and host port
 
 PORT_BYTES = 8  # of protocol and port at the end of a key
-AT_ONCE = 16  # candidates that the kernel is asked about in one go
+VERSION_BYTES = {
+    ONE_ADDRESS[version]: nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES] for version in ONE_ADDRESS
+}
+AT_ONCE = 16  # ports that the kernel is asked about one by one, before all are listed
 
 
-def claim(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, install: Callable[[Plan], Plan]) -> Plan:
+def claim(
+    nft: Nft,
+    lookup: Lookup,
+    request: Request,
+    attachment: Attachment,
+    *,
+    install: Callable[[Plan], Plan],
+    release: Callable[[], None],
+) -> Plan:
     """Pick the host ports that a request lacks, install its plan, and return what ``install`` does.
 
-    A pod that has ports already keeps them. Raises ``CNIError``: ``INVALID_CONFIG`` if it may not have as many, or any;
-    ``PORT_TAKEN`` if none is free; and what ``install`` raises for other reasons.
+    A pod that has ports already keeps them. ``release`` removes what was installed. Raises ``CNIError``:
+    ``INVALID_CONFIG`` if it may not have as many, or any; ``PORT_TAKEN`` if none is free; and what ``install`` raises
+    for other reasons.
     """
     taken = set[tuple[str, int]]()
     while True:
         picker = _Picker(nft, lookup, request, attachment, taken)
-        picked = picker.pick(assigned(lookup, attachment.pod_id))
-        plan = request.plan(picked)
+        plan = request.plan(picker.pick(assigned(lookup, attachment.pod_id)))
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
             held = install(plan)
@@ -60,6 +71,7 @@ def claim(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, in
         if not hidden:
             return held
         taken |= hidden
+        release()  # there may be no other port
 
 
 def complete(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
@@ -107,58 +119,74 @@ class _Picker:
 
     def _first_port(self, block: Block) -> int:
         """Return the first port of the first candidate that is free, or whose holders all are gone."""
-        config, protocol = self._request.config, block[0].protocol
-        for candidates in self._candidates(block):
-            free = self._free(block, candidates)
-            if free:
-                try:
-                    busy = listeners.busy(protocol, {first + n for first in free for n in range(len(block))})
-                except OSError:
-                    busy = set()  # as for ports that are asked for by their numbers
-                quiet = (first for first in free if busy.isdisjoint(range(first, first + len(block))))
-                first = next(quiet, None)
-                if first is not None:
-                    return first
-        first = self._reclaimable(block)
-        if not first:
-            raise CNIError(Code.PORT_TAKEN, _nothing_free(config, block))
-        return first
+        candidates = self._candidates(block)
+        some = [*islice(candidates, max(1, AT_ONCE // len(block)))]
+        for free in (self._free(block, some), self._listed_free(block, candidates), self._reclaimable(block)):
+            first = self._first_quiet(block, free)
+            if first:
+                return first
+        raise CNIError(Code.PORT_TAKEN, _nothing_free(self._request.config, block))
 
-    def _candidates(self, block: Block) -> Iterator[Sequence[int]]:
-        """Yield what may be the first port of a block, some at a time."""
+    def _candidates(self, block: Block) -> Iterator[int]:
+        """Yield what may be the first port of a block."""
         seed = self._attachment.pod or self._attachment.pod_id
         ports = order.first_ports(self._request.config.dynamic_ports, len(block), seed, named(block))
-        untaken = (first for first in ports if not self._are_taken(block, first))
-        while candidates := [*islice(untaken, max(1, AT_ONCE // len(block)))]:
-            yield candidates
+        return (first for first in ports if not self._are_taken(block, first))
+
+    def _first_quiet(self, block: Block, candidates: Iterable[int]) -> int:
+        """Return the first of some candidates on whose ports no program of the node listens, 0 if there is none."""
+        left = iter(candidates)
+        while some := [*islice(left, AT_ONCE)]:
+            try:
+                busy = listeners.busy(block[0].protocol, {first + n for first in some for n in range(len(block))})
+            except OSError:
+                busy = set()  # as for ports that are asked for by their numbers
+            for first in some:
+                if busy.isdisjoint(range(first, first + len(block))):
+                    return first
+        return 0
 
     def _free(self, block: Block, candidates: Sequence[int]) -> list[int]:
-        """Return those candidates of which nobody has any port, for whichever address."""
-        keys = {
-            first: {key for forward in self._forwards(block, first) for key in _keys(forward)} for first in candidates
-        }
-        asked = [(first, key) for first, found in keys.items() for key in found]
-        answers = self._lookup.ask(*(nf_tables.get_element(key) for _, key in asked))
-        held = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
-        given = {key[-PORT_BYTES:] for found in self._given().values() for key in found}
-        return [
-            first
+        """Return those candidates of which nobody has any port, for whichever address; the kernel is asked for each."""
+        asked = [
+            (first, (name, key))
             for first in candidates
-            if first not in held and given.isdisjoint(key[-PORT_BYTES:] for _, key in keys[first])
+            for key in self._reservations(block, first)
+            for name in (DYNAMIC, ANY_ADDRESS)
         ]
+        answers = self._lookup.ask(*(nf_tables.get_element(element) for _, element in asked))
+        held = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
+        given = self._listed(*ONE_ADDRESS.values())
+        return [
+            first for first in candidates if first not in held and given.isdisjoint(self._reservations(block, first))
+        ]
+
+    def _listed_free(self, block: Block, candidates: Iterable[int]) -> Iterator[int]:
+        """Yield what ``_free`` returns; all ports are listed for it, which is faster where most are taken."""
+        held = self._listed(DYNAMIC, *PORT_MAPS)
+        return (first for first in candidates if held.isdisjoint(self._reservations(block, first)))
+
+    def _listed(self, *maps: str) -> set[bytes]:
+        """Return the ports that are in maps, by the keys that they have as dynamic ones."""
+        found = set[bytes]()
+        for name in maps:
+            version = VERSION_BYTES.get(name)
+            keys = self._lookup.members(name) or ()
+            found.update(keys if version is None else (version + key[-PORT_BYTES:] for key in keys))
+        return found
+
+    def _reservations(self, block: Block, first: int) -> list[bytes]:
+        return [nf_tables.packed_port(reservation(forward)[1]) for forward in self._forwards(block, first)]
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:
         ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
         return [forward for port in ports for forward in self._request.forwards(port)]
 
-    def _given(self) -> dict[str, set[bytes]]:
-        """Return the keys of all ports that are mapped for one host address, by their maps."""
-        return {name: self._lookup.members(name) or set() for name in ONE_ADDRESS.values()}
-
     def given_elsewhere(self, plan: Plan) -> set[Port]:
         """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
-        given, found = self._given(), set[tuple[str, int]]()
+        given = {name: self._lookup.members(name) or set() for name in ONE_ADDRESS.values()}
         own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
+        found = set[tuple[str, int]]()
         for forward in plan.forwards:
             name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
             others = (key for key in given[name] if key.endswith(port) and (name, key) not in own)
@@ -166,25 +194,18 @@ class _Picker:
                 found.add((forward.protocol, forward.host_port))
         return found
 
-    def _reclaimable(self, block: Block) -> int:
-        """Return the first candidate whose holders all are gone, 0 where there is none."""
+    def _reclaimable(self, block: Block) -> Iterator[int]:
+        """Yield the candidates whose holders all are gone."""
         presence.note(self._attachment)
+        if not self._attachment.identity:
+            return
         installed, view = self._nft.installed(), presence.View()
-        for candidates in self._candidates(block):
-            for first in candidates:
-                holders = [
-                    element for forward in self._forwards(block, first) for element in in_the_way(installed, forward)
-                ]
-                if self._attachment.identity and holders and all(view.is_gone(element.owner) for element in holders):
-                    return first
-        return 0
-
-
-def _keys(forward: Forward) -> Iterator[nf_tables.ElementKey]:
-    """Yield the elements that keep a forward from having its port, but for those of other host addresses."""
-    key = reservation(forward)[1]
-    for name, own in ((DYNAMIC, key), (ANY_ADDRESS, key), map_and_key(forward)):
-        yield name, nf_tables.packed_port(own)
+        for first in self._candidates(block):
+            holders = [
+                element for forward in self._forwards(block, first) for element in in_the_way(installed, forward)
+            ]
+            if holders and all(view.is_gone(element.owner) for element in holders):
+                yield first
 
 
 def _check_allowance(config: NetworkConfig) -> None:

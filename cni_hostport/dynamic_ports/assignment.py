@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 from cni_hostport import nf_tables
+from cni_hostport.errors import NFTError
 from cni_hostport.names import DYNAMIC
 
 TYPE_CHECKING = False
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
 # host ports by what was asked for, as text: {"80/tcp": 40017}
 Assigned = dict[str, int]
 
-ATTEMPTS = 5  # of a listing; each but the last was spoiled by somebody else's change
+# seconds between attempts to list; each but the last was spoiled by somebody else's change
+PAUSES = (0, 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
 
 
 def assigned(lookup: Lookup, pod_id: str) -> Assigned:
@@ -37,15 +41,19 @@ def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
 
 def _read(lookup: Lookup, wanted: bytes) -> dict[str, Assigned]:
     """Read those parts of the listing that have some bytes in them: to take all apart can take longer than an ADD."""
-    answers = None
-    for _ in range(ATTEMPTS):
-        answers = lookup.dump(nf_tables.get_elements(DYNAMIC))
-        if answers is not None:
-            break
     found: dict[str, Assigned] = {}
-    for answer in answers or ():
+    for answer in _listing(lookup):
         if wanted in answer:
             for key, comment in nf_tables.members_with_comments(answer):
                 request, _, pod_id = comment.partition(" ")
                 found.setdefault(pod_id, {})[request] = nf_tables.port(key)
     return found
+
+
+def _listing(lookup: Lookup) -> list[bytes]:
+    for pause in PAUSES:
+        answers = lookup.dump(nf_tables.get_elements(DYNAMIC))
+        if answers is not None:
+            return answers
+        time.sleep(pause)
+    raise NFTError([("the dynamic host ports are changed all the time, and cannot be listed", "")])

@@ -13,9 +13,10 @@ from cni_hostport.dynamic_ports.request import named, parse
 from cni_hostport.kernel import interfaces, netns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cni_hostport.attachment import Attachment
+    from cni_hostport.config import PortRange
     from cni_hostport.dynamic_ports.assignment import Assigned
     from cni_hostport.dynamic_ports.request import Block
     from cni_hostport.log import Log
@@ -25,7 +26,8 @@ MARK = "hostport "  # what a note of this plugin begins with
 
 def write(attachment: Attachment, blocks: Iterable[Block], assigned: Mapping[str, int], log: Log) -> None:
     """Put the note onto an attachment's interface, and say where that fails: the pod has its ports all the same."""
-    text = MARK + " ".join(f"{named(block)}={assigned[str(block[0])]}" for block in blocks)
+    firsts = ((named(block), assigned.get(str(block[0]))) for block in blocks)
+    text = MARK + " ".join(f"{name}={port}" for name, port in firsts if port)
     try:
         with netns.inside(attachment.netns):
             index = interfaces.index(attachment.ifname)
@@ -42,14 +44,19 @@ def write(attachment: Attachment, blocks: Iterable[Block], assigned: Mapping[str
     log(f"the dynamic host ports of {attachment.container_id} are not noted on {attachment.ifname}: {reason}")
 
 
-def read(alias: str) -> Assigned:
-    """Return the host ports in an interface's note; of what is no such note, none."""
+def read(alias: str, ranges: Sequence[PortRange]) -> Assigned:
+    """Return those host ports in an interface's note that are in ranges; of what is no such note, none.
+
+    A pod that may change its network can write there what it likes: it gets no port that the network does not give.
+    """
     found: Assigned = {}
     for item in alias.removeprefix(MARK).split(" ") if alias.startswith(MARK) else ():
         request, _, port = item.rpartition("=")
         try:
             [block] = parse(request)
-            found |= {str(asked): int(port) + n for n, asked in enumerate(block)}
+            ports = range(int(port), int(port) + len(block))
         except ValueError:
             continue
+        if any(first <= ports[0] and ports[-1] <= last for first, last in ranges):
+            found |= {str(asked): port for asked, port in zip(block, ports, strict=True)}
     return found

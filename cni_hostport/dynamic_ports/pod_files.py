@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from stat import S_ISREG
 
 from cni_hostport.dynamic_ports import assignment
 from cni_hostport.dynamic_ports.request import status
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TOP = "/run/hostport"
 DIRECTORY, NAME = f"{TOP}/pods", "dynamic-ports.json"
 ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
-MODE, DIRECTORY_MODE = 0o644, 0o755  # whatever user the pod's processes are
+MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
 def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
@@ -41,11 +42,8 @@ def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
 
 def keep_all(lookup: Lookup, log: Log) -> None:
     """Write the files that are missing or wrong; raises ``NFTError``."""
-    keep(
-        lookup,
-        (pod_id for pod_id, ports in assignment.all_assigned(lookup).items() if _read(pod_id) != _text(ports)),
-        log,
-    )
+    wanted = {pod_id: _text(ports) for pod_id, ports in assignment.all_assigned(lookup).items()}
+    keep(lookup, (pod_id for pod_id, text in wanted.items() if not _is_kept(pod_id, text)), log)
 
 
 def _keep(lookup: Lookup, pod_id: str) -> None:
@@ -66,29 +64,33 @@ def _text(ports: Mapping[str, int]) -> bytes:
     return f"{json.dumps(status(ports))}\n".encode()
 
 
-def _read(pod_id: str) -> bytes:
+def _is_kept(pod_id: str, text: bytes) -> bool:
+    """Tell whether a file has this text; a pod that may write there can have put anything in its place."""
     try:
-        descriptor = os.open(f"{DIRECTORY}/{pod_id}/{NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        place = os.open(f"{DIRECTORY}/{pod_id}/{NAME}", os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if not S_ISREG(os.stat(place).st_mode):
+                return False
+            with open(f"/proc/self/fd/{place}", "rb") as file:
+                return file.read(len(text) + 1) == text
+        finally:
+            os.close(place)
     except OSError:
-        return b""
-    with open(descriptor, "rb") as file:
-        return file.read()
+        return False
 
 
 def _write(pod_id: str, text: bytes) -> None:
     """Replace a file by one rename, so that no pod reads half of it."""
     directory = f"{DIRECTORY}/{pod_id}"
     temporary = f"{directory}/.{NAME}.{os.getpid()}"
-    mask = os.umask(0)
+    mask = os.umask(MASK)
     try:
-        os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
+        os.makedirs(directory, exist_ok=True)
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-        try:
-            os.write(descriptor, text)
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "wb") as file:
+            file.write(text)
         os.rename(temporary, f"{directory}/{NAME}")
     finally:
         os.umask(mask)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
+from cni_hostport.errors import quoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
@@ -125,15 +127,15 @@ def _read(item: str) -> tuple[range, str, IPv4Address | IPv6Address | None]:
     """Read the container ports, protocol and host address of an item."""
     match = ITEM.fullmatch(item)
     if not match:
-        msg = f"has {item!r}, which is not a container port as in 80/tcp, 9000-9002/udp or 192.0.2.1:80/tcp"
+        msg = f"has {quoted(item)}, which is not a container port as in 80/tcp, 9000-9002/udp or 192.0.2.1:80/tcp"
         raise ValueError(msg)
     first, last = int(match["first"]), int(match["last"] or match["first"])
     if not 1 <= first <= last <= MAX_PORT:
-        msg = f"has {item!r}, whose ports are not from 1 to {MAX_PORT} and in order"
+        msg = f"has {quoted(item)}, whose ports are not from 1 to {MAX_PORT} and in order"
         raise ValueError(msg)
     protocol = (match["protocol"] or PROTOCOLS[0]).lower()
     if protocol not in PROTOCOLS:
-        msg = f"has {item!r}, whose protocol is not tcp, udp or sctp"
+        msg = f"has {quoted(item)}, whose protocol is not tcp, udp or sctp"
         raise ValueError(msg)
     return range(first, last + 1), protocol, _address(item, match["ip"])
 
@@ -144,6 +146,6 @@ def _address(item: str, text: str | None) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(text.strip("[]"))
     except ValueError:
-        msg = f"has {item!r}, whose address is not an IP address"
+        msg = f"has {quoted(item)}, whose address is not an IP address"
         raise ValueError(msg) from None
     return getattr(address, "ipv4_mapped", None) or address

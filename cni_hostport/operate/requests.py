@@ -46,7 +46,8 @@ def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
         return None, ""
     attachment, assigned = plugin.attachment_of(call), Assigned()
     if request.blocks:
-        assigned = note.read(interface.alias) | assignment.assigned(Lookup(shared=True), attachment.pod_id)
+        noted = note.read(interface.alias, request.config.dynamic_ports)
+        assigned = noted | assignment.assigned(Lookup(shared=True), attachment.pod_id)
         assigned = pick(request, attachment, assigned) if pick else assigned
     wanted = request.plan(assigned)
     if not wanted.forwards:

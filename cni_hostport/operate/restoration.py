@@ -57,6 +57,10 @@ class _Wanted:
         return Outcome(status, self.entry.name, tuple(mappings), text, tuple(commands))
 
 
+class _LackingError(Exception):
+    """A host port has to be picked for an attachment, which has none any more."""
+
+
 class Restoration:
     """The restoration of all attachments that caches have; ``before`` is the ruleset as it was read first."""
 
@@ -68,6 +72,8 @@ class Restoration:
         self._log = log
         self._dry_run = dry_run
         self._before = self._installed = before
+        self._lacking: list[Path] = []  # the files of attachments for which host ports have to be picked
+        self._picks = False  # whether that is done now
         self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
         self._unnoted: dict[str, tuple[Sequence[Block], Assigned]] = {}  # by keys: host ports other than those noted
         self._lookup = Lookup()
@@ -76,8 +82,14 @@ class Restoration:
     def restore(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
         """Restore the attachments in files; yield the outcomes of those that have mappings, in the order of the files.
 
-        Of two that want the same, the first one gets it.
+        Of two that want the same, the first one gets it. But those for which ports have to be picked come last: what is
+        free is known once all others have those that they had.
         """
+        yield from self._restore_all(paths)
+        self._picks = True
+        yield from self._restore_all(self._lacking)
+
+    def _restore_all(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
         for start in range(0, len(paths), AT_ONCE):
             part = paths[start : start + AT_ONCE]
             outcomes = self._restore(part)
@@ -149,6 +161,9 @@ class Restoration:
         entry = Entry(path, requests.name(call))
         try:
             plan, gone = requests.plan(call, self._pick)
+        except _LackingError:
+            self._lacking.append(path)
+            return None
         except (CNIError, ValueError) as error:
             return self._failed(entry, error)
         if plan is None:
@@ -158,7 +173,9 @@ class Restoration:
     def _pick(self, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
         picked = allocation.complete(self._nft, self._lookup, request, attachment, kept)
         self._unnoted.pop(attachment.key, None)
-        if picked != kept:
+        if not picked.items() <= kept.items():
+            if not self._picks:
+                raise _LackingError
             self._unnoted[attachment.key] = request.blocks, picked
         return picked
 
