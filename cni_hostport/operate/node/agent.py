@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TIDY_AFTER, TIDY_INTERVAL = 90.0, 3600.0  # seconds; the first is more than the version before may still be needed for
 INTERVAL = 1.0  # seconds between looks at the children
 LISTEN_INTERVAL = 10.0  # seconds between attempts
-POD_FILES_INTERVAL = 10.0  # seconds between looks at what pods are told
+POD_FILES_INTERVAL = 5.0  # seconds between looks at what pods are told
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
 STATUS_TIMEOUT = 10.0  # seconds
