@@ -17,7 +17,6 @@ from cluster.traffic import ReplicaTraffic
 from cni_hostport.dynamic_ports import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cluster.cluster import Cluster
@@ -106,33 +105,25 @@ def test_a_pod_that_asks_where_the_network_gives_none_is_told_so_until_it_does(
     rolled_out.apply(asks)
     lack = "asks for dynamic host ports, 80/tcp, and this network gives none: it has no dynamicPorts"
     rolled_out.wait_for(lambda: lack in described(rolled_out, "asks"))
-    assert "ContainerCreating" in rolled_out.kubectl("get", "pod/asks")
+    rolled_out.wait_for(lambda: "ContainerCreating" in rolled_out.kubectl("get", "pod/asks"))
     set_options(rolled_out, tmp_path, dynamicPorts=f"{FIRST}-{LAST}")
     rolled_out.wait_until("condition=Ready", "pod/asks")
     rolled_out.delete(asks)
 
 
-def test_a_pod_that_does_not_ask_gets_nothing(rolled_out: Cluster) -> None:
-    node = rolled_out.nodes[0]
-    with rolled_out.running(pod("plain", node=node), pod("zero", port(0), node=node)):
-        assert (listed(node), node.run("ls", "/run/hostport/pods").stdout) == ([], "")
-        for made in rolled_out.get("pods"):
-            assert keys.STATUS not in made["metadata"].get("annotations", {})
-
-
 @pytest.fixture(scope="module")
-def deployed(rolled_out: Cluster) -> Iterator[Cluster]:
-    """The cluster, with the example's Deployment on both nodes."""
+def deployed(rolled_out: Cluster) -> Cluster:
+    """The cluster, with the example's Deployment on both nodes, beside pods that do not ask."""
     read = rolled_out.kubectl("create", "--dry-run=client", "--output=json", "--filename", EXAMPLE)
     deployment = json.loads(read)
     deployment["spec"]["replicas"] = REPLICAS
     pods = deployment["spec"]["template"]["spec"]
     pods["containers"][0]["image"] = image.NAME
     pods["terminationGracePeriodSeconds"] = 3
-    rolled_out.apply(deployment)
+    node = rolled_out.nodes[0]
+    rolled_out.apply(deployment, pod("plain", node=node), pod("zero", port(0), node=node))
     wait_for_replicas(rolled_out)
-    yield rolled_out
-    rolled_out.delete(deployment)
+    return rolled_out
 
 
 def wait_for_replicas(cluster: Cluster) -> None:
@@ -150,9 +141,16 @@ def test_each_replica_is_reached_on_its_own_port_found_by_its_annotation(deploye
         assert deployed.client.ask("tcp", replica.address, replica.port) == replica.answer
 
 
+def test_a_pod_that_does_not_ask_gets_nothing(deployed: Cluster) -> None:
+    deployed.wait_until("condition=Ready", "pod/plain", "pod/zero")
+    assert is_told_alike(deployed, replicas(deployed))
+    for name in ("plain", "zero"):
+        [made] = deployed.get("pods", f"--selector=name={name}")
+        assert keys.STATUS not in made["metadata"].get("annotations", {})
+
+
 def test_what_a_pod_reads_is_what_clients_and_the_node_are_told(deployed: Cluster) -> None:
     found = replicas(deployed)
-    assert is_told_alike(deployed, found)
     for node in deployed.nodes:
         replica = next(replica for replica in found if replica.node == node.name)
         read = ("exec", f"pod/{replica.name}", "--", "/bin/busybox", "cat")
@@ -188,8 +186,8 @@ def test_a_flushed_node_has_its_ports_files_and_annotations_again(deployed: Clus
 
 def test_annotations_are_right_again_when_everything_was_restarted(deployed: Cluster) -> None:
     found = replicas(deployed)
-    wrong = f'{keys.STATUS}={{"80/tcp": {{"hostPort": 1}}}}'
-    deployed.kubectl("annotate", "pods", f"--selector=app={NAME}", "--overwrite", wrong)
+    wrong = json.dumps({"80/tcp": {"hostPort": 1, "hostIP": "192.0.2.99"}})
+    deployed.kubectl("annotate", "pods", f"--selector=app={NAME}", "--overwrite", f"{keys.STATUS}={wrong}")
     running = containers(deployed)
     with deployed.control.without_api_server():
         for (node, _), container in running.items():
