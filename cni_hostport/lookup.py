@@ -112,6 +112,10 @@ class Lookup:
         [element] = self.ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
         return nf_tables.target(element) if element else ""
 
+    def label(self, chain: str) -> str:
+        """Return the comment on the rules of a chain of the table, empty if they have none."""
+        return next(filter(None, map(nf_tables.rule_comment, self.rules(chain))), "")
+
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` if that is nothing.
 

@@ -43,12 +43,12 @@ OBJECT_TABLE = 1  # the name of its table, in messages about a set, chain, rule 
 TABLE_NAME, TABLE_FLAGS, TABLE_OWNER = 1, 2, 7
 TABLE_F_DORMANT, TABLE_F_OWNER = 0x1, 0x2
 CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE, CHAIN_FLAGS = 2, 3, 4, 5, 6, 7, 10
-RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
+RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = 2, 4, 7
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_TIMEOUT = 2, 3, 4, 5, 6, 7, 11
 SET_USERDATA, SET_MAP = 13, 0x8
 SET_ELEM_LIST_SET, SET_ELEM_LIST_ELEMENTS = 2, 3
 SET_ELEM_KEY, SET_ELEM_DATA, SET_ELEM_USERDATA = 1, 2, 6
-UDATA_SET_ELEM_COMMENT = 0  # of libnftnl, in what the kernel keeps for nft
+UDATA_COMMENT = 0  # of libnftnl, in what the kernel keeps for nft with an element or a rule
 LIST_ELEM, EXPR_NAME, EXPR_DATA = 1, 1, 2
 DATA_VALUE, DATA_VERDICT, VERDICT_CHAIN = 1, 2, 2
 META_KEY, PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN = 2, 2, 3, 4
@@ -252,11 +252,19 @@ def members_with_comments(elements: bytes, wanted: bytes = b"") -> Iterator[tupl
         if wanted not in element:
             continue
         values = dict(attributes(element))
-        data, notes = values.get(SET_ELEM_USERDATA, b""), dict[int, bytes]()
-        while len(data) > 1:  # type, length and value of each note (libnftnl, include/libnftnl/udata.h)
-            notes[data[0]], data = data[2 : 2 + data[1]], data[2 + data[1] :]
-        comment = notes.get(UDATA_SET_ELEM_COMMENT, b"").rstrip(b"\0").decode(errors="replace")
-        yield nested_value(values[SET_ELEM_KEY], DATA_VALUE), comment
+        yield nested_value(values[SET_ELEM_KEY], DATA_VALUE), _comment(values.get(SET_ELEM_USERDATA, b""))
+
+
+def rule_comment(rule: bytes) -> str:
+    """Return the comment of a rule from the answer for it, empty if there is none."""
+    return _comment(nested_value(rule[4:], RULE_USERDATA))
+
+
+def _comment(data: bytes) -> str:
+    notes = dict[int, bytes]()
+    while len(data) > 1:  # type, length and value of each note (libnftnl, include/libnftnl/udata.h)
+        notes[data[0]], data = data[2 : 2 + data[1]], data[2 + data[1] :]
+    return notes.get(UDATA_COMMENT, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def has_comment(element: bytes) -> bool:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
 
-DIRECTORY, NAME = "/run/hostport/pods", "dynamic-ports.json"
+TOP = "/run/hostport"
+DIRECTORY, NAME = f"{TOP}/pods", "dynamic-ports.json"
 ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport import failures, ownership, plugin
-from cni_hostport.dynamic_ports import allocation
+from cni_hostport.dynamic_ports import allocation, note
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
 from cni_hostport.libcni import cache
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
     from cni_hostport.check import Comparison
     from cni_hostport.dynamic_ports.assignment import Assigned
+    from cni_hostport.dynamic_ports.request import Block
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
     from cni_hostport.ruleset.installed import Installed
@@ -74,6 +75,7 @@ class Restoration:
         self._lacking: list[Path] = []  # the files of attachments for which host ports have to be picked
         self._picks = False  # whether that is done now
         self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
+        self._unnoted: dict[str, tuple[Sequence[Block], Assigned]] = {}  # by keys: host ports other than those noted
         self._lookup = Lookup()
         self._lookup.leave_open()
 
@@ -170,8 +172,11 @@ class Restoration:
 
     def _pick(self, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
         picked = allocation.complete(self._nft, self._lookup, request, attachment, kept)
-        if not self._picks and not picked.items() <= kept.items():
-            raise _LackingError
+        self._unnoted.pop(attachment.key, None)
+        if not picked.items() <= kept.items():
+            if not self._picks:
+                raise _LackingError
+            self._unnoted[attachment.key] = request.blocks, picked
         return picked
 
     def _preparation(self, wanted: Sequence[_Wanted]) -> Callable[[_Wanted], Reinstatement | Outcome]:
@@ -254,6 +259,8 @@ class Restoration:
             try:
                 prepared.take_over(self._log)
                 self._open(prepared.held, opened)
+                if item.attachment.key in self._unnoted:
+                    note.write(item.attachment, *self._unnoted[item.attachment.key], self._log)
             except (CNIError, NFTError) as error:
                 outcomes[item.entry.path] = self._failed(item.entry, error)
             else:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import ownership, plugin
 from cni_hostport.check import Comparison
+from cni_hostport.dynamic_ports import pod_files
 from cni_hostport.errors import CNIError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache, directory
+from cni_hostport.lookup import Lookup
 from cni_hostport.names import RESTORING
 from cni_hostport.operate.outcome import Outcome, OutcomeStatus
 from cni_hostport.operate.restoration import Restoration
@@ -53,9 +55,9 @@ def restore(
 ) -> Iterator[tuple[Path | None, Outcome]]:
     """Restore the attachments in files of a cache. Yield the files whose attachments have host ports, and the outcomes.
 
-    The base of the ruleset is put right as well: its outcome comes without a file. For ``watch_seconds`` after that,
-    attachments are removed again that turn out to have been deleted; their files are yielded a second time. Raises
-    ``NFTError`` if nftables cannot be used.
+    The base of the ruleset is put right as well: its outcome comes without a file. So are the files that tell pods
+    their dynamic host ports. For ``watch_seconds`` after that, attachments are removed again that turn out to have been
+    deleted; their files are yielded a second time. Raises ``NFTError`` if nftables cannot be used.
     """
     nft = Nft()
     before = nft.installed()
@@ -71,6 +73,8 @@ def restore(
         yield None, Outcome(status, "the base of the ruleset", text="; ".join(damaged), commands=commands)
     restoration = Restoration(nft, before, comparison, log, dry_run=dry_run)
     yield from restoration.restore(paths)
+    if not dry_run:
+        pod_files.keep_all(Lookup(), log)
     yield from restoration.watch.run(watch_seconds)
 
 

@@ -19,7 +19,7 @@ BUILT = (
 )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of two nodes whose network is ``bridge`` and ``portmap``."""
     for program in BUILT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from go_tools import TOOLS
 from lab import CLIENT4
-from runtimes.host import SYSTEM_PATH, Processes, wait_for
+from runtimes.host import SYSTEM_PATH, Processes, Program, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from lab import Namespace
@@ -65,13 +66,17 @@ class Control(Processes):
         """Return the log of a program, by its name."""
         return self._directory / f"{program}.log"
 
-    def _start(self, program: str, *options: str) -> None:
-        self.start(program, TOOLS / program, *options, log=self.log(program), environment={"PATH": SYSTEM_PATH})
+    def _start(self, program: str, *options: str) -> Program:
+        environment = {"PATH": SYSTEM_PATH}
+        return self.start(program, TOOLS / program, *options, log=self.log(program), environment=environment)
 
     def begin(self) -> None:
         """Start the API server and its store, and do not wait for them."""
         self._start("etcd", "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--listen-peer-urls=http://127.0.0.1:0")
-        self._start(
+        self._begin_to_serve()
+
+    def _begin_to_serve(self) -> None:
+        self._api_server = self._start(
             "kube-apiserver", f"--etcd-servers={ETCD}", f"--advertise-address={CLIENT4}",
             f"--cert-dir={self._directory}", f"--service-cluster-ip-range={SERVICES}",
             f"--token-auth-file={self._directory / 'tokens.csv'}", "--authorization-mode=Node,RBAC",
@@ -80,6 +85,16 @@ class Control(Processes):
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._key}", f"--service-account-signing-key-file={self._key}",
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """Run the block after the API server was killed; start it again, and wait for it."""
+        self._api_server.kill()
+        try:
+            yield
+        finally:
+            self._begin_to_serve()
+            wait_for(self._is_ready, self.log("kube-apiserver"))
 
     def complete(self) -> None:
         """Wait for the API server, and start the others."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import bundle
 import pytest
-from go_tools import ROOT, TOOLS
+from go_tools import TOOLS
 
 from cluster.cluster import pod, port
+from cluster.daemonset import AGENTS, LONG, MANIFESTS, OURS, containers, flush, overlay, roll_out
 from cluster.images import REPOSITORY
 from cluster.machine import CTR
 from cluster.traffic import PodTraffic, PortTraffic
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
     from cluster.cluster import Cluster
     from cluster.machine import Machine
 
-MANIFESTS = ROOT / "conf" / "kubernetes"
-PRIMARY, OURS = "/etc/cni/net.d/10-containerd-net.conflist", "/etc/cni/net.d/01-hostport.conflist"
+PRIMARY = "/etc/cni/net.d/10-containerd-net.conflist"
 CONFORMANCE = "validates that there is no conflict between pods with same hostPort but different hostIP and protocol"
-AGENTS = ("--namespace=kube-system", "--selector=app.kubernetes.io/name=hostport")
 PROVOKED = "8090"  # the port that is refused
-LONG = 180  # seconds
 
 
 FOREIGN = "for name in python3 nft; do command -v $name; done; find / -xdev -name 'libnftables*' -o -name 'libpython*'"
@@ -41,28 +39,6 @@ def types(node: Machine, path: str) -> list[str]:
 
 def files(node: Machine) -> list[str]:
     return node.run("ls", "-A", "/etc/cni/net.d").stdout.split()
-
-
-def roll_out(cluster: Cluster, directory: Path) -> None:
-    cluster.kubectl("apply", "--kustomize", directory)
-    wait_for_roll_out(cluster)
-
-
-def wait_for_roll_out(cluster: Cluster) -> None:
-    told = cluster.kubectl("rollout", "status", "daemonset/hostport", "--namespace=kube-system", f"--timeout={LONG}s")
-    assert "successfully rolled out" in told, told + cluster.story()
-
-
-def kustomization(directory: Path, version: str) -> Path:
-    """Return an overlay that takes another version of the image, as an operator's own would."""
-    directory.mkdir()
-    image = {"name": "localhost/hostport", "newName": "localhost/hostport", "newTag": version}
-    # kustomize wants relative paths
-    relative = ROOT.joinpath("conf", "kubernetes", "kubeadm").relative_to("/")
-    above = "/".join([".."] * (len(directory.parts) - 1))
-    overlay = {"resources": [f"{above}/{relative}"], "images": [image]}
-    (directory / "kustomization.yaml").write_text(json.dumps(overlay))
-    return directory
 
 
 def failures(cluster: Cluster) -> list[str]:
@@ -213,8 +189,8 @@ def test_upstreams_conformance_test_of_host_ports_passes(rolled_out: Cluster, tm
 def test_what_happens_on_a_node_costs_nobody_his_ports(rolled_out: Cluster) -> None:
     one, two = rolled_out.nodes
     with rolled_out.running(*web(rolled_out, "steady", 8084)), PodTraffic(rolled_out) as traffic:
-        for node, agent in agents(rolled_out).items():
-            node.run(*CTR, "tasks", "kill", "--signal=SIGKILL", agent)
+        for (node, _), container in containers(rolled_out).items():
+            node.run(*CTR, "tasks", "kill", "--signal=SIGKILL", container)
         traffic.wait_for_rounds(1)
         two.restart_containerd()
         traffic.wait_for_rounds(1)
@@ -236,20 +212,6 @@ def test_host_ports_come_back_after_a_flush_while_pods_come_and_go(rolled_out: C
     assert failures(rolled_out) == []
 
 
-def agents(cluster: Cluster) -> dict[Machine, str]:
-    """Return the IDs of the agents' containers by their nodes."""
-    statuses = {pod["spec"]["nodeName"]: pod["status"]["containerStatuses"][0] for pod in cluster.get("pods", *AGENTS)}
-    return {node: statuses[node.name]["containerID"].removeprefix("containerd://") for node in cluster.nodes}
-
-
-def flush(node: Machine) -> None:
-    """Delete the plugin's table, as ``nft flush ruleset`` does among others."""
-    with node.namespace.inside():
-        from cni_hostport.kernel.nft import Nft
-
-        Nft().run(["delete table inet hostport"])
-
-
 def test_an_upgrade_fails_no_call_and_loses_no_port(rolled_out: Cluster, tmp_path: Path) -> None:
     version = "9.9.9"
     rolled_out.import_images(bundle.image_archive(version))
@@ -259,7 +221,8 @@ def test_an_upgrade_fails_no_call_and_loses_no_port(rolled_out: Cluster, tmp_pat
         PodTraffic(rolled_out) as pods,
     ):
         pods.wait_for_rounds(1)
-        roll_out(rolled_out, kustomization(tmp_path / "upgrade", version))
+        image = {"name": "localhost/hostport", "newName": "localhost/hostport", "newTag": version}
+        roll_out(rolled_out, overlay(tmp_path / "upgrade", "kubeadm", images=[image]))
         pods.wait_for_rounds(1)
     assert (ports.faults, pods.faults, failures(rolled_out)) == ([], [], [])
     for node in rolled_out.nodes:

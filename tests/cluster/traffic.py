@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from resident import eventually
 
 from cluster.cluster import pod, port
+from cluster.replicas import replicas
 
 if TYPE_CHECKING:
     from cluster.cluster import Cluster
 
 FIRST_PORT = 9000
 TIMEOUT = 2.0  # seconds for an answer
+FRESH = 1.0  # seconds for which a client goes by what it has found out
 INTERVAL = 0.1  # seconds between connections to a port
 
 
@@ -82,4 +86,28 @@ class PortTraffic(_Traffic):
                 self._cluster.client.ask("tcp", node.ip4, host_port, timeout=TIMEOUT)
                 continue
             self.faults.append(f"{node.name} does not answer on {host_port}")
+        self._ended.wait(INTERVAL)
+
+
+class ReplicaTraffic(_Traffic):
+    """Clients of those replicas with dynamic host ports that are ready; ``answered`` has the names of who answered."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        self.answered = set[str]()
+
+    def _round(self) -> None:
+        found, until = replicas(self._cluster), time.monotonic() + FRESH
+        random.shuffle(found)
+        for replica in found:
+            if time.monotonic() > until:
+                break
+            try:
+                answer = self._cluster.client.ask("tcp", replica.address, replica.port, timeout=TIMEOUT)
+            except OSError as error:
+                answer = str(error)
+            if answer == replica.answer:
+                self.answered.add(replica.name)
+            else:
+                self.faults.append(f"{replica}: {answer!r}")
         self._ended.wait(INTERVAL)

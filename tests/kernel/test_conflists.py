@@ -8,6 +8,8 @@ import pytest
 from cnitool import Chain
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, mapping
 
+from cni_hostport.dynamic_ports.keys import ANNOTATIONS, CAPABILITY
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,7 +61,7 @@ def test_an_error_reaches_the_person_who_runs_the_runtime(chain: Chain, containe
 
 
 @pytest.mark.parametrize("name", [DUAL, IPV4])
-def test_a_conflist_has_the_plugin_after_the_one_that_makes_the_interface_and_with_its_capability(name: str) -> None:
+def test_a_conflist_has_the_plugin_after_the_one_that_makes_the_interface_and_with_its_capabilities(name: str) -> None:
     plugins = json.loads((CONF / name).read_text())["plugins"]
     assert [plugin["type"] for plugin in plugins] == ["bridge", "hostport"]
-    assert plugins[-1]["capabilities"] == {"portMappings": True}
+    assert plugins[-1]["capabilities"] == dict.fromkeys(("portMappings", ANNOTATIONS, CAPABILITY), True)

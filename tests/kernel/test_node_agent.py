@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,23 @@ def test_it_brings_host_ports_back_that_were_lost_before_its_start(agent: Agent,
     node.nft("flush ruleset")
     agent.start()
     assert eventually(lambda: not node.client.is_silent("tcp", NODE4, 8080)), agent.log.read_text()
+
+
+def test_it_makes_a_pods_file_again_that_is_lost(agent: Agent, node: Node) -> None:
+    pod = node.pod(4)
+    node.add(pod, dynamicPorts="40000-40999", runtimeConfig={"dynamicPorts": "80/tcp"})
+
+    def file() -> Path:
+        return Path(f"/proc/{agent.process.pid}/root/run/hostport/pods/{pod.id}/dynamic-ports.json")
+
+    told = file().read_text()
+    shutil.rmtree(file().parents[1])
+    assert eventually(file().exists), agent.log.read_text()
+    assert file().read_text() == told
+    agent.end()
+    agent.start()  # with an empty /run, as after the start of the node
+    assert eventually(file().exists), agent.log.read_text()
+    assert file().read_text() == told
 
 
 def test_a_plugin_that_ends_without_a_word_is_not_available(agent: Agent) -> None:

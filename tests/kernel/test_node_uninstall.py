@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -90,7 +91,11 @@ def installed(node: Node, bundle: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_all_that_is_of_this_plugin_goes(installed: Installed) -> None:
+    told = installed.root.at(Path("/run/hostport/pods/12345678/dynamic-ports.json"))
+    told.parent.mkdir(parents=True)
+    told.touch()
     ran = installed.uninstall()
+    assert os.listdir(installed.root.at(Path("/run"))) == []
     assert ran == Ran(0, f"{CONF_DIR}/00-hostport.conflist is removed\n{REMOVED}")
     assert installed.is_removed
     assert installed.configurations == ["10-pods.conflist"]

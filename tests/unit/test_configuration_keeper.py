@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IN_STEP, WAITING, NOT_IN_STEP = Condition
-HOSTPORT = {"type": "hostport", "capabilities": {"portMappings": True}}
+HOSTPORT = {"type": "hostport", "capabilities": {"portMappings": True, "io.kubernetes.cri.pod-annotations": True}}
 OURS = "01-hostport.conflist"
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cni_hostport.operate.node.configuration import MARK, Configuration, derive, parse_options
 
-HOSTPORT = {"type": "hostport", "capabilities": {"portMappings": True}}
+HOSTPORT = {"type": "hostport", "capabilities": {"portMappings": True, "io.kubernetes.cri.pod-annotations": True}}
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 FLANNEL = b"""{
   "name": "cbr0",
@@ -43,7 +43,7 @@ DERIVED_FROM_FLANNEL = b"""{
         "mtu": 1.450e3
       }
     },
-    {"type": "hostport", "capabilities": {"portMappings": true}}
+    {"type": "hostport", "capabilities": {"portMappings": true, "io.kubernetes.cri.pod-annotations": true}}
   ]
 }
 """
@@ -53,7 +53,7 @@ DERIVED_FROM_BRIDGE = b"""{
   "name": "pods",
   "cniVersion": "0.4.0",
   "plugins": [{"cniVersion":"0.4.0", "name":"pods", "type":"bridge", "mtu":1e3},
-    {"type": "hostport", "capabilities": {"portMappings": true}}]
+    {"type": "hostport", "capabilities": {"portMappings": true, "io.kubernetes.cri.pod-annotations": true}}]
 }
 """
 
@@ -163,7 +163,7 @@ def test_what_is_hard_to_write_again_stays_byte_for_byte(kept: bytes) -> None:
         ours
         == b'{\n  "hostportDerivedFrom": "10-pods.conflist", '
         + data[1:-2]
-        + b',\n    {"type": "hostport", "capabilities": {"portMappings": true}}]}'
+        + f",\n    {json.dumps(HOSTPORT)}]}}".encode()
     )
 
 

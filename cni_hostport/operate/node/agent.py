@@ -1,9 +1,9 @@
 """The agent: the process that a DaemonSet has on each node, and without which every call works as well.
 
 It keeps this plugin's network configuration in step with the primary plugin's, runs the resident process, has host
-ports brought back when somebody deleted the table, and answers Prometheus and the kubelet. It is the node's own
-installation, in the node's mount namespace: so the resident process is the one that the executable looks for, and
-sees what it sees.
+ports brought back when somebody deleted the table, makes files that pods read again where they are lost, and answers
+Prometheus and the kubelet. It is the node's own installation, in the node's mount namespace: so the resident process is
+the one that the executable looks for, and sees what it sees.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from cni_hostport import __version__
+from cni_hostport.dynamic_ports import pod_files
+from cni_hostport.errors import NFTError
 from cni_hostport.kernel.table_events import TableEvents
 from cni_hostport.libcni.conflist import PLUGIN
+from cni_hostport.lookup import Lookup
 from cni_hostport.operate import metrics
 from cni_hostport.operate.arguments import sentence
 from cni_hostport.operate.node import children, endpoint, installation, installations
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 TIDY_AFTER, TIDY_INTERVAL = 90.0, 3600.0  # seconds; the first is more than the version before may still be needed for
 INTERVAL = 1.0  # seconds between looks at the children
 LISTEN_INTERVAL = 10.0  # seconds between attempts
+POD_FILES_INTERVAL = 5.0  # seconds between looks at what pods are told
 ENDING = (signal.SIGTERM, signal.SIGINT)
 STALLED = 60.0  # seconds after which a loop that turns each second is taken for dead
 STATUS_TIMEOUT = 10.0  # seconds
@@ -78,6 +82,7 @@ class Agent:
         self._told: set[str] = set()
         self._turned = time.monotonic()
         self._tidy_at, self._listen_at = self._turned + TIDY_AFTER, 0.0
+        self._pod_files_at = self._turned + POD_FILES_INTERVAL  # a restoration has made them before
         self._is_ending = False
 
     def run(self) -> None:
@@ -116,6 +121,8 @@ class Agent:
         children.bury_orphans()
         if self._listen and self._turned > self._listen_at:
             self._begin_to_listen(*self._listen)
+        if self._turned > self._pod_files_at:
+            self._keep_pod_files()
         if self._turned > self._tidy_at:
             self._tidy()
 
@@ -146,6 +153,14 @@ class Agent:
             self._log(f"{self._executable} was gone, and leads to {own / EXECUTABLE} again")
         except OSError as error:
             self._tell(f"{self._executable} is gone, and cannot be put back: {sentence(error)}")
+
+    def _keep_pod_files(self) -> None:
+        """Make the files again that tell pods their dynamic host ports, where they are lost or wrong."""
+        self._pod_files_at = self._turned + POD_FILES_INTERVAL
+        try:
+            pod_files.keep_all(Lookup(), self._tell)
+        except NFTError as error:
+            self._tell(f"whether pods are told their dynamic host ports cannot be looked at: {error}")
 
     def _obstacle(self, types: Sequence[str]) -> str:
         """Say why runtimes would not get on with this plugin on this node."""

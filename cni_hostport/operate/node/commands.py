@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cni_hostport.operate import arguments, terminal
 from cni_hostport.operate.arguments import CACHES, PATH
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 # where kubeadm, RKE2 and kind have it; the names of others are in conf/kubernetes
 BIN_DIR = click.option(
@@ -142,6 +146,24 @@ def run(
         mount_namespace.continue_on_node(lib_dir / bundle.name() / bundle.EXECUTABLE, given, options)
     this = agent.Node(bin_dir, lib_dir, conf_dir, caches, options, listen)
     agent.Agent(this, terminal.log).run()
+
+
+@node.command()
+@click.option(
+    "--host-ip", type=arguments.address, metavar="ADDRESS", envvar="HOSTPORT_HOST_IP",
+    help="The node's address that pods are told where they ask for none.",
+)  # fmt: skip
+@CACHES
+def annotate(host_ip: IPv4Address | IPv6Address | None, caches: tuple[Path, ...]) -> None:
+    """Write into an annotation of each pod which dynamic host ports it has.
+
+    The annotation is hostport/dynamic-ports-status. This runs in a container of a cluster, in the node's network, with
+    an account that may patch pods/status.
+    """
+    from cni_hostport.operate.node import annotator, api_server
+
+    server = api_server.APIServer.of_this_pod()
+    annotator.Annotator(server, str(host_ip or ""), caches, terminal.log).run()
 
 
 @node.command()

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport.config import NetworkConfig
+from cni_hostport.dynamic_ports.keys import ANNOTATIONS
 from cni_hostport.errors import CNIError
 from cni_hostport.libcni.conflist import PLUGIN
 from cni_hostport.operate.node import json_text
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from cni_hostport.operate.node.json_text import Value
 
 PORTMAP = "portmap"
+# the annotations also where the options allow no dynamic host ports: a pod that asks for one fails, and says why
+CAPABILITIES = {"portMappings": True, ANNOTATIONS: True}
 MULTUS = frozenset({"multus", "multus-shim"})
 # ours is known by this key of the list, which libcni ignores and hands to no plugin; it names the primary's file
 MARK = "hostportDerivedFrom"
@@ -240,5 +243,5 @@ def _plugin(primary: Configuration, portmap: dict[str, Any], options: dict[str, 
                 msg += f"; give {key} in the options, [] for none"
             raise ValueError(msg) from None
         kept[key] = value
-    document = {"type": PLUGIN, "capabilities": {"portMappings": True}, **kept, **options}
+    document = {"type": PLUGIN, "capabilities": CAPABILITIES, **kept, **options}
     return json.dumps(document), notes

@@ -1,7 +1,11 @@
-"""Takes this plugin off a node when no container needs it: its configuration, executable, installations and table."""
+"""Takes this plugin off a node when no container needs it.
+
+Its configuration goes first, then its executable and installations, the files that it made for pods, and its table.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import suppress
 from errno import EBUSY, EEXIST
@@ -9,6 +13,7 @@ from sys import byteorder
 from typing import TYPE_CHECKING
 
 from cni_hostport.config import NetworkConfig
+from cni_hostport.dynamic_ports import pod_files
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel import interfaces, localnet
 from cni_hostport.libcni import cache, directory
@@ -66,6 +71,8 @@ def uninstall(
             else:
                 _refuse_newcomers(bin_dir, conf_dir, caches)
         _remove_files(bin_dir, lib_dir, log)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(pod_files.TOP)
         log(f"Removed hostport from {bin_dir} and {lib_dir}.")
         _remove_table(log)
 
