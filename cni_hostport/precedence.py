@@ -32,12 +32,11 @@ def shared_ports(installed: Installed, attachment: Attachment, plan: Plan) -> di
     pods = (elements.get((PODS[pod_ip.version], str(pod_ip))) for pod_ip in plan.masquerade)
     others = {"", attachment.key, *(pod.holder for pod in pods if pod)}
     holders = {forward: elements.get(map_and_key(forward)) for forward in plan.forwards}
-    dynamic = {forward: elements.get(reservation(forward)) for forward in holders}
     return {
         forward: element.holder
         for forward, element in holders.items()
         if element and element.holder not in others and element.owner.is_beside(attachment)
-        if not (reserved := dynamic[forward]) or reserved.request == forward.request
+        if _asks_alike(installed, forward)
     }
 
 
@@ -69,7 +68,8 @@ def leaving_holders(
     for forward in plan.forwards:
         for element in in_the_way(installed, forward):
             # if the holder leaves, its port would go to an attachment that waits for it
-            heirs = [] if element.holder == key else installed.heirs(element, leaving)
+            keeps = element.holder == key and _asks_alike(installed, forward)
+            heirs = [] if keeps else installed.heirs(element, leaving)
             for holder, owner in ((element.holder, element.owner), *((heir.waiter, heir.owner) for heir in heirs)):
                 if holder in leaving:
                     continue
@@ -79,6 +79,12 @@ def leaving_holders(
                 namespace = f"whose namespace {owner.netns} is gone"
                 leaving[holder] = f"host port {forward} was held by {_container(owner)}, {namespace}"
     return leaving
+
+
+def _asks_alike(installed: Installed, forward: Forward) -> bool:
+    """Tell whether a forward's port is no dynamic one, or one that was asked for with the same words."""
+    reserved = installed.by_key.get(reservation(forward))
+    return not reserved or reserved.request == forward.request
 
 
 def in_the_way(installed: Installed, forward: Forward) -> list[Element]:

@@ -112,6 +112,19 @@ def test_a_dynamic_port_is_not_shared_with_who_asks_for_its_number(node: Node, p
     assert node.ruleset() == before
 
 
+def test_a_dynamic_port_that_another_network_waits_for_is_not_kept_by_its_number(node: Node, pod: Pod) -> None:
+    first, second = on(pod, "pods", "80, 81"), on(pod, "second", "80, 81")
+    for call in (first, second):
+        run(node, "ADD", pod, call)
+    before = given(node)
+    changed = config(pod, mapping(before[pod.id]["81/tcp"])) | {"name": "pods"}
+    refused = node.cni("ADD", pod, changed)
+    assert (refused.code, f"is taken by container {pod.id[:12]}" in refused.msg) == (100, True)
+    run(node, "DEL", pod, (BARE, "eth0"))
+    assert given(node) == before
+    run(node, "CHECK", pod, second)
+
+
 def test_both_networks_are_restored_with_the_first_ones_ports(node: Node, pod: Pod, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cni")
     for network in ("pods", "second"):
