@@ -386,7 +386,7 @@ def test_a_server_that_says_nothing_about_one_pod_holds_nobody_up_for_long(
             pod = node.pod(4)
             hanging.pods[name] = Pod(f"{pod.name}-uid")
             assert annotator.has_written(name, add_again(node, pod, name, "80/tcp"))
-        assert len([request for request in hanging.requests if "/bad/" in request.path]) > 1
+        assert eventually(lambda: len([request for request in hanging.requests if "/bad/" in request.path]) > 1)
 
 
 def test_it_ends_where_it_hangs(node: Node, hanging: FakeAPIServer, tmp_path: Path) -> None:
