@@ -6,7 +6,7 @@ import time
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.names import DYNAMIC
+from cni_hostport.names import DYNAMIC, dnat_chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,14 +43,24 @@ class Listing:
                     found.setdefault(pod_id, {})[request] = nf_tables.port(key)
         return found
 
-    def assigned(self, pod_id: str) -> Assigned:
-        """Return the host ports of one pod, whichever of its attachments has them."""
-        return self.by_pod(pod_id.encode()).get(pod_id, {})
+    def assigned(self, pod_id: str, key: str = "") -> Assigned:
+        """Return the host ports of one pod, whichever of its attachments has them.
+
+        Of two with the same request, as while a pod's former sandbox is still there, the one counts whose ``key`` is
+        given.
+        """
+        ports = self.by_pod(pod_id.encode()).get(pod_id, {})
+        return ports | self.held_by(key) if key and ports else ports
+
+    def held_by(self, key: str) -> Assigned:
+        """Return the host ports that lead to one attachment."""
+        pods = self.by_pod(dnat_chain(key).encode()).values()
+        return {request: port for ports in pods for request, port in ports.items()}
 
 
-def assigned(lookup: Lookup, pod_id: str) -> Assigned:
-    """Return the host ports of one pod, whichever of its attachments has them; raises ``NFTError``."""
-    return Listing(lookup).assigned(pod_id)
+def assigned(lookup: Lookup, pod_id: str, key: str = "") -> Assigned:
+    """Return the host ports of one pod as ``Listing.assigned`` does; raises ``NFTError``."""
+    return Listing(lookup).assigned(pod_id, key)
 
 
 def all_assigned(lookup: Lookup) -> dict[str, Assigned]:

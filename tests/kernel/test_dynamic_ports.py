@@ -150,6 +150,17 @@ def test_a_repeated_add_keeps_the_ports_and_takes_what_is_new() -> None:
 
 
 @in_scratch
+def test_host_addresses_limit_dynamic_ports_too() -> None:
+    limits: Any = {"hostAddresses": ["192.0.2.0/24"]}
+    run("ADD", 1, "80", **limits)
+    run("CHECK", 1, "80", **limits)
+    assert "ip daddr 192.0.2.0/24 tcp dport" in scratch.ruleset()
+    assert f"ipv6 . tcp . {port(1)}" not in scratch.ruleset()
+    assert "container port [::]:80/tcp gets no host port" in run("ADD", 1, "[::]:80", **limits)[0]
+    assert given() == {}
+
+
+@in_scratch
 def test_a_pod_of_the_same_name_gets_the_same_port_again() -> None:
     names = [{"CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-{number}"} for number in range(4)]
     asked = asking("80, 9000-9003/udp")

@@ -8,12 +8,16 @@ import pytest
 import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
-from cni_hostport.dynamic_ports import pod_files
+from cni_hostport import skel
+from cni_hostport.dynamic_ports import assignment, pod_files
+from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from cni_hostport.netlink import Message
 
 UID = f"{OWN}3f0c-4b0e-8f9a"
 
@@ -33,7 +37,11 @@ def keep_all() -> list[str]:
 def of_pod(command: str, uid: str, container: str = f"{OWN}c", text: str = "80") -> list[str]:
     variables = {"CNI_ARGS": f"K8S_POD_UID={uid};K8S_POD_NAME=web"}
     addresses = [f"10.1.{ord(container[-1])}.2/24"]
-    return scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
+    skel.AFTERWARDS.clear()
+    lines = scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
+    for task in skel.AFTERWARDS:
+        task()
+    return lines
 
 
 def test_the_file_is_everybodys_to_read_and_nobodys_to_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,6 +72,21 @@ def test_the_file_is_there_before_the_result_and_goes_with_the_ports() -> None:
     assert [*told(UID)] == ["81/udp"]
     of_pod("DEL", UID, f"{OWN}d")
     assert not (FILES / UID).exists()
+
+
+def test_of_two_sandboxes_of_a_pod_each_has_ports_of_its_own() -> None:
+    containers = f"{OWN}c", f"{OWN}d"
+    listed = []
+    for _ in range(2):
+        for container in containers:
+            of_pod("ADD", UID, container)
+            of_pod("CHECK", UID, container)
+        listed.append(scratch.ruleset().partition("map dynamic_ports")[2].partition("\t}")[0])
+    assert listed[0] == listed[1]
+    assert listed[0].count(f"80/tcp {UID}") == 2
+    of_pod("DEL", UID, containers[1])
+    of_pod("CHECK", UID, containers[0])
+    assert told(UID) == {"80/tcp": {"hostPort": given()[UID]["80/tcp"]}}
 
 
 def test_files_are_made_again_from_the_ruleset() -> None:
@@ -125,6 +148,32 @@ def test_where_no_file_can_be_written_the_pod_has_its_ports_all_the_same(
     run("CHECK", 1, "80")
     run("DEL", 1)
     assert given() == {}
+
+
+@pytest.mark.parametrize("spoiled", [1, 3, 100])
+def test_a_listing_that_others_spoil_is_not_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, spoiled: int
+) -> None:
+    run("ADD", 1, "80")
+    before, file = given(), told(name(1))
+    dump, left = Lookup.dump, [spoiled]
+
+    def dump_or_not(self: Lookup, message: Message) -> list[bytes] | None:
+        left[0] -= 1
+        return None if left[0] >= 0 else dump(self, message)
+
+    monkeypatch.setattr(assignment, "PAUSES", (0,) * 5)
+    monkeypatch.setattr(Lookup, "dump", dump_or_not)
+    if spoiled < 5:
+        run("ADD", 1, "80")
+        run("CHECK", 1, "80")
+    else:
+        with pytest.raises(CNIError, match="cannot be listed"):
+            run("ADD", 1, "80")
+        lines: list[str] = []
+        pod_files.keep(Lookup(), [name(1)], lines.append)
+        assert len(lines) == 1
+    assert (given(), told(name(1))) == (before, file)
 
 
 @pytest.mark.parametrize(
