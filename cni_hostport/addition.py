@@ -31,7 +31,7 @@ def install(request: Request, attachment: Attachment, log: Log) -> None:
     try:
         _follow_up(nft, held, log, AFTERWARDS.append)
         if request.blocks:
-            _tell_pod(attachment, request, log)
+            _tell_pod(attachment, request, held, log, AFTERWARDS.append)
     except BaseException:
         with suppress(Exception):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
@@ -93,10 +93,13 @@ def _follow_up(nft: Nft, plan: Plan, log: Log, leave: Callable[[Callable[[], Non
         leave(lambda: conntrack.forget_the_rest(plan, log))
 
 
-def _tell_pod(attachment: Attachment, request: Request, log: Log) -> None:
+def _tell_pod(
+    attachment: Attachment, request: Request, plan: Plan, log: Log, leave: Callable[[Callable[[], None]], None]
+) -> None:
     """Leave a pod's dynamic host ports where the pod, and whoever restores them, find them."""
-    from cni_hostport.dynamic_ports import assignment, note, pod_files
+    from cni_hostport.dynamic_ports import note, pod_files
 
-    lookup = Lookup(shared=True)
-    pod_files.keep(lookup, [attachment.pod_id], log)
-    note.write(attachment, request.blocks, assignment.assigned(lookup, attachment.pod_id), log)
+    pod_files.write(attachment.pod_id, plan.assigned, log)
+    note.write(attachment, request.blocks, plan.assigned, log)
+    # others may have written at the same time, for another attachment of the pod
+    leave(lambda: pod_files.keep(Lookup(), [attachment.pod_id], log, plan.assigned))

@@ -213,20 +213,44 @@ def uses(chain: bytes) -> int:
 
 def members(elements: bytes) -> Iterator[bytes]:
     """Return the keys of a set from an answer for its elements."""
-    return (key for key, _ in members_with_verdicts(elements))
+    return (element[8 : int.from_bytes(element[:2], byteorder)] for element in _listed(elements))
+
+
+def dynamic_port_keys(elements: bytes) -> set[bytes]:
+    """Return the keys of dynamic host ports from an answer for their elements, in a fifth of the time of ``members``.
+
+    No other bytes of an element are like those before its key: neither the key, of which most are zero, nor a name.
+    """
+    return {part[:_PORT_KEY_BYTES] for part in elements.split(_BEFORE_PORT_KEY)[1:]}
+
+
+_PORT_KEY_BYTES = 12
+_BEFORE_PORT_KEY = attribute(SET_ELEM_KEY, attribute(DATA_VALUE, bytes(_PORT_KEY_BYTES)))[:-_PORT_KEY_BYTES]
 
 
 def members_with_verdicts(elements: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Return the keys of a map with their verdicts from an answer for its elements; those of a set have empty ones."""
-    for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)):
-        # the key comes first, an attribute in an attribute (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c)
+    for element in _listed(elements):
         end = int.from_bytes(element[:2], byteorder)
         yield element[8:end], nested_value(element[end:], SET_ELEM_DATA, DATA_VERDICT)
 
 
-def members_with_comments(elements: bytes) -> Iterator[tuple[bytes, str]]:
-    """Return the keys of a map with their comments from an answer for its elements; where there is none it is empty."""
-    for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)):
+def _listed(elements: bytes) -> Iterator[bytes]:
+    """Return the elements in an answer for those of a set.
+
+    The key comes first, an attribute in an attribute (nf_tables_fill_setelem of net/netfilter/nf_tables_api.c).
+    """
+    return (element for _, element in attributes(nested_value(elements[4:], SET_ELEM_LIST_ELEMENTS)))
+
+
+def members_with_comments(elements: bytes, wanted: bytes = b"") -> Iterator[tuple[bytes, str]]:
+    """Return the keys of a map with their comments from an answer for its elements; where there is none it is empty.
+
+    Only elements that have the ``wanted`` bytes in them are taken apart.
+    """
+    for element in _listed(elements):
+        if wanted not in element:
+            continue
         values = dict(attributes(element))
         yield nested_value(values[SET_ELEM_KEY], DATA_VALUE), _comment(values.get(SET_ELEM_USERDATA, b""))
 

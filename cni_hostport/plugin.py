@@ -212,7 +212,8 @@ def installed_plan(call: Call, request: Request) -> Plan:
     from cni_hostport.dynamic_ports import assignment
     from cni_hostport.lookup import Lookup
 
-    assigned = assignment.assigned(Lookup(), attachment_of(call).pod_id)
+    attachment = attachment_of(call)
+    assigned = assignment.assigned(Lookup(), attachment.pod_id, attachment.key)
     for port in (port for block in request.blocks for port in block):
         if str(port) not in assigned:
             msg = f"container port {port} of {call.container_id} ({call.ifname}) has no dynamic host port any more"

@@ -10,6 +10,7 @@ from cni_hostport.errors import CNIError, Code, PortHeldError
 from cni_hostport.kernel import presence
 from cni_hostport.names import DYNAMIC, PODS, network_in
 from cni_hostport.ruleset.commands import map_and_key, reservation
+from cni_hostport.ruleset.comment import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.comment import Owner
     from cni_hostport.ruleset.installed import Element, Installed
     from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -90,7 +90,8 @@ def in_the_way(installed: Installed, forward: Forward) -> list[Element]:
     if forward.request or reserved:
         found = [*installed.by_reservation.get(key, ())]
         if reserved and not any(element.holder == reserved.holder for element in found):  # somebody removed the port's
-            found.append(replace(reserved, owner=installed.owner(reserved.holder)))
+            owner = installed.owner(reserved.holder)
+            found.append(replace(reserved, owner=owner if owner.container_id else Owner(reserved.pod_id, "")))
         return found
     element = installed.by_key.get(map_and_key(forward))
     return [element] if element else []
@@ -113,4 +114,4 @@ def _pod_and_container(nft: Nft, holder: str, owner: Owner) -> str:
 
 
 def _container(owner: Owner) -> str:
-    return f"container {short_id(owner.container_id)} ({owner.ifname})"
+    return f"container {short_id(owner.container_id)}" + (f" ({owner.ifname})" if owner.ifname else "")

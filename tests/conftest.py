@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dynamic_ports
 import pytest
 import resident
 from go_tools import TOOLS, unavailable
@@ -34,6 +35,14 @@ def _left_open() -> Iterator[None]:
     yield
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         netlink.close_all()
+
+
+@pytest.fixture(autouse=True)
+def _pod_files() -> Iterator[None]:
+    """Remove the files of pods that a test leaves behind."""
+    yield
+    for directory in dynamic_ports.FILES.glob(f"{dynamic_ports.OWN}*"):
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -70,15 +70,17 @@ def run(
     *mappings: Mapping[str, Any],
     container: str = "c1",
     addresses: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
     **keys: Any,
 ) -> list[str]:
-    """Run an operation for a container, and return the lines that it logs."""
+    """Run an operation for a container, with further variables, and return the lines that it logs."""
     ips = [{"address": address} for address in addresses or ADDRESSES[container]]
     environ = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": container,
         "CNI_NETNS": f"/run/netns/{container}",
         "CNI_IFNAME": "eth0",
+        **(variables or {}),
     }
     config = {
         "cniVersion": "1.1.0",

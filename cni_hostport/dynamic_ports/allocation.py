@@ -6,21 +6,22 @@ element, which it does once. Who was slower looks again, and takes the next port
 
 from __future__ import annotations
 
-from itertools import islice
+from functools import cached_property
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from cni_hostport import nf_tables
 from cni_hostport.dynamic_ports import order
-from cni_hostport.dynamic_ports.assignment import assigned
+from cni_hostport.dynamic_ports.assignment import Listing
 from cni_hostport.dynamic_ports.request import AssignedPort, named
 from cni_hostport.errors import CNIError, Code, PortTakenError
 from cni_hostport.kernel import listeners, presence
-from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS, PORT_MAPS
+from cni_hostport.names import ANY_ADDRESS, ONE_ADDRESS
 from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.config import NetworkConfig
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     Port = tuple[str, int]  # protocol and host port
 
 PORT_BYTES = 8  # of protocol and port at the end of a key
-VERSION_BYTES = {
-    ONE_ADDRESS[version]: nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES] for version in ONE_ADDRESS
-}
-AT_ONCE = 16  # ports that the kernel is asked about one by one, before all are listed
 
 
 def claim(
@@ -57,7 +54,7 @@ def claim(
     taken = set[tuple[str, int]]()
     while True:
         picker = _Picker(nft, lookup, request, attachment, taken)
-        plan = request.plan(picker.pick(assigned(lookup, attachment.pod_id)))
+        plan = request.plan(picker.pick(picker.listing.assigned(attachment.pod_id, attachment.key)))
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
             held = install(plan)
@@ -92,6 +89,11 @@ class _Picker:
         self._nft, self._lookup, self._request, self._attachment = nft, lookup, request, attachment
         self._taken = {*taken, *((mapping.protocol, mapping.host_port) for mapping in request.config.mappings)}
 
+    @cached_property
+    def listing(self) -> Listing:
+        """The dynamic host ports that there are."""
+        return Listing(self._lookup)
+
     def pick(self, kept: Assigned) -> Assigned:
         """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others."""
         picked: Assigned = {}
@@ -119,10 +121,8 @@ class _Picker:
 
     def _first_port(self, block: Block) -> int:
         """Return the first port of the first candidate that is free, or whose holders all are gone."""
-        candidates = self._candidates(block)
-        some = [*islice(candidates, max(1, AT_ONCE // len(block)))]
-        for free in (self._free(block, some), self._listed_free(block, candidates), self._reclaimable(block)):
-            first = self._first_quiet(block, free)
+        for candidates in (self._free(block), self._reclaimable(block)):
+            first = self._first_quiet(block, candidates)
             if first:
                 return first
         raise CNIError(Code.PORT_TAKEN, _nothing_free(self._request.config, block))
@@ -135,8 +135,7 @@ class _Picker:
 
     def _first_quiet(self, block: Block, candidates: Iterable[int]) -> int:
         """Return the first of some candidates on whose ports no program of the node listens, 0 if there is none."""
-        left = iter(candidates)
-        while some := [*islice(left, AT_ONCE)]:
+        for some in _growing(candidates):
             try:
                 busy = listeners.busy(block[0].protocol, {first + n for first in some for n in range(len(block))})
             except OSError:
@@ -146,37 +145,41 @@ class _Picker:
                     return first
         return 0
 
-    def _free(self, block: Block, candidates: Sequence[int]) -> list[int]:
-        """Return those candidates of which nobody has any port, for whichever address; the kernel is asked for each."""
-        asked = [
-            (first, (name, key))
-            for first in candidates
-            for key in self._reservations(block, first)
-            for name in (DYNAMIC, ANY_ADDRESS)
-        ]
-        answers = self._lookup.ask(*(nf_tables.get_element(element) for _, element in asked))
-        held = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
-        given = self._listed(*ONE_ADDRESS.values())
-        return [
-            first for first in candidates if first not in held and given.isdisjoint(self._reservations(block, first))
-        ]
+    def _free(self, block: Block) -> Iterator[int]:
+        """Yield the candidates of which nobody has any port, for whichever address."""
+        starts = self._key_starts(block)
 
-    def _listed_free(self, block: Block, candidates: Iterable[int]) -> Iterator[int]:
-        """Yield what ``_free`` returns; all ports are listed for it, which is faster where most are taken."""
-        held = self._listed(DYNAMIC, *PORT_MAPS)
-        return (first for first in candidates if held.isdisjoint(self._reservations(block, first)))
+        def keys(first: int) -> Iterator[bytes]:
+            ports = (port.to_bytes(2) + bytes(2) for port in range(first, first + len(block)))
+            return (start + port for port in ports for start in starts)
 
-    def _listed(self, *maps: str) -> set[bytes]:
-        """Return the ports that are in maps, by the keys that they have as dynamic ones."""
-        found = set[bytes]()
-        for name in maps:
-            version = VERSION_BYTES.get(name)
-            keys = self._lookup.members(name) or ()
-            found.update(keys if version is None else (version + key[-PORT_BYTES:] for key in keys))
-        return found
+        held = self._held
+        for some in _growing(first for first in self._candidates(block) if held.isdisjoint(keys(first))):
+            asked = [(first, key) for first in some for key in keys(first)]
+            answers = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
+            fixed = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
+            yield from (first for first in some if first not in fixed)
 
-    def _reservations(self, block: Block, first: int) -> list[bytes]:
-        return [nf_tables.packed_port(reservation(forward)[1]) for forward in self._forwards(block, first)]
+    def _key_starts(self, block: Block) -> list[bytes]:
+        """Return what the keys of a block's ports begin with, before the port, by the IP versions that it gets."""
+        forwards = self._forwards(block, 0)
+        return list({nf_tables.packed_port(reservation(forward)[1])[:-4]: None for forward in forwards})
+
+    @cached_property
+    def _held(self) -> set[bytes]:
+        """The ports that are dynamic ones or mapped for one host address, by the keys that they have as dynamic ones.
+
+        To list those that are mapped for all addresses would take longer than to ask for a few.
+        """
+        held = self.listing.keys()
+        for version, given in self._given().items():
+            start = nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES]
+            held.update(start + key[-PORT_BYTES:] for key in given)
+        return held
+
+    def _given(self) -> dict[int, set[bytes]]:
+        """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
+        return {version: self._lookup.members(ONE_ADDRESS[version]) or set() for version in self._request.pods}
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:
         ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
@@ -184,12 +187,12 @@ class _Picker:
 
     def given_elsewhere(self, plan: Plan) -> set[Port]:
         """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
-        given = {name: self._lookup.members(name) or set() for name in ONE_ADDRESS.values()}
+        given = self._given()
         own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
         found = set[tuple[str, int]]()
         for forward in plan.forwards:
             name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
-            others = (key for key in given[name] if key.endswith(port) and (name, key) not in own)
+            others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
             if forward.request and any(others):
                 found.add((forward.protocol, forward.host_port))
         return found
@@ -206,6 +209,16 @@ class _Picker:
             ]
             if holders and all(view.is_gone(element.owner) for element in holders):
                 yield first
+
+
+def _growing(candidates: Iterable[int]) -> Iterator[list[int]]:
+    """Yield the first one, then two, then three, and so on: most often the first one will do."""
+    left = iter(candidates)
+    for size in count(1):
+        some = [*islice(left, size)]
+        if not some:
+            return
+        yield some
 
 
 def _check_allowance(config: NetworkConfig) -> None:

@@ -6,7 +6,7 @@ import time
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.names import DYNAMIC
+from cni_hostport.names import DYNAMIC, dnat_chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +22,45 @@ Assigned = dict[str, int]
 PAUSES = (0, 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
 
 
-def assigned(lookup: Lookup, pod_id: str) -> Assigned:
-    """Return the host ports of one pod, whichever of its attachments has them; raises ``NFTError``."""
-    return _read(lookup, pod_id.encode()).get(pod_id, {})
+class Listing:
+    """All dynamic host ports, as they were at one time; raises ``NFTError``."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        """List them."""
+        self._answers = _answers(lookup)
+
+    def keys(self) -> set[bytes]:
+        """Return the ports, by their keys in the kernel."""
+        return set().union(*map(nf_tables.dynamic_port_keys, self._answers))
+
+    def by_pod(self, wanted: bytes = b"") -> dict[str, Assigned]:
+        """Return the host ports of each pod that has some, by its ID; perhaps only those with the ``wanted`` bytes."""
+        found: dict[str, Assigned] = {}
+        for answer in self._answers:
+            if wanted in answer:  # to take all apart can take longer than an ADD
+                for key, comment in nf_tables.members_with_comments(answer, wanted):
+                    request, _, pod_id = comment.partition(" ")
+                    found.setdefault(pod_id, {})[request] = nf_tables.port(key)
+        return found
+
+    def assigned(self, pod_id: str, key: str = "") -> Assigned:
+        """Return the host ports of one pod, whichever of its attachments has them.
+
+        Of two with the same request, as while a pod's former sandbox is still there, the one counts whose ``key`` is
+        given.
+        """
+        ports = self.by_pod(pod_id.encode()).get(pod_id, {})
+        return ports | self.by_pod(dnat_chain(key).encode()).get(pod_id, {}) if key and ports else ports
+
+
+def assigned(lookup: Lookup, pod_id: str, key: str = "") -> Assigned:
+    """Return the host ports of one pod as ``Listing.assigned`` does; raises ``NFTError``."""
+    return Listing(lookup).assigned(pod_id, key)
 
 
 def all_assigned(lookup: Lookup) -> dict[str, Assigned]:
     """Return the host ports of each pod that has some, by its ID; raises ``NFTError``."""
-    return _read(lookup, b"")
+    return Listing(lookup).by_pod()
 
 
 def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
@@ -39,18 +70,7 @@ def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
     return {comment.partition(" ")[2] for _, comment in elements} - {""}
 
 
-def _read(lookup: Lookup, wanted: bytes) -> dict[str, Assigned]:
-    """Read those parts of the listing that have some bytes in them: to take all apart can take longer than an ADD."""
-    found: dict[str, Assigned] = {}
-    for answer in _listing(lookup):
-        if wanted in answer:
-            for key, comment in nf_tables.members_with_comments(answer):
-                request, _, pod_id = comment.partition(" ")
-                found.setdefault(pod_id, {})[request] = nf_tables.port(key)
-    return found
-
-
-def _listing(lookup: Lookup) -> list[bytes]:
+def _answers(lookup: Lookup) -> list[bytes]:
     for pause in PAUSES:
         answers = lookup.dump(nf_tables.get_elements(DYNAMIC))
         if answers is not None:

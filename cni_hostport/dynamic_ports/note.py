@@ -30,8 +30,7 @@ def write(attachment: Attachment, blocks: Iterable[Block], assigned: Mapping[str
     text = MARK + " ".join(f"{name}={port}" for name, port in firsts if port)
     try:
         with netns.inside(attachment.netns):
-            index = interfaces.index(attachment.ifname)
-            present = interfaces.alias(index)
+            index, present = interfaces.index_and_alias(attachment.ifname)
             if present and not present.startswith(MARK):
                 reason = f"somebody else has put a note there: {present}"
             elif len(text) > interfaces.LONGEST_ALIAS:

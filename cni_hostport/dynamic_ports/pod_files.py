@@ -6,18 +6,16 @@ container's has its ID. A pod's first container finds it there, since ADD writes
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from stat import S_ISREG
 
 from cni_hostport.dynamic_ports import assignment
-from cni_hostport.dynamic_ports.request import status
 from cni_hostport.errors import NFTError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
@@ -28,16 +26,28 @@ ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
-def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log) -> None:
+def write(pod_id: str, ports: Mapping[str, int], log: Log) -> None:
+    """Make a pod's file say that it has these ports; ``keep`` has to come after that."""
+    with _failures_told(pod_id, log):
+        _write(pod_id, _text(ports))
+
+
+def keep(lookup: Lookup, pod_ids: Iterable[str], log: Log, written: Mapping[str, int] | None = None) -> None:
     """Make the files of some pods say what the ruleset says now, and remove those of pods that have no ports.
 
-    Where that fails, it is told: a pod has its ports all the same.
+    Where that fails, it is told: a pod has its ports all the same. ``written`` are the ports that files have already.
     """
     for pod_id in pod_ids:
-        try:
-            _keep(lookup, pod_id)
-        except (NFTError, OSError) as error:
-            log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
+        with _failures_told(pod_id, log):
+            _keep(lookup, pod_id, written)
+
+
+@contextmanager
+def _failures_told(pod_id: str, log: Log) -> Iterator[None]:
+    try:
+        yield
+    except (NFTError, OSError) as error:
+        log(f"the file in {DIRECTORY}/{pod_id} does not tell its dynamic host ports: {error}")
 
 
 def keep_all(lookup: Lookup, log: Log) -> None:
@@ -46,9 +56,8 @@ def keep_all(lookup: Lookup, log: Log) -> None:
     keep(lookup, (pod_id for pod_id, text in wanted.items() if not _is_kept(pod_id, text)), log)
 
 
-def _keep(lookup: Lookup, pod_id: str) -> None:
+def _keep(lookup: Lookup, pod_id: str, written: Mapping[str, int] | None) -> None:
     """Write or remove a file until it is as the ruleset is: others may do the same at the same time."""
-    written: Mapping[str, int] | None = None
     for _ in range(ATTEMPTS):
         ports = assignment.assigned(lookup, pod_id)
         if ports == written:
@@ -61,6 +70,10 @@ def _keep(lookup: Lookup, pod_id: str) -> None:
 
 
 def _text(ports: Mapping[str, int]) -> bytes:
+    import json  # a DEL that leaves a pod nothing needs neither
+
+    from cni_hostport.dynamic_ports.request import status
+
     return f"{json.dumps(status(ports))}\n".encode()
 
 

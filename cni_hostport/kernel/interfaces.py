@@ -22,8 +22,7 @@ IFINFOMSG = struct.Struct("=BxHiII")  # linux/rtnetlink.h: family, type, index, 
 
 def index(name: str) -> int:
     """Return the index of an interface, 0 if there is none; raises ``OSError`` if the kernel cannot be asked."""
-    found = _link(0, attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
-    return int(IFINFOMSG.unpack_from(found)[2]) if found else 0
+    return _index(_link(0, _named(name)))
 
 
 def name(index: int) -> str:
@@ -43,14 +42,14 @@ def kind(index: int) -> str:
     return about.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
 
 
-def alias(index: int) -> str:
-    """Return the note that an interface carries, as ``ip link`` shows it; empty if there is none.
+def index_and_alias(name: str) -> tuple[int, str]:
+    """Return the index of an interface, and the note that it carries, as ``ip link`` shows it; empty if there is none.
 
-    Raises ``OSError`` if the kernel cannot be asked.
+    0 if there is no such interface. Raises ``OSError`` if the kernel cannot be asked.
     """
-    return (
-        dict(attributes(_link(index)[IFINFOMSG.size :])).get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
-    )
+    found = _link(0, _named(name))
+    alias = dict(attributes(found[IFINFOMSG.size :])).get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
+    return _index(found), alias
 
 
 def set_alias(index: int, text: str) -> None:
@@ -60,6 +59,14 @@ def set_alias(index: int, text: str) -> None:
         [(error, _)] = netlink.ask([(RTM_NEWLINK, 0, request)])
     if error:
         raise OSError(error, os.strerror(error))
+
+
+def _named(name: str) -> bytes:
+    return attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")
+
+
+def _index(link: bytes) -> int:
+    return int(IFINFOMSG.unpack_from(link)[2]) if link else 0
 
 
 def _link(index: int, *wanted: bytes) -> bytes:

@@ -108,9 +108,8 @@ def pod_interface(path: str, ifname: str) -> PodInterface:
         if identity == netns.identity(OWN_NAMESPACE):
             return PodInterface(ifname, place, f"{place} is that of the node now")
         with netns.inside(path):
-            index = interfaces.index(ifname)
+            index, alias = interfaces.index_and_alias(ifname)
             present = _addresses(Netlink(NETLINK_ROUTE), index) if index else []
-            alias = interfaces.alias(index) if index else ""
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
     return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present, alias)

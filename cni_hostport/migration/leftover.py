@@ -31,10 +31,11 @@ class TranslatedPort:
         """Tell whether connections for a forward of the same IP version come to this instead.
 
         The forward's host address does not matter where the rule is for any. The rule's does, even if it is more
-        specific: it then takes only some connections, and counts only for a forward of the same address.
+        specific: it then takes only some connections, and counts only for a forward of the same address. A dynamic port
+        is to be nobody else's at any address.
         """
         same_port = (self.port, self.protocol) == (str(forward.host_port), forward.protocol)
-        return same_port and (not self.host or ip_address(self.host) == forward.host_ip)
+        return same_port and (not self.host or bool(forward.request) or ip_address(self.host) == forward.host_ip)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
     attachment, assigned = plugin.attachment_of(call), Assigned()
     if request.blocks:
         noted = note.read(interface.alias, request.config.dynamic_ports)
-        assigned = noted | assignment.assigned(Lookup(shared=True), attachment.pod_id)
+        assigned = noted | assignment.assigned(Lookup(shared=True), attachment.pod_id, attachment.key)
         assigned = pick(request, attachment, assigned) if pick else assigned
     wanted = request.plan(assigned)
     if not wanted.forwards:

@@ -219,7 +219,8 @@ class Installed:
         """Return, by map, the elements that lead each port to its first heir, and let the other heirs wait for that."""
         handed_on: dict[str, list[str]] = {}
         for element in self._elements_to_all(leaving):
-            if element.chain not in self.chains or (element.map, element.key) in wanted:
+            ports = [element, *self._ports_of(element)]
+            if element.chain not in self.chains or any((port.map, port.key) in wanted for port in ports):
                 continue
             heirs = self.heirs(element, leaving)
             if element.map == DYNAMIC:
@@ -239,7 +240,7 @@ class Installed:
         """Return the commands that let heirs wait for a new attachment, which has ``wanted`` and got their ports."""
         waiters: dict[str, list[str]] = {}
         for element in self._elements_to_all(leaving):
-            if (element.map, element.key) in wanted:
+            if element.map != DYNAMIC and (element.map, element.key) in wanted:
                 for heir in self.heirs(element, leaving):
                     waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), key)
                     waiters.setdefault(heir.map, []).append(waiter)

@@ -76,7 +76,8 @@ class Plan:
     ``masquerade`` has, by the pod's addresses, the source networks whose connections to it have to be masqueraded.
     ``conditions`` has, by IP version, the nft match that a connection has to meet to be forwarded. ``host_addresses``
     has, by IP version, the networks in which the node's address has to be if the mapping gives no address; empty for
-    any. ``interface`` is the index of the interface towards the pod's IPv4 address, 0 if there is none.
+    any. ``interface`` is the index of the interface towards the pod's IPv4 address, 0 if there is none. ``assigned``
+    has the host ports of all dynamic requests, those too that another attachment of the container has.
     """
 
     forwards: tuple[Forward, ...]
@@ -84,6 +85,7 @@ class Plan:
     conditions: dict[int, tuple[str, ...]] = field(default_factory=lambda: {4: (), 6: ()})
     host_addresses: dict[int, tuple[IPv4Network | IPv6Network, ...]] = field(default_factory=lambda: {4: (), 6: ()})
     interface: int = 0
+    assigned: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, forwards: Mapping[Forward, object]) -> Plan:
         """Return the plan without forwards that other attachments do."""
@@ -167,6 +169,7 @@ class Request:
             conditions=self.config.conditions,
             host_addresses={version: _networks(self.config, version) for version in (4, 6)},
             interface=route.interface if route else 0,
+            assigned={str(request): assigned[str(request)] for request in requests},
         )
 
     @property

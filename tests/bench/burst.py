@@ -16,7 +16,8 @@ from lab import Node, mapping
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from bench.contenders import Contender, Installation
     from lab import Pod
@@ -43,23 +44,26 @@ def measure(installation: Installation, options: argparse.Namespace) -> dict[str
             places.append((contender, node, [node.pod(4) for _ in range(options.burst)]))
         for turn in range(options.rounds + 1):
             for (contender, node, pods), command in product(places, COMMANDS):
-                took, failures = _at_once(contender, node, command, pods)
+                calls = [call_for(contender, pod, mapping(8000 + number)) for number, pod in enumerate(pods)]
+                took, failures = at_once(contender, node, command, pods, calls)
                 found[contender.name].failures += failures
                 if turn:
                     found[contender.name].took[command].append(took)
     return found
 
 
-def _at_once(contender: Contender, node: Node, command: str, pods: Sequence[Pod]) -> tuple[float, int]:
+def at_once(
+    contender: Contender, node: Node, command: str, pods: Sequence[Pod], calls: Sequence[Mapping[str, Any]]
+) -> tuple[float, int]:
     """Return the milliseconds that a call for each pod takes, all together, and how many of them failed."""
-    calls = [
-        (environment(command, pod.id, pod.path), json.dumps(call_for(contender, pod, mapping(8000 + number))).encode())
-        for number, pod in enumerate(pods)
+    inputs = [
+        (environment(command, pod.id, pod.path), json.dumps(call).encode())
+        for pod, call in zip(pods, calls, strict=True)
     ]
     time.sleep(PAUSES[command])
     with node.inside():
         started, processes = time.perf_counter(), []
-        for variables, stdin in calls:
+        for variables, stdin in inputs:
             process = subprocess.Popen(
                 contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
             )

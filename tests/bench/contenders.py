@@ -21,13 +21,14 @@ from lab import Node, config, mapping
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.config import NetworkConfig
+from cni_hostport.dynamic_ports.keys import CAPABILITY
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.ruleset import base
 from cni_hostport.ruleset.commands import attach_commands
 from cni_hostport.ruleset.plan import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from installation import Machine
     from lab import Pod
@@ -77,15 +78,27 @@ def _paper(number: int, *ports: int) -> dict[str, Any]:
     }
 
 
-def _attach_all(calls: list[tuple[str, dict[str, Any]]]) -> None:
+def fill_range(node: Node, ports: Sequence[int], request: str) -> None:
+    """Put as many pods on a node, each with one of these ports as a dynamic one; they exist in its ruleset only."""
+    asking = {"runtimeConfig": {CAPABILITY: request}}
+    with node.inside():
+        _attach_all(
+            [(f"paper{number}", {**_paper(number), **asking}) for number in range(len(ports))],
+            [{request: port} for port in ports],
+        )
+
+
+def _attach_all(calls: Sequence[tuple[str, dict[str, Any]]], assigned: Sequence[dict[str, int]] = ()) -> None:
+    """Install all, with the dynamic host ports that are ``assigned`` to each, if there are some."""
     nft, at_once = Nft(), 100
     nft.run(base.base_commands())
     for start in range(0, len(calls), at_once):
         commands = []
-        for container, call in calls[start : start + at_once]:
+        for number, (container, call) in enumerate(calls[start : start + at_once], start):
             parsed = NetworkConfig.parse(call)
             attachment = Attachment("pods", container, "eth0", PAPER_NETNS)
-            commands += attach_commands(attachment, Request(parsed, parsed.prev_result.addresses("eth0")).plan())
+            request = Request(parsed, parsed.prev_result.addresses("eth0"))
+            commands += attach_commands(attachment, request.plan(assigned[number] if assigned else None))
         nft.run(commands)
 
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import burst, calls, cold, connections, conntrack, flood, memory, repair
+from bench import burst, calls, cold, connections, conntrack, dynamic, flood, memory, repair
 from bench.contenders import Installation, portmap_version
 from installation import Machine
 
@@ -24,6 +24,7 @@ PARTS = {
     "cold": cold,
     "memory": memory,
     "conntrack": conntrack,
+    "dynamic": dynamic,
 }
 AMOUNTS: dict[str, tuple[str, int | list[int], str]] = {  # option: unit, default, of what it is the amount
     "rounds": ("TIMES", 15, "how often each is measured, at most in some parts"),
@@ -35,6 +36,8 @@ AMOUNTS: dict[str, tuple[str, int | list[int], str]] = {  # option: unit, defaul
     "flood": ("CONNECTIONS", 10_000, "flood: at once"),
     "attachments": ("PODS", [500, 1000, 5000], "repair: on the node"),
     "entries": ("ENTRIES", 200_000, "conntrack: in the table"),
+    "range": ("PORTS", 1000, "dynamic: in the range that is nearly full"),
+    "together": ("PODS", 64, "dynamic: at once, in a range of as many ports"),
 }
 
 

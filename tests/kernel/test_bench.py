@@ -24,6 +24,8 @@ SMALL = {
     "flood": (100,),
     "attachments": (2, 5),
     "entries": (100,),
+    "range": (20,),
+    "together": (3,),
 }
 
 
@@ -48,11 +50,14 @@ def test_the_benchmark_measures_every_part_and_draws_it(tmp_path: Path) -> None:
         "| cold | ADD | CHECK | DEL |",
         "| memory | MiB |",
         "| call | without | with | difference |",
+        "| one port | warm, by its number | warm, dynamic | cold, by its number | cold, dynamic |",
     ]
     assert "nan" not in ran.stdout
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(name in drawn for name in ("hostport warm", "portmap iptables", "new connections/s"))
     assert ran.stdout.count("| 100 | 100 (100.00%) |") == 5
+    assert "3 ADDs at once in a range of as many ports:" in ran.stdout
+    assert ran.stdout.rstrip().endswith("failed calls: 0.")
     bursts = [line for line in lines if re.match(r"\| (hostport|portmap) [\w, ]+ \| 3 \|", line)]
     assert [line.endswith(" | 0 |") for line in bursts] == [True] * 5
     cold = _column(lines, "| cold |")

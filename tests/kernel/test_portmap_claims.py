@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from dynamic_ports import BARE, asking, given
 from lab import BRIDGE4, CLIENT4, CLIENT6, NODE4, NODE6, Pod, config, mapping, wait
 from libcni_cache import Cache
 from portmap_node import HOSTPORT, NFTABLES, answers, everything, mappings, on_every_back_end, place, portmaps, web
@@ -53,6 +54,22 @@ def cache(tmp_path: Path) -> Cache:
 
 def taken(pod: Pod, port: str = "8000/tcp") -> str:
     return f"host port {port} is taken by container {pod.id[:12]} (portmap)"
+
+
+def test_dynamic_ports_are_picked_beside_those_of_portmaps_living_containers(node: Bench, old: Pod) -> None:
+    before = portmaps(node)
+    new = node.web(name="new", **place(4))
+    assert old.id not in given(node)
+    added = node.cni("ADD", new, config(new) | asking("80, 81/udp", dynamicPorts="8000-8002"))
+    assert added.code == 0, added
+    ports = given(node)[new.id]
+    assert ports["80/tcp"] == 8002
+    assert ports["81/udp"] in {8001, 8002}
+    assert node.client.ask("tcp", NODE4, 8002) == f"new {CLIENT4}"
+    assert answers(node, 8000)
+    assert node.cni("DEL", new, BARE).code == 0
+    assert portmaps(node) == before
+    assert not node.footprint(new)
 
 
 def test_a_port_of_a_living_container_of_portmaps_is_refused_and_nothing_changed(node: Bench, old: Pod) -> None:

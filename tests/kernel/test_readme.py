@@ -11,9 +11,13 @@ from lab import require
 from transcripts import transcripts as run_transcripts
 
 from cni_hostport.config import NetworkConfig, PortMapping
+from cni_hostport.dynamic_ports import keys, pod_files
+from cni_hostport.dynamic_ports.request import named, parse
 from cni_hostport.errors import Code
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from installation import Machine
     from lab import Node
 
@@ -66,17 +70,43 @@ def test_the_conflist_is_the_one_in_conf() -> None:
     assert json.loads(block(name)) == json.loads((ROOT / name).read_text())
 
 
-def test_the_cnitool_commands_work(
+@pytest.fixture
+def run_cnitool(
     installed_machine: Machine, node: Node, cnitool: Path, plugin_dir: Path, tmp_path: Path
-) -> None:
+) -> Callable[[str], str]:
+    """Run a block's commands on a node, and return what they print."""
     node.ip("link del cni0")
-    script = re.sub(r"^\$ |sudo (-E )?", "", block("cnitool"), flags=re.MULTILINE)
-    script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
-    script = script.replace("hostport-web", f"{node.name}-web").replace("cnitool ", f"{cnitool} ")
-    own_state = 'mkdir -p /var/lib/cni; mount --bind "$0" /var/lib/cni; cd "$1"; set -eux\n'
-    run = node.run("unshare", "--mount", "sh", "-c", own_state + script, str(tmp_path), str(ROOT), check=False)
-    assert run.returncode == 0, run.stderr
-    assert "dnat-" not in node.ruleset()
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+
+    def run(name: str) -> str:
+        script = re.sub(r"^\$ |sudo (-E )?", "", block(name), flags=re.MULTILINE)
+        script = script.replace("/opt/cni/bin", str(installed_machine.bin)).replace("/usr/lib/cni", str(plugin_dir))
+        script = re.sub(r"hostport-(web|game)", rf"{node.name}-\1", script).replace("cnitool ", f"{cnitool} ")
+        own_state = 'mkdir -p /var/lib/cni; mount -t tmpfs none /var/lib/cni; cd "$0"; set -eux\n'
+        ran = node.run("unshare", "--mount", "sh", "-c", own_state + script, str(tmp_path), check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "dnat-" not in node.ruleset()
+        return ran.stdout
+
+    return run
+
+
+def test_the_cnitool_commands_work(run_cnitool: Callable[[str], str]) -> None:
+    run_cnitool("cnitool")
+
+
+def test_the_cnitool_commands_for_dynamic_host_ports_work(run_cnitool: Callable[[str], str]) -> None:
+    printed = run_cnitool("cnitool, dynamic")
+    assert re.search(r"hostport 80/tcp=40\d{3} 9000-9002/udp=40\d{3}$", printed, re.MULTILINE), printed
+
+
+def test_the_pod_that_asks_for_dynamic_host_ports_reads_them_where_they_are() -> None:
+    pod = block("dynamic pod")
+    [asked] = re.findall(rf"^    {keys.REQUEST}: (.+)$", pod, re.MULTILINE)
+    assert [named(found) for found in parse(asked)] == ["80/tcp", "9000-9002/udp"]
+    [mounted] = re.findall(r"mountPath: ([^,]+), subPathExpr: \$\(POD_UID\)", pod)
+    assert f"cat {mounted}/{pod_files.NAME};" in pod
+    assert f"path: {pod_files.DIRECTORY}," in pod
 
 
 def test_the_object_for_a_conflist_is_the_one_in_conf_and_of_install_sh() -> None:

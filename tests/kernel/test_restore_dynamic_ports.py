@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dynamic_ports import asking, given, noted, told
+from lab import CLIENT4, NODE4, Node, Pod, config, mapping
+from libcni_cache import Cache
+from restoration import restore
+
+from cni_hostport.dynamic_ports import keys
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cni")
+
+
+def running(node: Node, cache: Cache, text: str, *, ports: str = "40000-40063", name: str = "") -> Pod:
+    """Have a pod with dynamic host ports, as a runtime leaves it behind; its name decides which it is given."""
+    pod = node.pod(4)
+    pod.serve("tcp", 80, pod.name)
+    args = {"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": name or pod.host_end}
+    asked = asking(text, dynamicPorts=ports)
+    call = config(pod) | asked
+    added = node.cni("ADD", pod, call, ARGS=";".join(f"{key}={value}" for key, value in args.items()))
+    assert added.status == 0, added
+    plugin = {"type": "hostport", "dynamicPorts": ports, "capabilities": {keys.ANNOTATIONS: True}}
+    cache.add(pod, plugin=plugin, capabilityArgs=asked["runtimeConfig"], cniArgs=[[*item] for item in args.items()])
+    return pod
+
+
+def checked(node: Node, pod: Pod, text: str, ports: str = "40000-40063") -> int:
+    return node.cni("CHECK", pod, config(pod) | asking(text, dynamicPorts=ports)).code
+
+
+def test_pods_get_the_very_ports_that_they_had(node: Node, cache: Cache) -> None:
+    first = running(node, cache, "80", name="web")
+    pushed = [running(node, cache, "80", name="web") for _ in range(3)]  # they all want the same
+    block = running(node, cache, f"9000-9003/udp, 80, {NODE4}:443")
+    before = given(node)
+    node.delete(first)
+    cache.remove(first)
+    del before[first.id]
+    node.nft("flush ruleset")
+    assert restore(node, cache) == "4 restored\n"
+    assert given(node) == before
+    for pod in pushed:
+        assert node.client.ask("tcp", NODE4, before[pod.id]["80/tcp"]) == f"{pod.name} {CLIENT4}"
+        assert told(pod) == {"80/tcp": {"hostPort": before[pod.id]["80/tcp"]}}
+    assert checked(node, block, f"9000-9003/udp, 80, {NODE4}:443") == 0
+    assert {text: port["hostPort"] for text, port in told(block).items()} == before[block.id]
+    node.nft("flush map inet hostport dynamic_ports")
+    assert restore(node, cache) == "4 restored\n"
+    assert given(node) == before
+    node.nft("flush map inet hostport hostports")
+    assert restore(node, cache) == "4 restored\n"
+    assert given(node) == before
+    assert restore(node, cache) == "4 present\n"
+
+
+def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cache: Cache) -> None:
+    lost = [running(node, cache, "80", ports="40000-40005", name="web") for _ in range(3)]
+    kept = [running(node, cache, "80", ports="40000-40005", name="web") for _ in range(3)]
+    before = given(node)
+    for pod in lost:
+        pod.ip("link set eth0 alias none")
+    node.nft("flush ruleset")
+    assert restore(node, cache) == "6 restored\n"
+    after = given(node)
+    assert [after[pod.id] for pod in kept] == [before[pod.id] for pod in kept]
+    assert sorted(ports["80/tcp"] for ports in after.values()) == [*range(40000, 40006)]
+    for pod in lost:
+        assert checked(node, pod, "80", "40000-40005") == 0
+
+
+def test_a_noted_port_that_somebody_else_has_now_is_refused_with_the_holders_name(node: Node, cache: Cache) -> None:
+    pods = [running(node, cache, "80") for _ in range(2)]
+    port = given(node)[pods[0].id]["80/tcp"]
+    node.nft("flush ruleset")
+    newer = node.pod(4)
+    node.add(newer, mapping(port))
+    output = restore(node, cache, status=1)
+    assert f"host port {port}/tcp is taken by container {newer.id[:12]}" in output
+    assert output.endswith("1 failed, 1 restored\n")
+    assert [*given(node)] == [pods[1].id]
+    node.delete(newer)
+    newer.remove()
+    assert restore(node, cache).endswith("1 present, 1 restored\n")
+    assert given(node)[pods[0].id] == {"80/tcp": port}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    ["hostport 80/tcp=22", "hostport 80/tcp=99999", "hostport 80/tcp=41000", "x", "hostport 80/tcp=" + "9" * 200],
+)
+def test_a_note_that_a_pod_forged_gives_it_nothing_outside_the_range(node: Node, cache: Cache, forged: str) -> None:
+    pod, other = running(node, cache, "80"), running(node, cache, "80")
+    before = given(node)
+    node.nft("flush ruleset")
+    node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", forged)
+    assert restore(node, cache).endswith("2 restored\n")
+    assert given(node)[other.id] == before[other.id]
+    assert given(node)[pod.id]["80/tcp"] in range(40000, 40064)
+
+
+def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> None:
+    pods = [running(node, cache, "80, 7777/udp", name="web") for _ in range(2)]
+    before = given(node)
+    files = [told(pod) for pod in pods]
+    node.nft("flush ruleset")
+    node.nft_file(restore(node, cache, options=("--dry-run",)))
+    assert given(node) == before
+    assert [told(pod) for pod in pods] == files
+
+
+NOTES: dict[str, Any] = {
+    "somebody else's": ("80", "uplink of shop", "uplink of shop", "somebody else has put a note there: uplink of shop"),
+    "too long": (", ".join(f"{n}/sctp" for n in range(10001, 10017)), "", "", "it would be longer than 255 bytes"),
+    "an older one": ("80", "hostport 99/tcp=40003", "", ""),
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_note_is_written_where_it_can_be(node: Node, note: str) -> None:
+    text, before, kept, reason = NOTES[note]
+    pod = node.pod(4)
+    if before:
+        node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", before)
+    added = node.cni("ADD", pod, config(pod) | asking(text))
+    said = f"hostport: the dynamic host ports of {pod.id} are not noted on eth0: {reason}\n"
+    assert (added.code, added.stderr) == (0, said if reason else "")
+    assert noted(pod) == (kept if reason else f"hostport 80/tcp={given(node)[pod.id]['80/tcp']}")
