@@ -29,7 +29,7 @@ def add(call: Call, log: Log) -> Mapping[str, Any]:
     request = request_of(call)
     for line in request.unmapped() if request else ():
         log(line)
-    if not request or not (request.blocks or request.plan().forwards):
+    if not request or not request.is_mapped:
         _remove_former(call, log)
         return result
     from cni_hostport import addition

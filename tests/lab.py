@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -216,6 +217,12 @@ class Pod(Namespace):
             self.ip(f"addr add {address} dev eth0" + (" nodad" if ":" in address else ""))
         for gateway in gateways:
             self.ip(f"route add default via {gateway}")
+
+    def remove(self) -> None:
+        """Remove the file of its dynamic host ports as well, if its ID or UID begins with its name."""
+        super().remove()
+        for directory in Path("/run/hostport/pods").glob(f"{self.name}-*"):
+            shutil.rmtree(directory, ignore_errors=True)
 
     @property
     def ip4(self) -> str:

@@ -72,8 +72,9 @@ def _print_json(document: Any) -> None:
 def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_json: bool) -> None:
     """List the host ports of this node.
 
-    All of it is read from the ruleset. CONNECTIONS are the new ones since the mapping was installed. A HOLDER is gone
-    when its network namespace no longer exists: the next container that wants the port gets it.
+    All of it is read from the ruleset. DYNAMIC is what the pod asked for where the host port was picked for it.
+    CONNECTIONS are the new ones since the mapping was installed. A HOLDER is gone when its network namespace no longer
+    exists: the next container that wants the port gets it.
     """
     from cni_hostport.operate import mappings
     from cni_hostport.operate.list import print_table, select
@@ -83,6 +84,27 @@ def list_command(port: tuple[int, str] | None, pod: str, network: str, *, as_jso
         _print_json([mapping.json() for mapping in selected])
     else:
         print_table(selected)
+
+
+@main.command("port")
+@click.argument("pod", metavar="POD")
+@click.argument("port", metavar="[PORT[/PROTOCOL]]", type=arguments.port_and_protocol, required=False)
+@JSON
+def port_command(pod: str, port: tuple[int, str] | None, *, as_json: bool) -> None:
+    """Show the host ports that lead to a pod.
+
+    POD is [NAMESPACE/]NAME, or the ID of its container or the beginning of that. PORT is one in the pod, of tcp where
+    no PROTOCOL is given; without it, each port in the pod is shown with the host ports that lead there.
+    """
+    from cni_hostport.operate import mappings
+    from cni_hostport.operate import port as pod_port
+
+    found = pod_port.find(mappings.read(Nft()), pod, port)
+    if as_json:
+        _print_json(pod_port.json(found))
+        return
+    for line in pod_port.lines(found, with_ports=port is None):
+        terminal.print_line(line)
 
 
 @main.command()

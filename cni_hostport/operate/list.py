@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
     from cni_hostport.operate.mappings import InstalledMapping
 
-UNKNOWN = "-"
+NONE = "-"  # or not known
 COLUMNS: dict[str, Callable[[InstalledMapping], str]] = {
     "HOST": lambda mapping: mapping.host,
     "POD ADDRESS": lambda mapping: mapping.target,
-    "POD": lambda mapping: mapping.pod or UNKNOWN,
-    "CONTAINER": lambda mapping: short_id(mapping.container_id) or UNKNOWN,
-    "INTERFACE": lambda mapping: mapping.ifname or UNKNOWN,
+    "POD": lambda mapping: mapping.pod or NONE,
+    "CONTAINER": lambda mapping: short_id(mapping.container_id) or NONE,
+    "INTERFACE": lambda mapping: mapping.ifname or NONE,
     "NETWORK": lambda mapping: mapping.network,
+    "DYNAMIC": lambda mapping: mapping.request or NONE,
     "CONNECTIONS": lambda mapping: str(mapping.connections),
     "HOLDER": lambda mapping: mapping.holder,
 }
@@ -46,12 +47,13 @@ def select(
         mapping
         for mapping in mappings
         if (port is None or port in {(mapping.host_port, mapping.protocol), (mapping.host_port, "")})
-        and (not pod or _is_called(mapping.pod, printable(pod)))
+        and (not pod or is_called(mapping.pod, printable(pod)))
         and (not network or network == mapping.network or mapping.key.startswith(f"{Attachment.network_key(network)}-"))
     ]
 
 
-def _is_called(pod: str, name: str) -> bool:
+def is_called(pod: str, name: str) -> bool:
+    """Tell whether a pod, as the ruleset names it, has a printable name: with or without its namespace."""
     names = {pod, pod.rpartition("/")[2]} - {""}
     if len(pod) == COMMENT_BYTES:  # which is where longer ones are cut
         return any(name.startswith(cut) for cut in names)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.kernel.presence import View
-from cni_hostport.names import FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, network_in
+from cni_hostport.names import DYNAMIC, FAMILY, MAPS, PORT_MAPS, TABLE, dnat_chain, network_in
 from cni_hostport.operate import translation
 from cni_hostport.operate.translation import ANY
 from cni_hostport.ruleset.installed import Installed
@@ -42,8 +42,9 @@ class InstalledMapping:
     """One host port of one IP version that leads to a pod.
 
     ``host_ip`` is ``0.0.0.0`` or ``::`` for every local address. ``rule`` is the one that translates. Where it is
-    missing, ``rule``, ``pod_ip`` and ``pod_port`` are ``None``. ``network`` is a name, or the hash of one that the
-    ruleset does not hold. ``key`` is that of the attachment which holds the port.
+    missing, ``rule``, ``pod_ip`` and ``pod_port`` are ``None``. Of a dynamic port, ``request`` is what the pod asked
+    for, as in ``80/tcp``, and ``pod_id`` its UID, or its container's ID; both are empty for a fixed one. ``network`` is
+    a name, or the hash of one that the ruleset does not hold. ``key`` is that of the attachment which holds the port.
     """
 
     protocol: str
@@ -51,7 +52,9 @@ class InstalledMapping:
     host_port: int
     pod_ip: IPv4Address | IPv6Address | None
     pod_port: int | None
+    request: str
     pod: str
+    pod_id: str
     container_id: str
     ifname: str
     network: str
@@ -124,12 +127,16 @@ def mappings_in(listing: Sequence[dict[str, Any]]) -> list[InstalledMapping]:
         protocol, port = element.port
         candidates = translations.get((element.chain, host_ip.version, protocol, port), ())
         rule = translation.first(candidates, host_ip, protocol, port)
+        reserved = installed.by_key.get((DYNAMIC, element.reservation))
+        dynamic = reserved if reserved and reserved.holder == element.holder else None
         mappings.append(
             InstalledMapping(
                 protocol, host_ip, port,
                 pod_ip=rule.pod_ip if rule else None,
                 pod_port=rule.pod_port if rule else None,
+                request=dynamic.request if dynamic else "",
                 pod=pods.get(dnat_chain(element.holder), ""),
+                pod_id=dynamic.pod_id if dynamic else "",
                 container_id=element.owner.container_id,
                 ifname=element.owner.ifname,
                 network=_network(element.holder, networks.get(element.holder, "")),

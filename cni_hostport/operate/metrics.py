@@ -44,6 +44,16 @@ class Mappings(Collector):
             count.add_metric([protocol, f"ipv{version}"], number)
         yield count
 
+        dynamic = GaugeMetricFamily(
+            "hostport_dynamic_ports",
+            "Dynamic host ports that lead to a pod; hostport_mappings counts them too.",
+            labels=["protocol", "family"],
+        )
+        picked = Counter((mapping.protocol, mapping.version) for mapping in mappings if mapping.request)
+        for protocol, version in sorted(counts):
+            dynamic.add_metric([protocol, f"ipv{version}"], picked[protocol, version])
+        yield dynamic
+
         holders = GaugeMetricFamily(
             "hostport_holders", "Attachments that hold host ports, by what became of their container.", labels=["state"]
         )

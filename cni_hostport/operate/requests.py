@@ -36,7 +36,8 @@ def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
     """Return what a call's attachment wants installed, ``None`` if that is nothing; or ``None`` and why it is gone.
 
     Its dynamic host ports are those that the ruleset has for it, or else those that its interface carries a note of;
-    ``pick`` adds what lacks. Raises ``CNIError`` if its plan cannot be made, or it cannot be told whether it is there.
+    ``pick`` is given these, and returns them with what lacks. Raises ``CNIError`` if its plan cannot be made, or it
+    cannot be told whether it is there.
     """
     interface = namespaces.pod_interface(call.netns, call.ifname)
     if interface.why_gone:
@@ -50,7 +51,7 @@ def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
         assigned = noted | assignment.assigned(Lookup(shared=True), attachment.pod_id, attachment.key)
         assigned = pick(request, attachment, assigned) if pick else assigned
     wanted = request.plan(assigned)
-    if not wanted.forwards:
+    if not wanted.forwards and not request.blocks:
         return None, ""
     absence = interface.why_lost(wanted.masquerade)
     return (None, absence) if absence else (wanted, "")

@@ -19,8 +19,13 @@ STRICT = 1  # of rp_filter (ip-sysctl.rst)
 
 def read(name: str) -> int:
     """Return the value of a setting; raises ``OSError`` if it cannot be read, ``ValueError`` if it is not a number."""
+    return int(text(name))
+
+
+def text(name: str) -> str:
+    """Return a setting as the kernel writes it; raises ``OSError`` if it cannot be read."""
     with open(f"{SYSCTLS}/{name}") as setting:  # there can be thousands
-        return int(setting.read())
+        return setting.read().strip()
 
 
 def value(name: str) -> int | None:

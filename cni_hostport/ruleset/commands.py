@@ -122,14 +122,14 @@ def claims(forward: Forward) -> list[tuple[str, str]]:
 
 
 def not_dynamic_commands(forwards: Iterable[Forward]) -> list[str]:
-    """Return the commands that fail if a port that an attachment asks for by its number is somebody's dynamic one.
+    """Return the commands that fail if a port that is asked for by its number is somebody's dynamic one.
 
     A dynamic port is nobody else's at any host address, which the ports' own elements alone would allow.
     """
     ports = dict.fromkeys(reservation(forward)[1] for forward in forwards if not forward.request)
     if not ports:
         return []
-    elements = ", ".join(f"{port} : drop" for port in ports)  # whatever: nothing is looked up in this map
+    elements = ", ".join(f"{port} : accept" for port in ports)  # for no longer than the transaction
     return [create_command(DYNAMIC, elements), f"delete element {FAMILY} {TABLE} {DYNAMIC} {{ {', '.join(ports)} }}"]
 
 

@@ -126,6 +126,11 @@ class Request:
         """The container ports that can be given a host port: those to which there is an address to forward."""
         return [block for block in self.config.requests if not self._reason_unmapped(block[0])]
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether some port leads to the container, or is to lead there."""
+        return bool(self.blocks) or any(map(self.forwards, self.config.mappings))
+
     def forwards(self, mapping: PortMapping | AssignedPort) -> list[Forward]:
         """Return where a mapping's connections go, by the IP versions that the pod has: nowhere, if it has none."""
         host_ip = None if mapping.host_ip is None or mapping.host_ip.is_unspecified else mapping.host_ip

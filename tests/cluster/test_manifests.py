@@ -45,6 +45,25 @@ def test_the_api_server_is_out_of_its_reach(directory: str) -> None:
     assert not re.findall(r"kind: (?:\w*Role\w*|ServiceAccount)$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("distribution", sorted(path.parent.name for path in MANIFESTS.glob("*/annotations")))
+def test_annotations_are_added_to_what_a_distribution_has(distribution: str) -> None:
+    without, added = rendered(distribution), rendered(f"{distribution}/annotations")
+    for directory in re.findall(r"HOSTPORT_.*", without):
+        assert directory in added
+    assert added.count(f"image: localhost/hostport:{__version__}\n") == 3
+    # one container has the account
+    assert (
+        "automountServiceAccountToken: false\n      containers:\n      - args:\n        - node\n        - annotate\n"
+        in added
+    )
+    assert "kubectl.kubernetes.io/default-container: agent\n" in added
+
+
+def test_who_has_no_annotations_has_another_account() -> None:
+    for directory in ("kubeadm", "kubeadm/uninstall"):
+        assert "serviceAccountName: default\n" in rendered(directory)
+
+
 def test_the_options_that_are_shipped_are_none() -> None:
     assert (MANIFESTS / "base" / "options.json").read_text() == "{}\n"
     NetworkConfig.parse({})

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import bundle
 import pytest
+from api_server import ADDRESS, PORT, FakeAPIServer
+from api_server import Pod as FakePod
 from bare_root import EXECUTABLE, BareRoot
 from go_tools import TOOLS, unavailable
 from installation import Machine
@@ -207,7 +209,25 @@ def test_an_executable_without_its_bundle_says_so(unpacked: Path, tmp_path: Path
     assert "cannot be loaded: No such file or directory" in ran.stdout
 
 
-def test_nothing_of_a_machine_is_loaded(hostile: BareRoot) -> None:
+def annotate(node: Node, root: BareRoot, command: Sequence[str], directory: Path) -> None:
+    """See a pod annotated, by TLS."""
+    pod = node.pod(4)
+    names = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID={pod.name}"
+    call = config(pod, dynamicPorts="40000-40999", runtimeConfig={"dynamicPorts": "80"})
+    assert node.cni("ADD", pod, call, ARGS=names).status == 0
+    with FakeAPIServer(node, directory) as server:
+        server.pods["shop/web"] = FakePod(pod.name)
+        account = root.inside / "run" / "secrets" / "kubernetes.io" / "serviceaccount"
+        shutil.copytree(server.account, account)
+        variables = [f"-EKUBERNETES_SERVICE_HOST={ADDRESS}", f"-EKUBERNETES_SERVICE_PORT={PORT}"]
+        annotating = on(node, [*command[:-1], *variables, command[-1], "node", "annotate"])
+        with subprocess.Popen(annotating) as process:
+            assert eventually(lambda: server.pods["shop/web"].annotations)
+            end(process)
+    assert node.cni("DEL", pod, call, ARGS=names).status == 0
+
+
+def test_nothing_of_a_machine_is_loaded(hostile: BareRoot, tmp_path: Path) -> None:
     variables = (f"-E{name}={value}" for name, value in HOSTILE_ENVIRONMENT.items())
     strace = ["strace", "-f", "-e", "trace=open,openat,execve", "-A", "-o", "/run/trace"]
     traced = hostile.command(*strace, *variables, EXECUTABLE)
@@ -225,8 +245,10 @@ def test_nothing_of_a_machine_is_loaded(hostile: BareRoot) -> None:
             end(process)
         with serving(on(node, traced), hostile.inside / SOCKET):
             node.add(node.pod(4), mapping(8081))
+        annotate(node, hostile, traced, tmp_path)
     opened = set(OPENED.findall((hostile.inside / "run" / "trace").read_text()))
-    assert {f"/hostport/{path}" for path in ("lib/libnftables.so.1", "lib/xtables/libxt_multiport.so")} <= opened
+    own = ("lib/libnftables.so.1", "lib/xtables/libxt_multiport.so", "lib/libssl.so.3")
+    assert {f"/hostport/{path}" for path in own} <= opened
     assert {path for path in opened if not path.startswith("/hostport/") and not DATA.match(path)} == set()
 
 

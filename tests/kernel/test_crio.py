@@ -111,6 +111,7 @@ def test_a_node_on_which_it_runs_is_told_that_its_host_ports_are_its_own(practic
         found = practice.finding()
         assert (found.status, "CRI-O runs on this node" in found.text) == ("note", True)
         assert "Nothing is broken" in found.meaning
+        assert "a pod asks for them by its annotation hostport/dynamic-ports" in found.meaning
     assert practice.finds() == []
 
 

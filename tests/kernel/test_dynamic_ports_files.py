@@ -112,14 +112,14 @@ PLANTED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-@pytest.mark.parametrize("place", ["dynamic-ports.json", f".dynamic-ports.json.{os.getpid()}"])
+@pytest.mark.parametrize("place", ["dynamic-ports.json", ".dynamic-ports.json.PID"])
 def test_what_a_pod_plants_in_its_directory_harms_nobody_else(planted: str, place: str) -> None:
     passwords = FILES.parent.parent.parent / "etc" / "passwd"
     before = passwords.read_bytes()
     run("ADD", 1, "80")
     run("ADD", 2, "80")
     (FILES / name(1) / "dynamic-ports.json").unlink()
-    PLANTED[planted](FILES / name(1) / place)
+    PLANTED[planted](FILES / name(1) / place.replace("PID", str(os.getpid())))
     (FILES / name(2) / "dynamic-ports.json").unlink()
     lines = keep_all()
     assert told(name(2)) == {"80/tcp": {"hostPort": port(2)}}

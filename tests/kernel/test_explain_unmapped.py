@@ -4,9 +4,13 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from dynamic_request import asking
 from explanation import explain, silent_pod
-from lab import CLIENT6, NODE4, Node, Pod, mapping
-from libcni_cache import Cache
+from hostport_list import listed
+from lab import CLIENT4, CLIENT6, NODE4, Node, Pod, mapping
+from libcni_cache import CAPABLE, Cache
+
+from cni_hostport.dynamic_ports import keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +79,24 @@ def test_a_mapping_was_taken_away_that_the_cache_of_the_runtime_has(node: Node, 
     assert explain(node, "8081", cache=tmp_path).problems == ["no mapping of host port 8081/tcp is installed"]
     pod.remove()
     assert explain(node, "8080", cache=tmp_path).problems == ["no mapping of host port 8080/tcp is installed"]
+
+
+def test_a_dynamic_port_was_taken_away(node: Node, tmp_path: Path) -> None:
+    pod = node.pod(4)
+    pod.serve("tcp", 80, "web")
+    asked = asking("80")
+    node.add(pod, **asked)
+    plugin = {**CAPABLE, "capabilities": {keys.CAPABILITY: True}, "dynamicPorts": asked["dynamicPorts"]}
+    Cache(tmp_path).add(pod, plugin=plugin, capabilityArgs=asked["runtimeConfig"])
+    [port] = [item["host_port"] for item in listed(node)]
+    text = f"0.0.0.0:{port}/tcp, the dynamic port for 80/tcp, leads to {pod.ip4}:80, container {pod.id}"
+    assert explain(node, str(port), "--from", CLIENT4, cache=tmp_path).statements[0] == {"status": "ok", "text": text}
+    node.nft("flush ruleset")
+    explanation = explain(node, str(port), "--from", CLIENT4, cache=tmp_path)
+    text = (
+        f"no mapping of host port {port}/tcp of IPv4 is installed, and pod shop/{pod.host_end} was given it for 80/tcp"
+    )
+    assert (explanation.problems, explanation.last["remedy"]) == ([text], "hostport restore")
 
 
 def test_a_cache_that_cannot_be_read_is_told(node: Node, tmp_path: Path) -> None:

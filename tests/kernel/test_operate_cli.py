@@ -98,6 +98,11 @@ def test_the_version_needs_no_root(as_nobody: list[str]) -> None:
         ("list --port http", "Invalid value for '--port': 'http' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp"),
         ("list --port 0", "Invalid value for '--port': '0' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp"),
         ("list --port 53/", "Invalid value for '--port': '53/' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp"),
+        ("port", "Missing argument 'POD'."),
+        (
+            "port web http",
+            "Invalid value for '[PORT[/PROTOCOL]]': 'http' is not PORT or PORT/PROTOCOL, as in 8080 or 53/udp",
+        ),
         ("explain", "Missing argument 'PORT[/PROTOCOL]'."),
         (
             "explain 65536",
@@ -118,7 +123,9 @@ def test_wrong_usage_is_said_in_a_sentence(arguments: str, sentence: str) -> Non
     assert ran.stderr.splitlines()[-1] == f"Error: {sentence}"
 
 
-@pytest.mark.parametrize("arguments", ["list", "list --json", "metrics", "restore", "doctor", "explain 8080"])
+@pytest.mark.parametrize(
+    "arguments", ["list", "list --json", "port web", "metrics", "restore", "doctor", "explain 8080"]
+)
 @pytest.mark.parametrize("without", [NOBODY, UNPRIVILEGED], ids=["nobody", "root without CAP_NET_ADMIN"])
 @pytest.mark.usefixtures("_kernel")
 def test_a_missing_privilege_is_said_in_a_sentence(without: list[str], arguments: str) -> None:
@@ -204,10 +211,10 @@ def test_rows_that_do_not_fit_the_terminal_stand_below_each_other(node: Node) ->
         == f"""\
 {NODE4}:53/udp
   POD ADDRESS {pod.ip4}:53  POD shop/web  CONTAINER 0123456789ab  INTERFACE eth0
-  NETWORK pods  CONNECTIONS 0  HOLDER alive
+  NETWORK pods  DYNAMIC -  CONNECTIONS 0  HOLDER alive
 0.0.0.0:8080/tcp
   POD ADDRESS {pod.ip4}:80  POD shop/web  CONTAINER 0123456789ab  INTERFACE eth0
-  NETWORK pods  CONNECTIONS 0  HOLDER alive
+  NETWORK pods  DYNAMIC -  CONNECTIONS 0  HOLDER alive
 """
     )
     assert ESCAPE.sub("", at_a_terminal(node, 120, "list")) == node.run(*LAUNCHER, "list").stdout

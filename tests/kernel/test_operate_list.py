@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
+from dynamic_request import RANGE, asking
 from hostport_list import add, hosts, listed, shown, targets
-from lab import LAUNCHER, NODE4, NODE6, Node, key_of, mapping
+from lab import LAUNCHER, NODE4, NODE6, Node, config, key_of, mapping
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.ruleset import base, plan
@@ -59,16 +61,17 @@ def test_a_mapping_has_all_its_parts_in_json(node: Node) -> None:
     add(node, pod, WEB, mapping(8080))
     node.client.ask("tcp", NODE6, 8080)
     both = {
-        "protocol": "tcp", "host_port": 8080, "pod_port": 80, "pod": WEB, "container_id": pod.id, "ifname": "eth0",
-        "network": "pods", "netns": pod.path, "holder": "alive", "key": key_of(pod),
+        "protocol": "tcp", "host_port": 8080, "pod_port": 80, "request": "", "pod": WEB, "pod_id": "",
+        "container_id": pod.id, "ifname": "eth0", "network": "pods", "netns": pod.path, "holder": "alive",
+        "key": key_of(pod),
     }  # fmt: skip
     assert listed(node) == [
         both | {"host_ip": "0.0.0.0", "pod_ip": pod.ip4, "connections": 0},
         both | {"host_ip": "::", "pod_ip": pod.ip6, "connections": 1},
     ]
     assert [*listed(node)[0]] == [
-        "protocol", "host_ip", "host_port", "pod_ip", "pod_port", "pod", "container_id", "ifname", "network", "netns",
-        "holder", "connections", "key",
+        "protocol", "host_ip", "host_port", "pod_ip", "pod_port", "request", "pod", "pod_id", "container_id", "ifname",
+        "network", "netns", "holder", "connections", "key",
     ]  # fmt: skip
 
 
@@ -77,9 +80,38 @@ def test_a_mapping_is_one_line_of_the_table(node: Node) -> None:
     add(node, pod, WEB, mapping(8080))
     headings, values = node.run(*LAUNCHER, "list").stdout.splitlines()
     assert re.split("  +", headings) == [
-        "HOST", "POD ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "CONNECTIONS", "HOLDER"
+        "HOST", "POD ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "DYNAMIC", "CONNECTIONS", "HOLDER"
     ]  # fmt: skip
-    assert values.split() == ["0.0.0.0:8080/tcp", f"{pod.ip4}:80", WEB, pod.id[:12], "eth0", "pods", "0", "alive"]
+    assert values.split() == ["0.0.0.0:8080/tcp", f"{pod.ip4}:80", WEB, pod.id[:12], "eth0", "pods", "-", "0", "alive"]
+
+
+def test_a_dynamic_port_is_listed_with_what_the_pod_asked_for(node: Node) -> None:
+    pod, other = node.pod(), node.pod(4)
+    asked = config(pod, **asking(f"80, 9000-9001/udp, {NODE4}:443, [{NODE6}]:443", mapping(8080)))
+    uid = f"{pod.name}-uid"
+    args = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID={uid}"
+    assert node.cni("ADD", pod, asked, ARGS=args).code == 0
+    node.add(other, **asking("80"))
+    assert Counter(row[6] for row in shown(node)[1:]) == {
+        "-": 2, "80/tcp": 3, "9000/udp": 2, "9001/udp": 2, f"{NODE4}:443/tcp": 1, f"[{NODE6}]:443/tcp": 1,
+    }  # fmt: skip
+    mappings = listed(node)
+    assert {(item["pod_port"], item["protocol"], item["request"], item["pod_id"]) for item in mappings} == {
+        (80, "tcp", "", ""), (80, "tcp", "80/tcp", uid), (80, "tcp", "80/tcp", other.id),
+        (9000, "udp", "9000/udp", uid), (9001, "udp", "9001/udp", uid),
+        (443, "tcp", f"{NODE4}:443/tcp", uid), (443, "tcp", f"[{NODE6}]:443/tcp", uid),
+    }  # fmt: skip
+    assert all((item["host_port"] in RANGE) == bool(item["request"]) for item in mappings)
+
+
+def test_a_port_is_not_called_dynamic_for_what_leads_to_another_attachment(node: Node) -> None:
+    pod, other = node.pod(4), node.pod(4)
+    node.add(pod, mapping(8080))
+    node.add(other, mapping(8081))
+    element = f'{{ ipv4 . tcp . 8080 comment "80/tcp u1" : goto dnat-{key_of(other)} }}'
+    node.nft_file(f"add element inet hostport dynamic_ports {element}")
+    assert [row[6] for row in shown(node)[1:]] == ["-", "-"]
+    assert [item["pod_id"] for item in listed(node)] == ["", ""]
 
 
 def test_mappings_are_in_the_order_of_ports_protocols_and_addresses(node: Node) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from dynamic_request import asking
 from lab import BRIDGE4, LAUNCHER, NODE4, Node, config, mapping
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
@@ -86,6 +87,9 @@ def test_mappings_holders_and_connections_are_counted(node: Node) -> None:
         "hostport_mappings": {
             of("tcp", "ipv4"): 3, of("tcp", "ipv6"): 1, of("udp", "ipv4"): 1, of("udp", "ipv6"): 1,
         },
+        "hostport_dynamic_ports": {
+            of("tcp", "ipv4"): 0, of("tcp", "ipv6"): 0, of("udp", "ipv4"): 0, of("udp", "ipv6"): 0,
+        },
         "hostport_holders": NOTHING | {of("alive"): 1, of("gone"): 1},
         "hostport_connections_total": {
             of("tcp", "0.0.0.0", "8080", *pod_labels): 3,
@@ -98,11 +102,24 @@ def test_mappings_holders_and_connections_are_counted(node: Node) -> None:
     }  # fmt: skip
 
 
+def test_dynamic_ports_are_counted_among_the_others(node: Node) -> None:
+    node.add(node.pod(), **asking("80, 81, 9000/udp", mapping(8080)))
+    found = measured(node)
+    assert found["hostport_mappings"] == {
+        of("tcp", "ipv4"): 3, of("tcp", "ipv6"): 3, of("udp", "ipv4"): 1, of("udp", "ipv6"): 1,
+    }  # fmt: skip
+    assert found["hostport_dynamic_ports"] == {
+        of("tcp", "ipv4"): 2, of("tcp", "ipv6"): 2, of("udp", "ipv4"): 1, of("udp", "ipv6"): 1,
+    }  # fmt: skip
+    assert len(found["hostport_connections_total"]) == 8
+
+
 def test_each_family_says_what_it_counts_and_how(node: Node) -> None:
     node.add(node.pod(4), mapping(8080))
     families = {family.name: family for family in parsed(node.run(*LAUNCHER, "metrics").stdout)}
     assert {name: family.type for name, family in families.items()} == {
-        "hostport_mappings": "gauge", "hostport_holders": "gauge", "hostport_connections": "counter",
+        "hostport_mappings": "gauge", "hostport_dynamic_ports": "gauge", "hostport_holders": "gauge",
+        "hostport_connections": "counter",
     }  # fmt: skip
     assert all(family.documentation for family in families.values())
     [sample] = families["hostport_connections"].samples
@@ -119,7 +136,9 @@ def test_a_hostile_name_stays_within_its_label(node: Node, text: str) -> None:
     [listed] = json.loads(node.run(*LAUNCHER, "list", "--json").stdout)
     assert listed["pod"].startswith("shop/web")
     found = measured(node)
-    assert set(found) == {"hostport_mappings", "hostport_holders", "hostport_connections_total"}
+    assert set(found) == {
+        "hostport_mappings", "hostport_dynamic_ports", "hostport_holders", "hostport_connections_total",
+    }  # fmt: skip
     assert [listed["pod"] in labels for labels in found["hostport_connections_total"]] == [True]
 
 

@@ -32,7 +32,6 @@ WRITERS = {
 }
 OUTLETS = {
     "__main__.py": {"handover.write", "sys.stderr", "sys.stdout"},
-    "dynamic_ports/pod_files.py": {"os.write"},  # JSON
     "handover.py": {"os.write"},  # what others have made printable
     "kernel/ipvs.py": {"os.write"},
     "kernel/library_process.py": {"os.write"},  # for an error's text
@@ -179,7 +178,7 @@ def test_what_is_to_be_pasted_into_a_shell_is_quoted(
 def test_figures_are_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mapping:
         protocol, version, host_ip, host_port, key, connections = "tcp", 4, "0.0.0.0", 80, "k", 1
-        pod = container_id = ifname = network = HOSTILE
+        pod = request = container_id = ifname = network = HOSTILE
         holder = HolderState.ALIVE
 
     monkeypatch.setattr(metrics, "Nft", object)

@@ -13,7 +13,16 @@ from cni_hostport.check import Comparison
 from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.operate import firewalls, mappings, shadowed_programs
-from cni_hostport.operate.doctor import conflists, crio, leftovers, local_addresses, nftables, node, runtimes
+from cni_hostport.operate.doctor import (
+    conflists,
+    crio,
+    dynamic_ports,
+    leftovers,
+    local_addresses,
+    nftables,
+    node,
+    runtimes,
+)
 from cni_hostport.operate.statements import note, ok
 
 if TYPE_CHECKING:
@@ -40,6 +49,11 @@ CHECKS = (
         "the network configurations",
         "the network configurations call hostport as they should",
         lambda examination: conflists.statements(examination.conf_dirs),
+    ),
+    Check(
+        "the ranges of dynamic host ports",
+        "",
+        lambda examination: dynamic_ports.statements(examination.conf_dirs, examination.mappings),
     ),
     Check("runtimes that make host ports themselves", "", lambda _: crio.statements()),
     Check(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cni_hostport import availability
 from cni_hostport.config import NetworkConfig
+from cni_hostport.dynamic_ports import keys
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import files
 from cni_hostport.libcni.conflist import PLUGIN, Conflist
@@ -34,20 +36,20 @@ def files_in(directory: Path) -> list[Path]:
 
 def bridges(directories: Sequence[Path]) -> set[str]:
     """Return the names of the bridges that configurations make for pods; those that cannot be read make none."""
-    found = set()
+    plugins = (plugin for _, conflist in readable(directories) for plugin in conflist.plugins)
+    return {str(plugin.get("bridge") or DEFAULT_BRIDGE) for plugin in plugins if plugin.get("type") == BRIDGE}
+
+
+def readable(directories: Sequence[Path]) -> Iterator[tuple[Path, Conflist]]:
+    """Yield the configurations in directories, without what cannot be read, which ``statements`` tells."""
     for directory in directories:
         try:
             paths = files_in(directory)
         except OSError:
-            continue  # which ``statements`` tells
+            continue
         for path in paths:
-            try:
-                conflist = Conflist.parse(files.read(path))
-            except (OSError, ValueError):
-                continue
-            plugins = (plugin for plugin in conflist.plugins if plugin.get("type") == BRIDGE)
-            found |= {str(plugin.get("bridge") or DEFAULT_BRIDGE) for plugin in plugins}
-    return found
+            with suppress(OSError, ValueError):
+                yield path, Conflist.parse(files.read(path))
 
 
 def statements(directories: Sequence[Path]) -> Iterator[Statement]:
@@ -90,13 +92,7 @@ def statements(directories: Sequence[Path]) -> Iterator[Statement]:
 
 def _conflist_statements(path: Path, conflist: Conflist) -> Iterator[Statement]:
     config = conflist.plugin() or {}
-    capabilities = config.get("capabilities")
-    if not isinstance(capabilities, dict) or capabilities.get("portMappings") is not True:
-        yield problem(
-            f"{path}: hostport does not have the capability portMappings",
-            "The runtime sends it no mappings: pods start, and their host ports do nothing.",
-            f"Add {CAPABILITIES} to hostport's object.",
-        )
+    yield from _capability_statements(path, config)
     if conflist.cni_version and conflist.cni_version not in VERSIONS:
         yield problem(
             f"{path}: hostport does not know cniVersion {conflist.cni_version!r}",
@@ -126,6 +122,34 @@ def _conflist_statements(path: Path, conflist: Conflist) -> Iterator[Statement]:
         )
     else:
         yield from _condition_statements(path, config)
+
+
+def _capability_statements(path: Path, config: dict[str, Any]) -> Iterator[Statement]:
+    """Say where the runtime is not told to send what pods ask for."""
+    capabilities, gives_ports = config.get("capabilities"), bool(config.get("dynamicPorts"))
+    given = capabilities.items() if isinstance(capabilities, dict) else ()
+    declared = {key for key, value in given if value is True}
+    can_ask = not declared.isdisjoint({keys.ANNOTATIONS, keys.CAPABILITY})
+    if "portMappings" not in declared and gives_ports and can_ask:
+        yield note(
+            f"{path}: hostport does not have the capability portMappings",
+            "Pods get dynamic host ports. The runtime sends no fixed ones, which do nothing, unless it is CRI-O, which"
+            " makes those itself.",
+            'Add "portMappings": true to the capabilities of hostport\'s object, which does no harm with CRI-O either.',
+        )
+    elif "portMappings" not in declared:
+        yield problem(
+            f"{path}: hostport does not have the capability portMappings",
+            "The runtime sends it no mappings: pods start, and their host ports do nothing.",
+            f"Add {CAPABILITIES} to hostport's object.",
+        )
+    if gives_ports and not can_ask:
+        yield problem(
+            f"{path}: hostport has dynamicPorts, and no capability by which a pod can ask for one",
+            f"The runtime does not send what pods ask for: their annotation {keys.REQUEST} does nothing.",
+            f'Add "{keys.ANNOTATIONS}": true to the capabilities of hostport\'s object; for cnitool, which sends no'
+            f' annotations, "{keys.CAPABILITY}": true.',
+        )
 
 
 def _condition_statements(path: Path, config: dict[str, Any]) -> Iterator[Statement]:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.check import Comparison
+    from cni_hostport.dynamic_ports.assignment import Assigned
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
     from cni_hostport.ruleset.installed import Installed
-    from cni_hostport.ruleset.plan import Plan
+    from cni_hostport.ruleset.plan import Plan, Request
     from cni_hostport.skel import Call
 
 MAX_EXAMPLES = 10  # of what a statement says
@@ -140,18 +141,18 @@ def _incomplete(
     comparison: Comparison,
 ) -> Iterator[Statement]:
     """Say of which calls the ruleset lacks something; ``by_key`` has the mappings of attachments."""
-    running: list[tuple[str, Attachment, Plan]] = []  # with their names for people
+    running: list[tuple[str, Attachment, Plan, list[str]]] = []  # with their names for people, and what is not in plans
     for call in calls:
         try:
-            plan, _ = requests.plan(call)
+            plan, unassigned = _plan(call)
         except CNIError as error:
             yield _untold(requests.name(call), error)
         else:
-            running += [(requests.name(call), plugin.attachment_of(call), plan)] if plan else []
-    unchanged, incomplete = comparison.unchanged([(attachment, plan) for _, attachment, plan in running]), []
-    for name, attachment, plan in running:
+            running += [(requests.name(call), plugin.attachment_of(call), plan, unassigned)] if plan else []
+    unchanged, incomplete = comparison.unchanged([(attachment, plan) for _, attachment, plan, _ in running]), []
+    for name, attachment, plan, unassigned in running:
         held = plan.without(precedence.shared_ports(installed, attachment, plan))
-        lacking = _lacking(installed, by_key.get(attachment.key, ()), attachment, held)
+        lacking = unassigned + _lacking(installed, by_key.get(attachment.key, ()), attachment, held)
         try:
             is_compared = not lacking and held.forwards and attachment.key not in unchanged
             if is_compared and comparison.is_changed(attachment, plan):
@@ -168,6 +169,18 @@ def _incomplete(
             RESTORE,
             tuple(incomplete),
         )
+
+
+def _plan(call: Call) -> tuple[Plan | None, list[str]]:
+    """Return what ``requests.plan`` does, and the dynamic host ports of which nobody knows any more which they were."""
+    unassigned: list[str] = []
+
+    def pick(request: Request, _: Attachment, kept: Assigned) -> Assigned:
+        ports = (str(port) for block in request.blocks for port in block)
+        unassigned.extend(f"the dynamic host port for {port}" for port in ports if port not in kept)
+        return kept
+
+    return requests.plan(call, pick)[0], unassigned
 
 
 def _untold(name: str, error: CNIError) -> Statement:

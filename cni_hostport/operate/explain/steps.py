@@ -166,7 +166,8 @@ def _mapping_statement(mapping: InstalledMapping, others: Sequence[InstalledMapp
     exceptions = [f"but {other.host} leads to {other.target}, {other.container}" for other in others]
     if not mapping.host_ip.is_unspecified:
         exceptions = ["other addresses of this node are not for this mapping"]
-    return ok(f"{mapping.host} leads to {mapping.target}, {mapping.container}", *exceptions)
+    host = f"{mapping.host}, the dynamic port for {mapping.request}," if mapping.request else mapping.host
+    return ok(f"{host} leads to {mapping.target}, {mapping.container}", *exceptions)
 
 
 def _holder_statement(mapping: InstalledMapping) -> Statement:

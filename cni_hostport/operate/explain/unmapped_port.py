@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cni_hostport.operate.explain.packet import IPAddress
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.statements import Statement
+    from cni_hostport.ruleset.plan import Forward
 
 
 def missing_mappings(
@@ -30,15 +31,16 @@ def missing_mappings(
     """
     for path in directory.entries(caches) if versions else ():
         try:
-            pod, requested_versions = _request(path, port, protocol)
+            pod, forwards = _wanted(path, port, protocol)
         except (ValueError, CNIError) as error:
             yield note(f"what {path} says cannot be told: {error}", "Its container may have asked for this port.")
             continue
-        missing_versions = sorted(requested_versions & set(versions))
-        if missing_versions:
-            family = f" of IPv{missing_versions[0]}" if len(missing_versions) == 1 else ""
+        missing = [forward for forward in forwards if forward.version in versions]
+        if missing:
+            family = f" of IPv{missing[0].version}" if len({forward.version for forward in missing}) == 1 else ""
+            owner = f"{pod} was given it for {missing[0].request}" if missing[0].request else f"{pod} asked for it"
             yield problem(
-                f"no mapping of host port {port}/{protocol}{family} is installed, and {pod} asked for it",
+                f"no mapping of host port {port}/{protocol}{family} is installed, and {owner}",
                 "Its mapping was taken away, by a firewall's reload or 'nft flush ruleset'.",
                 RESTORE,
             )
@@ -82,14 +84,14 @@ def local_listeners(
                 yield note(f"{process} on this node listens on it, at {listener.address}: it gets the connections")
 
 
-def _request(path: Path, port: int, protocol: str) -> tuple[str, set[int]]:
-    """Return the pod of an entry of a cache, and of which IP versions it asked for a host port: of none if it is gone.
+def _wanted(path: Path, port: int, protocol: str) -> tuple[str, list[Forward]]:
+    """Return the pod of an entry of a cache, and what it asked for or was given of a host port: nothing if it is gone.
 
     Raises ``ValueError`` or ``CNIError`` if that cannot be told.
     """
     call = cache.read(path)
     plan = requests.plan(call)[0] if call else None
     if call is None or plan is None or Lookup(shared=True).is_deleted(plugin.attachment_of(call).key):
-        return "", set()
+        return "", []
     forwards = [forward for forward in plan.forwards if (forward.host_port, forward.protocol) == (port, protocol)]
-    return requests.container(call), {forward.version for forward in forwards}
+    return requests.container(call), forwards

@@ -107,15 +107,15 @@ class Annotator:
         self._names.keep(self._wanted)
 
     def _read(self) -> bool:
-        """See what the ruleset has now, and tell whether that was possible."""
+        """See what the ruleset has now, and tell whether that is all there is to see."""
         try:
             assigned = assignment.all_assigned(self._lookup)
-            self._names.find(assigned)
+            is_complete = self._names.find(assigned)
         except (NFTError, OSError) as error:
             self._tell(f"it cannot be read which pods have dynamic host ports: {error}")
             return False
         self._wanted = {pod_id: json.dumps(status(ports, self._host_ip)) for pod_id, ports in assigned.items()}
-        return True
+        return is_complete
 
     def _pending(self) -> dict[str, _Pause]:
         """Return the pods whose annotation is to be written, with what they wait for."""

@@ -1,12 +1,13 @@
 """The names of pods that have dynamic host ports, by their UIDs.
 
 They are on the rules of their attachments, as a comment, which nftables cuts at 128 bytes. A longer one is in libcni's
-cache.
+cache, once the runtime has its answer to the ADD.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from cni_hostport.attachment import COMMENT_BYTES
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from cni_hostport.log import Log
     from cni_hostport.lookup import Lookup
 
+ATTEMPTS = 25  # to find a long name
+
 
 class PodNames:
     """Names as ``namespace/name``, of those pods of Kubernetes that were looked for."""
@@ -30,6 +33,7 @@ class PodNames:
         """Look for none yet; ``caches`` are runtimes' directories."""
         self._lookup, self._caches, self._log = lookup, caches, log
         self._names: dict[str, str] = {}
+        self._attempts = Counter[str]()
 
     def __getitem__(self, pod_id: str) -> str:
         """Return a name that was found."""
@@ -42,19 +46,33 @@ class PodNames:
     def keep(self, pod_ids: Collection[str]) -> None:
         """Forget the names of all pods but these, and those that were not found."""
         self._names = {pod_id: name for pod_id, name in self._names.items() if name and pod_id in pod_ids}
+        self._attempts = Counter({pod_id: self._attempts[pod_id] for pod_id in self._attempts if pod_id in pod_ids})
 
-    def find(self, assigned: Mapping[str, Assigned]) -> None:
-        """Find the names of pods, by their host ports; raises ``NFTError``."""
-        labels = ((pod_id, self._label(ports)) for pod_id, ports in assigned.items() if pod_id not in self._names)
-        new = {pod_id: label for pod_id, label in labels if label is not None}
-        cut = [pod_id for pod_id, label in new.items() if len(label) == COMMENT_BYTES]
-        whole = self._cached(cut) if cut else {}
-        for pod_id in cut:
-            if pod_id not in whole:
-                self._log(f"the name of the pod with the UID {pod_id} is too long, and unknown beyond {new[pod_id]}")
-            new[pod_id] = whole.get(pod_id, "")
-        # what runs in no pod of Kubernetes has no namespace
-        self._names |= {pod_id: label if "/" in label else "" for pod_id, label in new.items()}
+    def find(self, assigned: Mapping[str, Assigned]) -> bool:
+        """Find the names of pods, by their host ports; tell whether all were found that can be.
+
+        Raises ``NFTError``, and ``OSError`` where a cache cannot be looked at.
+        """
+        labels = {pod_id: self._label(ports) for pod_id, ports in assigned.items() if pod_id not in self._names}
+        cut = [pod_id for pod_id, label in labels.items() if label and len(label) == COMMENT_BYTES]
+        cached = self._cached(cut) if cut else {}
+        for pod_id, label in labels.items():
+            name = label
+            if label and pod_id in cut:
+                name = cached.get(pod_id) or self._unknown(pod_id, label)
+            if name is not None:
+                # what runs in no pod of Kubernetes has no namespace
+                self._names[pod_id] = name if "/" in name else ""
+        return all(pod_id in self._names for pod_id in assigned)
+
+    def _unknown(self, pod_id: str, label: str) -> str | None:
+        """Give a long name up that no cache has, but not at once."""
+        self._attempts[pod_id] += 1
+        if self._attempts[pod_id] < ATTEMPTS:
+            return None
+        if self._attempts[pod_id] == ATTEMPTS:
+            self._log(f"the name of the pod with the UID {pod_id} is unknown: nftables has no more of it than {label}")
+        return ""
 
     def _label(self, ports: Assigned) -> str | None:
         """Return what is on the rules to which a pod's first port leads, ``None`` if that is gone by now."""

@@ -1,0 +1,350 @@
+"""The annotator of a node: what it sends to an API server, and when."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from api_server import ADDRESS, PORT, FakeAPIServer, Pod
+from lab import LAUNCHER, NODE4, Node, config
+from libcni_cache import Cache
+from resident import eventually
+
+from cni_hostport.dynamic_ports import keys
+from cni_hostport.dynamic_ports.request import status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import lab
+
+RANGE = "40000-40999"
+# with the account where a container has it
+WITH_ACCOUNT = """
+set -e
+place=/run/secrets/kubernetes.io/serviceaccount
+mount -t tmpfs tmpfs /run
+mkdir -p $place
+mount --bind "$0" $place
+exec "$@"
+"""
+
+
+class Annotator:
+    """The annotator on a node, which it runs on until it is ended."""
+
+    def __init__(self, node: Node, server: FakeAPIServer, directory: Path) -> None:
+        self.node, self.server = node, server
+        self.cache = Cache(directory / "cache")
+        self._log = directory / "log"
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            "unshare", "--mount", "--propagation=slave", "sh", "-c", WITH_ACCOUNT, str(self.server.account),
+            *LAUNCHER, "node", "annotate", f"--cache-dir={self.cache.directory}",
+        ]  # fmt: skip
+        environment = {
+            "PATH": os.defpath, "HOSTPORT_HOST_IP": NODE4,
+            "KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": str(PORT),
+        }  # fmt: skip
+        with self._log.open("ab") as log:
+            inside = ["nsenter", f"--net={self.node.path}", *command]
+            self.process = subprocess.Popen(inside, stdout=log, stderr=log, env=environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def has_written(self, name: str, ports: dict[str, int]) -> bool:
+        """Wait until a pod is annotated with its host ports."""
+        return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == text(ports))
+
+
+def text(ports: dict[str, int]) -> str:
+    return json.dumps(status(ports, NODE4))
+
+
+@pytest.fixture
+def server(node: Node, tmp_path: Path) -> Iterator[FakeAPIServer]:
+    with FakeAPIServer(node, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def annotator(node: Node, server: FakeAPIServer, tmp_path: Path) -> Iterator[Annotator]:
+    with Annotator(node, server, tmp_path) as made:
+        yield made
+
+
+def add(node: Node, name: str, request: str, **keys: Any) -> tuple[lab.Pod, str, dict[str, int]]:
+    """Have a pod with dynamic host ports, and return it with its UID and these ports."""
+    pod = node.pod(4)
+    uid = f"{pod.name}-uid"
+    return pod, uid, add_again(node, pod, name, request, **keys)
+
+
+def add_again(node: Node, pod: lab.Pod, name: str, request: str, **keys: Any) -> dict[str, int]:
+    call = config(pod, **{"dynamicPorts": RANGE, "runtimeConfig": {"dynamicPorts": request}, **keys})
+    namespace, _, own = name.partition("/")
+    names = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={own};K8S_POD_UID={pod.name}-uid"
+    added = node.cni("ADD", pod, call, ARGS=names)
+    assert added.status == 0, added
+    return installed(node)[f"{pod.name}-uid"]
+
+
+def installed(node: Node) -> dict[str, dict[str, int]]:
+    """Return the dynamic host ports of a node by pods, as nft lists them."""
+    [listed] = [item["map"] for item in json.loads(node.nft("-j list map inet hostport dynamic_ports"))["nftables"]
+                if "map" in item]  # fmt: skip
+    found: dict[str, dict[str, int]] = {}
+    for key, _ in listed["elem"]:
+        request, uid = key["elem"]["comment"].split(" ")
+        found.setdefault(uid, {})[request] = key["elem"]["val"]["concat"][2]
+    return found
+
+
+def remove(node: Node, pod: lab.Pod) -> None:
+    """DEL a pod, with what it has on the machine."""
+    assert node.cni("DEL", pod, config(pod)).status == 0
+
+
+@pytest.fixture(autouse=True)
+def _files(node: Node) -> Iterator[None]:
+    """Remove the files of all pods that a test leaves."""
+    from cni_hostport.dynamic_ports import pod_files
+
+    yield
+    for uid in installed(node) if "dynamic_ports" in node.ruleset() else ():
+        pod_files._remove(uid)  # noqa: SLF001 - as the DEL of the last pod does
+
+
+def test_a_pod_is_patched_with_its_ports_and_its_uid(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    server.pods["shop/web"] = Pod("")
+    pod = node.pod(4)
+    server.pods["shop/web"].uid = uid = f"{pod.name}-uid"
+    ports = add_again(node, pod, "shop/web", "80/tcp, 192.0.2.1:443, 9000-9001/udp")
+    assert annotator.has_written("shop/web", ports), annotator.log
+    [request] = server.requests
+    assert (request.method, request.path) == (
+        "PATCH", "/api/v1/namespaces/shop/pods/web/status?fieldManager=hostport"
+    )  # fmt: skip
+    assert request.headers["Content-Type"] == "application/merge-patch+json"
+    assert request.headers["Authorization"] == "Bearer first"
+    assert request.document == {"metadata": {"uid": uid, "annotations": {"hostport/dynamic-ports-status": text(ports)}}}
+    told = json.loads(text(ports))
+    assert told["80/tcp"] == {"hostPort": ports["80/tcp"], "hostIP": NODE4}
+    assert told["9001/udp"]["hostPort"] == told["9000/udp"]["hostPort"] + 1
+
+
+def test_another_pod_of_the_same_name_is_left_alone(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    server.pods["shop/web"] = Pod("another")
+    add(node, "shop/web", "80/tcp")
+    assert eventually(lambda: "is not the one with the UID" in annotator.log)
+    time.sleep(1.5)
+    assert len(server.requests) == 1
+    assert server.pods["shop/web"].annotations == {}
+
+
+def test_a_pod_that_is_gone_is_no_matter(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    add(node, "shop/gone", "80/tcp")
+    assert eventually(lambda: server.requests)
+    time.sleep(1.5)
+    assert len(server.requests) == 1
+    assert annotator.log == ""
+
+
+def test_without_the_role_the_log_says_so_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    server.refuse = lambda _: 403
+    for name in ("shop/one", "shop/two"):
+        _, uid, ports = add(node, name, "80/tcp")
+        server.pods[name] = Pod(uid)
+    assert eventually(lambda: len(server.requests) > 3)
+    assert annotator.log.count("ClusterRole hostport-annotator") == annotator.log.count("\n") == 1
+    server.refuse = lambda _: 200
+    assert annotator.has_written("shop/two", ports), annotator.log
+
+
+@pytest.mark.parametrize("failure", [0, 500, 409])
+def test_what_fails_is_sent_again_and_holds_nobody_up(
+    node: Node, server: FakeAPIServer, annotator: Annotator, failure: int
+) -> None:
+    server.refuse = lambda name: failure if name == "shop/bad" else 200
+    _, bad_uid, bad_ports = add(node, "shop/bad", "80/tcp")
+    server.pods["shop/bad"] = Pod(bad_uid)
+    assert eventually(lambda: server.requests)
+    pod = node.pod(4)
+    server.pods["shop/good"] = Pod(f"{pod.name}-uid")
+    ports = add_again(node, pod, "shop/good", "80/tcp")
+    assert annotator.has_written("shop/good", ports), annotator.log
+    assert server.pods["shop/bad"].annotations == {}
+    server.refuse = lambda _: 200
+    assert annotator.has_written("shop/bad", bad_ports), annotator.log
+
+
+def test_a_server_that_has_too_much_to_do_is_left_alone(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    server.refuse, server.retry_after = lambda _: 429, "2"
+    for name in ("shop/one", "shop/two"):
+        _, uid, ports = add(node, name, "80/tcp")
+        server.pods[name] = Pod(uid)
+    assert eventually(lambda: len(server.requests) > 1)
+    first, second = server.requests[:2]
+    assert second.time - first.time >= 2
+    server.refuse = lambda _: 200
+    assert annotator.has_written("shop/two", ports), annotator.log
+
+
+def test_a_server_that_goes_away_and_comes_back_gets_what_it_missed(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    early = node.pod(4)
+    server.pods["shop/early"] = Pod(f"{early.name}-uid")
+    assert annotator.has_written("shop/early", add_again(node, early, "shop/early", "80/tcp"))
+    server.stop()
+    _, uid, ports = add(node, "shop/late", "80/tcp")
+    server.pods["shop/late"] = Pod(uid)
+    assert eventually(lambda: "cannot be reached" in annotator.log)
+    server.rotate_certificate()
+    server.start()
+    assert annotator.has_written("shop/late", ports), annotator.log
+    assert annotator.log.count("cannot be reached") == 1
+    assert "the API server answers again" in annotator.log
+
+
+def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    server.rotate_token("second")
+    _, uid, _ = add(node, "shop/web", "80/tcp")
+    server.pods["shop/web"] = Pod(uid)
+    assert eventually(lambda: server.requests)
+    assert server.requests[0].headers["Authorization"] == "Bearer second"
+    server.rotate_token("third", tell=False)
+    _, uid, ports = add(node, "shop/other", "80/tcp")
+    server.pods["shop/other"] = Pod(uid)
+    assert eventually(lambda: "401" in annotator.log)
+    server.rotate_token("third")
+    assert annotator.has_written("shop/other", ports), annotator.log
+
+
+def test_its_restart_writes_the_same_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    pod = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+    ports = add_again(node, pod, "shop/web", "80/tcp")
+    assert annotator.has_written("shop/web", ports)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        assert annotator.end(number) in {0, -signal.SIGKILL}
+        server.requests.clear()
+        annotator.start()
+        assert eventually(lambda: server.requests), annotator.log
+        time.sleep(0.5)
+        assert [request.document["metadata"]["annotations"][keys.STATUS] for request in server.requests] == [
+            text(ports)
+        ]
+
+
+def test_the_annotation_follows_a_sandbox_that_is_made_again(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    pod = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+    first = add_again(node, pod, "shop/web", "80/tcp")
+    assert annotator.has_written("shop/web", first)
+    remove(node, pod)
+    time.sleep(0.5)
+    assert server.pods["shop/web"].annotations[keys.STATUS] == text(first)
+    second = add_again(node, pod, "shop/web", "80/tcp", dynamicPorts="41000-41999")
+    assert second != first
+    assert annotator.has_written("shop/web", second)
+
+
+def test_a_flush_changes_nothing_and_neither_does_a_restore(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    pod = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+    ports = add_again(node, pod, "shop/web", "80/tcp")
+    assert annotator.has_written("shop/web", ports)
+    node.nft("flush ruleset")
+    assert add_again(node, pod, "shop/web", "80/tcp") == ports
+    later = node.pod(4)
+    server.pods["shop/later"] = Pod(f"{later.name}-uid")
+    add_again(node, later, "shop/later", "80/tcp")
+    assert eventually(lambda: len(server.requests) >= 2)
+    assert [request.path.split("/")[6] for request in server.requests] == ["web", "later"]
+
+
+def test_a_name_that_nftables_cuts_is_in_the_cache_after_the_add(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    pod, name = node.pod(4), "w" * 200
+    uid = f"{pod.name}-uid"
+    server.pods[f"shop/{name}"] = Pod(uid)
+    ports = add_again(node, pod, f"shop/{name}", "80/tcp")
+    other = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{other.name}-uid")
+    assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+    annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
+    assert annotator.has_written(f"shop/{name}", ports), annotator.log
+
+
+def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
+    add(node, f"shop/{'w' * 200}", "80/tcp")
+    assert eventually(lambda: "is unknown: nftables has no more of it than shop/www" in annotator.log)
+    assert (server.requests, annotator.log.count("\n")) == ([], 1)
+
+
+def test_a_container_outside_of_kubernetes_is_none_of_its_business(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    pod = node.pod(4)
+    call = config(pod, dynamicPorts=RANGE, runtimeConfig={"dynamicPorts": "80/tcp"})
+    assert node.cni("ADD", pod, call).status == 0
+    other = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{other.name}-uid")
+    assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+    assert len(server.requests) == annotator.log.count("\n") == 1
+
+
+def test_a_node_full_of_pods_is_annotated_at_once_and_without_repetition(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    add(node, "shop/web", "80/tcp")  # which makes the table
+    lines = []
+    for number in range(110):
+        server.pods[f"shop/many-{number}"] = Pod(f"uid-{number}")
+        chain = f"dnat-{number:033}"
+        element = f'ipv4 . tcp . {41000 + number} comment "80/tcp uid-{number}" : goto {chain}'
+        lines += [
+            f"add chain inet hostport {chain}",
+            f'add rule inet hostport {chain} tcp dport 80 accept comment "shop/many-{number}"',
+            f"add element inet hostport dynamic_ports {{ {element} }}",
+        ]
+    began = time.monotonic()
+    node.nft_file("\n".join(lines))
+    for number in range(110):
+        assert annotator.has_written(f"shop/many-{number}", {"80/tcp": 41000 + number}), annotator.log
+    print(f"110 pods after {time.monotonic() - began:.3f} s")  # noqa: T201 - for who runs it with -s
+    time.sleep(0.5)
+    assert len(server.requests) == 111
+
+
+def test_outside_of_a_cluster_it_says_what_is_missing(node: Node) -> None:
+    ran = node.run(*LAUNCHER, "node", "annotate", check=False, env={})
+    assert (ran.returncode, "KUBERNETES_SERVICE_HOST" in ran.stderr) == (1, True), ran
