@@ -277,6 +277,22 @@ def test_the_port_of_a_pod_that_is_gone_is_taken_over_when_no_other_is_free(node
     assert (told(absent), told(living[2])) == ({}, {"80/tcp": {"hostPort": former["80/tcp"]}})
 
 
+def test_a_pods_next_sandbox_has_the_port_of_the_one_that_is_gone(node: Node) -> None:
+    first, second = node.pod(4), node.pod(4)
+    uid = f"{dynamic_ports.OWN}uid"
+    for pod in (first, second):
+        assert node.cni("ADD", pod, config(pod) | asking("80"), ARGS=f"K8S_POD_UID={uid}").code == 0
+        ports = given(node)[uid]
+        if pod is first:
+            before = ports
+            pod.remove()
+    assert ports == before
+    assert told(uid) == {"80/tcp": {"hostPort": ports["80/tcp"]}}
+    node.delete(first)
+    assert given(node) == {uid: before}
+    assert node.cni("CHECK", second, config(second) | asking("80"), ARGS=f"K8S_POD_UID={uid}").code == 0
+
+
 def test_an_add_waits_for_a_port_of_a_full_range(node: Node) -> None:
     leaving, waiting = node.pod(4), node.pod(4)
     wanted = asking("80", dynamicPorts="40000", waitForHolder=20)

@@ -36,7 +36,7 @@ def keep_all() -> list[str]:
 
 def of_pod(command: str, uid: str, container: str = f"{OWN}c", text: str = "80") -> list[str]:
     variables = {"CNI_ARGS": f"K8S_POD_UID={uid};K8S_POD_NAME=web"}
-    addresses = [f"10.1.{ord(container[-1])}.2/24"]
+    addresses = [f"10.1.{ord(container[0]) if uid == '' else ord(container[-1])}.2/24"]
     skel.AFTERWARDS.clear()
     lines = scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
     for task in skel.AFTERWARDS:
@@ -180,6 +180,7 @@ def test_a_listing_that_others_spoil_is_not_taken_for_an_empty_one(
     "uid", ["", "../..", "..", ".", "a/b", "a" * 73, "é", "$(id)", "a b", "---", "x\n", '"', "a;K8S_POD_UID=../b"]
 )
 def test_a_uid_that_is_no_name_of_a_directory_is_none(uid: str) -> None:
+    FILES.mkdir(parents=True, exist_ok=True)
     outside = sorted(FILES.parent.iterdir())
     of_pod("ADD", uid)
     assert [*given()] == [f"{OWN}c"]
@@ -187,6 +188,20 @@ def test_a_uid_that_is_no_name_of_a_directory_is_none(uid: str) -> None:
     of_pod("CHECK", uid)
     of_pod("DEL", uid)
     assert (given(), told(f"{OWN}c"), sorted(FILES.parent.iterdir())) == ({}, {}, outside)
+
+
+def test_a_container_id_whose_end_is_no_name_has_a_file_all_the_same() -> None:
+    containers = [f"{letter}{'-._' * 30}" for letter in "ab"]
+    for container in containers:
+        of_pod("ADD", "", container)
+        of_pod("CHECK", "", container)
+    assert len(given()) == 2
+    assert all(map(told, given()))
+    directories = [FILES / pod_id for pod_id in given()]
+    for container in containers:
+        of_pod("DEL", "", container)
+    assert not any(directory.exists() for directory in directories)
+    assert FILES.exists()
 
 
 @pytest.mark.parametrize("uid", ["a" * (72 - len(OWN)), "0", "-" * 3 + "b"])

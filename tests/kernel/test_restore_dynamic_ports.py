@@ -67,7 +67,7 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
     kept = [running(node, cache, "80", ports="40000-40005", name="web") for _ in range(3)]
     before = given(node)
     for pod in lost:
-        pod.ip("link set eth0 alias none")
+        node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", "")
     node.nft("flush ruleset")
     assert restore(node, cache) == "6 restored\n"
     after = given(node)
@@ -75,6 +75,8 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
     assert sorted(ports["80/tcp"] for ports in after.values()) == [*range(40000, 40006)]
     for pod in lost:
         assert checked(node, pod, "80", "40000-40005") == 0
+        assert told(pod) == {"80/tcp": {"hostPort": after[pod.id]["80/tcp"]}}
+        assert noted(pod) == f"hostport 80/tcp={after[pod.id]['80/tcp']}"
 
 
 def test_a_noted_port_that_somebody_else_has_now_is_refused_with_the_holders_name(node: Node, cache: Cache) -> None:
