@@ -36,10 +36,13 @@ def install(request: Request, attachment: Attachment, log: Log) -> None:
         with suppress(Exception):  # the first error is the one to report; the runtime calls DEL after it
             ownership.release(nft, attachment.key, log)
         raise
+    by_number = held.without({forward: "" for forward in held.forwards if forward.request})
+    if not by_number.forwards:
+        return  # no program listens on a port that was picked
     try:
         from cni_hostport.kernel import listeners
 
-        listeners.tell(attachment, held, log)
+        listeners.tell(attachment, by_number, log)
     except Exception as error:  # noqa: BLE001 - all is installed: no message is worth a failure
         log(f"programs of this node that listen on these host ports were not looked for: {error}")
 

@@ -54,7 +54,7 @@ class Attachment:
     @property
     def pod_id(self) -> str:
         """What tells its pod from others: the pod's UID, or where there is none the container ID, at least its end."""
-        return (self.pod_uid or self.container_id)[-POD_ID_BYTES:].lstrip("-_.")
+        return (self.pod_uid or self.container_id)[-POD_ID_BYTES:].lstrip("-_.") or digest(self.container_id)
 
     @staticmethod
     def network_key(network: str) -> str:

@@ -7,7 +7,6 @@ needs once it knows that it does.
 
 from __future__ import annotations
 
-from cni_hostport.dynamic_ports import keys
 from cni_hostport.errors import CNIError, Code, NFTError
 
 TYPE_CHECKING = False
@@ -71,7 +70,7 @@ def delete(call: Call, log: Log) -> None:
         held = lookup.find(key)  # what was restored between the first look and the note
     if held:
         deletion.remove(lookup, key, held, log, AFTERWARDS.append)
-    if not (held and held.dynamic_ports) and keys.are_in(call.config.get("runtimeConfig")):
+    if not (held and held.dynamic_ports) and _asks_for_dynamic_ports(call.config.get("runtimeConfig")):
         # of a ruleset that is lost, or was damaged, the file may be left
         from cni_hostport.dynamic_ports import pod_files
 
@@ -159,8 +158,20 @@ def _prev_result(call: Call) -> Mapping[str, Any]:
 def _has_mappings(call: Call) -> bool:
     runtime = call.config.get("runtimeConfig")
     if runtime is None or (isinstance(runtime, dict) and runtime.get("portMappings") in (None, [])):
-        return keys.are_in(runtime)
+        return _asks_for_dynamic_ports(runtime)
     return True
+
+
+def _asks_for_dynamic_ports(runtime: object) -> bool:
+    """Tell whether ``runtimeConfig`` asks for dynamic host ports; if in doubt, it does not."""
+    if not isinstance(runtime, dict):
+        return False
+    names = (*runtime, *(name for value in runtime.values() if isinstance(value, dict) for name in value))
+    if not any("dynamic" in name for name in names):
+        return False  # most pods, whatever annotations they have: nothing is imported for them
+    from cni_hostport.dynamic_ports import keys
+
+    return keys.are_in(runtime)
 
 
 def may_have_host_ports(call: Call) -> bool:
@@ -168,7 +179,7 @@ def may_have_host_ports(call: Call) -> bool:
 
     If in doubt, they have.
     """
-    if keys.are_in(call.config.get("runtimeConfig")):
+    if _asks_for_dynamic_ports(call.config.get("runtimeConfig")):
         return True
     try:
         mappings = (call.config.get("runtimeConfig") or {}).get("portMappings") or ()

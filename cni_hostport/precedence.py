@@ -26,16 +26,18 @@ def shared_ports(installed: Installed, attachment: Attachment, plan: Plan) -> di
     """Return the forwards whose port another attachment of the same container has, with the key of that attachment.
 
     A runtime publishes a container's ports on each of its networks. The first attachment has them, unless it is the
-    former holder of the same pod address.
+    former holder of the same pod address. A dynamic port is shared by those that ask for it with the same words only.
     """
     elements = installed.by_key
     pods = (elements.get((PODS[pod_ip.version], str(pod_ip))) for pod_ip in plan.masquerade)
     others = {"", attachment.key, *(pod.holder for pod in pods if pod)}
     holders = {forward: elements.get(map_and_key(forward)) for forward in plan.forwards}
+    dynamic = {forward: elements.get(reservation(forward)) for forward in holders}
     return {
         forward: element.holder
         for forward, element in holders.items()
         if element and element.holder not in others and element.owner.is_beside(attachment)
+        if not (reserved := dynamic[forward]) or reserved.request == forward.request
     }
 
 

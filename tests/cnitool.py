@@ -45,12 +45,17 @@ class Chain:
         """Write the conflist, in the place of the one before."""
         (self.directory / "10-chain.conflist").write_text(json.dumps(conflist))
 
-    def run(self, command: str, container: Namespace | None, *mappings: Mapping[str, Any]) -> CompletedProcess[str]:
-        """Run cnitool; gc and status have no container, though cnitool wants to be given one."""
+    def run(
+        self, command: str, container: Namespace | None, *mappings: Mapping[str, Any], **capabilities: Any
+    ) -> CompletedProcess[str]:
+        """Run cnitool with mappings and what else a runtime hands over.
+
+        gc and status have no container, though cnitool wants to be given one.
+        """
         return self.node.run(
             *("unshare", "--mount", "sh", "-c", WITHIN_OWN_STATE, str(self.directory / "state")),
             *("env", f"NETCONFPATH={self.directory}", f"CNI_PATH={self.plugins}"),
-            f"CAP_ARGS={json.dumps({'portMappings': mappings})}",
+            f"CAP_ARGS={json.dumps({'portMappings': mappings, **capabilities})}",
             *(str(self.tool), command, self.network, container.path if container else "/var/run/netns/none"),
             check=False,
         )

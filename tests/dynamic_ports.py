@@ -15,7 +15,7 @@ from cni_hostport.dynamic_ports import keys
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lab import Node, Pod
+    from lab import Namespace, Node, Pod
 
 FILES = Path("/run/hostport/pods")
 OWN = f"hp{os.getpid():x}-"  # what the names of pods begin with in this process, as in ``lab``
@@ -77,7 +77,7 @@ def told(pod: Pod | str) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def noted(pod: Pod, ifname: str = "eth0") -> str:
+def noted(pod: Namespace, ifname: str = "eth0") -> str:
     """Return the note that a pod's interface carries."""
     shown = subprocess.run(["ip", "-n", pod.name, "-j", "link", "show", ifname], check=True, capture_output=True)
     return str(json.loads(shown.stdout)[0].get("ifalias", ""))

@@ -117,7 +117,7 @@ class _Picker:
 
     def _are_taken(self, block: Block, first: int) -> bool:
         protocol = block[0].protocol
-        return any((protocol, port) in self._taken for port in range(first, first + len(block)))
+        return not self._taken.isdisjoint([(protocol, port) for port in range(first, first + len(block))])
 
     def _first_port(self, block: Block) -> int:
         """Return the first port of the first candidate that is free, or whose holders all are gone."""
@@ -147,13 +147,11 @@ class _Picker:
 
     def _free(self, block: Block) -> Iterator[int]:
         """Yield the candidates of which nobody has any port, for whichever address."""
-        starts = self._key_starts(block)
+        held, starts, length = self._held, self._key_starts(block), len(block)
 
-        def keys(first: int) -> Iterator[bytes]:
-            ports = (port.to_bytes(2) + bytes(2) for port in range(first, first + len(block)))
-            return (start + port for port in ports for start in starts)
+        def keys(first: int) -> list[bytes]:
+            return [start + port.to_bytes(2) + b"\0\0" for port in range(first, first + length) for start in starts]
 
-        held = self._held
         for some in _growing(first for first in self._candidates(block) if held.isdisjoint(keys(first))):
             asked = [(first, key) for first in some for key in keys(first)]
             answers = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
@@ -224,11 +222,12 @@ def _growing(candidates: Iterable[int]) -> Iterator[list[int]]:
 def _check_allowance(config: NetworkConfig) -> None:
     """Raise ``CNIError`` with ``INVALID_CONFIG`` if a network gives no dynamic host ports, or not as many."""
     count, allowed = sum(map(len, config.requests)), config.dynamic_ports_per_pod
+    if config.dynamic_ports and count <= allowed:
+        return
     asked = f"the container asks for dynamic host ports, {', '.join(map(named, config.requests))}"
     if not config.dynamic_ports:
         raise CNIError(Code.INVALID_CONFIG, f"{asked}, and this network gives none: it has no dynamicPorts")
-    if count > allowed:
-        raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")
+    raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")
 
 
 def _nothing_free(config: NetworkConfig, block: Block) -> str:

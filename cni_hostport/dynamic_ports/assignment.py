@@ -50,7 +50,12 @@ class Listing:
         given.
         """
         ports = self.by_pod(pod_id.encode()).get(pod_id, {})
-        return ports | self.by_pod(dnat_chain(key).encode()).get(pod_id, {}) if key and ports else ports
+        return ports | self.held_by(key) if key and ports else ports
+
+    def held_by(self, key: str) -> Assigned:
+        """Return the host ports that lead to one attachment."""
+        pods = self.by_pod(dnat_chain(key).encode()).values()
+        return {request: port for ports in pods for request, port in ports.items()}
 
 
 def assigned(lookup: Lookup, pod_id: str, key: str = "") -> Assigned:

@@ -43,7 +43,7 @@ def kind(index: int) -> str:
 
 
 def index_and_alias(name: str) -> tuple[int, str]:
-    """Return the index of an interface, and the note that it carries, as ``ip link`` shows it; empty if there is none.
+    """Return the index of an interface, and the note that it carries, as ``ip link`` shows it, empty if there is none.
 
     0 if there is no such interface. Raises ``OSError`` if the kernel cannot be asked.
     """

@@ -47,8 +47,9 @@ def plan(call: Call, pick: Pick | None = None) -> tuple[Plan | None, str]:
         return None, ""
     attachment, assigned = plugin.attachment_of(call), Assigned()
     if request.blocks:
-        noted = note.read(interface.alias, request.config.dynamic_ports)
-        assigned = noted | assignment.assigned(Lookup(shared=True), attachment.pod_id, attachment.key)
+        listing = assignment.Listing(Lookup(shared=True))
+        noted = note.read(interface.alias, request.blocks, request.config.dynamic_ports)
+        assigned = listing.assigned(attachment.pod_id) | noted | listing.held_by(attachment.key)
         assigned = pick(request, attachment, assigned) if pick else assigned
     wanted = request.plan(assigned)
     if not wanted.forwards and not request.blocks:

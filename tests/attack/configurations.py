@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 from lab import config, mapping
 
+from cni_hostport.dynamic_ports import keys
+
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
     from lab import Pod
@@ -55,6 +57,20 @@ mappings = st.one_of(
     st.builds(mapping, st.integers(1, 65535), st.integers(1, 65535), st.sampled_from(["tcp", "udp", "sctp"])),
     anything,
 )
+requests = st.one_of(
+    st.sampled_from(["80", "80/tcp, 9000-9002/udp", "192.0.2.1:80, [::]:81", "1-65535", "1-4096", "80," * 2000]),
+    st.text("0123456789-/,:.[] tcpudsctpTCP", max_size=12),
+    scalars,
+)
+runtime_configs = st.fixed_dictionaries(
+    {},
+    optional={
+        "portMappings": st.lists(mappings, max_size=4) | anything,
+        keys.CAPABILITY: requests,
+        keys.ANNOTATIONS: st.fixed_dictionaries({"other": scalars}, optional={keys.REQUEST: requests}) | anything,
+    },
+)
+ranges = st.sampled_from(["40000-40003", "8080", "8080-8081, 1-65535", "40003-40000", ["40000", "40002"]]) | scalars
 addresses = st.sampled_from(["10.88.0.77/24", "fd00:88::77/64", "10.9.9.9/32"]) | scalars
 results = st.one_of(
     st.fixed_dictionaries(
@@ -88,7 +104,9 @@ KEYS: dict[str, SearchStrategy[Any]] = {
     "externalSetMarkChain": scalars,
     "capabilities": anything,
     "prevResult": results,
-    "runtimeConfig": st.fixed_dictionaries({"portMappings": st.lists(mappings, max_size=4) | anything}) | anything,
+    "runtimeConfig": runtime_configs | anything,
+    "dynamicPorts": ranges,
+    "dynamicPortsPerPod": st.sampled_from([0, 1, 4096, -1, 4097, True, "16"]) | scalars,
     "cni.dev/valid-attachments": st.lists(
         st.fixed_dictionaries({}, optional={"containerID": scalars, "ifname": scalars}) | anything, max_size=3
     )
@@ -133,10 +151,10 @@ def stdins(draw: DrawFn, pod: Pod) -> bytes:
     if kind == "json":
         return json.dumps(draw(anything)).encode(draw(st.sampled_from(["utf-8", "utf-16", "utf-8-sig"])))
     sent = right(pod)
-    for key in draw(st.lists(st.sampled_from(sorted(KEYS)), max_size=3)):
-        sent[key] = draw(KEYS[key])
+    for name in draw(st.lists(st.sampled_from(sorted(KEYS)), max_size=3)):
+        sent[name] = draw(KEYS[name])
         if draw(st.integers(0, 9)) == 0:
-            del sent[key]
+            del sent[name]
     text = json.dumps(sent, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
     if kind == "torn":
         place = draw(st.integers(0, len(text) - 1))
@@ -145,9 +163,9 @@ def stdins(draw: DrawFn, pod: Pod) -> bytes:
 
 
 @st.composite
-def stdins_with(draw: DrawFn, pod: Pod, *keys: str) -> bytes:
+def stdins_with(draw: DrawFn, pod: Pod, *names: str) -> bytes:
     """Return a configuration that is right, but for keys that all have some value."""
-    return json.dumps(right(pod) | {key: draw(KEYS[key]) for key in keys}).encode()
+    return json.dumps(right(pod) | {name: draw(KEYS[name]) for name in names}).encode()
 
 
 def environment(pod: Pod, command: str) -> dict[str, str]:

@@ -59,10 +59,11 @@ def target(node: Node) -> Iterator[Target]:
         ([], (), 500),
         (["ADD", "STATUS"], ("conditionsV4", "conditionsV6"), 150),
         (["ADD"], ("runtimeConfig",), 200),
+        (["ADD", "CHECK"], ("runtimeConfig", "dynamicPorts"), 100),
         (["ADD", "CHECK"], ("prevResult",), 150),
         (["GC"], ("cni.dev/valid-attachments", "name"), 50),
     ],
-    ids=["anything", "conditions", "mappings", "results", "attachments"],
+    ids=["anything", "conditions", "mappings", "dynamic ports", "results", "attachments"],
 )
 def test_any_call_keeps_the_protocol_and_leaves_nothing(
     target: Target,

@@ -86,19 +86,20 @@ class World:
         self.node.run("nft", *("delete" if what.startswith("table") else "flush", *what.split()), check=False)
 
     def add(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> Answer:
-        return self._call("ADD", attachment, _asked(mappings, addresses))
+        return self.call("ADD", attachment, _asked(mappings, addresses))
 
     def check(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> Answer:
-        return self._call("CHECK", attachment, _asked(mappings, addresses))
+        return self.call("CHECK", attachment, _asked(mappings, addresses))
 
     def delete(self, attachment: Attachment, mappings: Sequence[PortMapping] | None) -> Answer:
-        return self._call("DEL", attachment, {} if mappings is None else _asked(mappings, []))
+        return self.call("DEL", attachment, {} if mappings is None else _asked(mappings, []))
 
     def collect(self, network: str, valid: set[Attachment]) -> Answer:
         items = [{"containerID": item.container, "ifname": item.ifname} for item in valid if item.network == network]
-        return self._call("GC", Attachment(network, "", ""), {"cni.dev/valid-attachments": items})
+        return self.call("GC", Attachment(network, "", ""), {"cni.dev/valid-attachments": items})
 
-    def _call(self, command: str, attachment: Attachment, config: dict[str, Any]) -> Answer:
+    def call(self, command: str, attachment: Attachment, config: dict[str, Any]) -> Answer:
+        """Run an operation for an attachment, with these keys of its configuration."""
         environ = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if attachment.container:
             path = self.namespaces[attachment.container].path
@@ -130,8 +131,12 @@ class World:
 
     def remember(self, attachment: Attachment, mappings: Sequence[PortMapping], addresses: Sequence[str]) -> None:
         """Write what libcni writes after an ADD."""
-        asked = _asked(mappings, addresses)
-        plugin = {"type": "hostport", "capabilities": {"portMappings": True}}
+        self.store(attachment, _asked(mappings, addresses))
+
+    def store(self, attachment: Attachment, asked: dict[str, Any]) -> None:
+        """Write what libcni writes after an ADD with these keys of its configuration."""
+        plugin = {"type": "hostport", "capabilities": dict.fromkeys(asked["runtimeConfig"], True), **asked}
+        plugin = {key: value for key, value in plugin.items() if key not in {"runtimeConfig", "prevResult"}}
         conflist = {"cniVersion": "1.0.0", "name": attachment.network, "plugins": [plugin]}
         entry = {
             "kind": "cniCacheV1",

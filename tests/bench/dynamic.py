@@ -26,7 +26,6 @@ FIXED, DYNAMIC = "by its number", "dynamic"
 FEW, NEARLY_FULL = "with few pods", "in a range that is 95 % full"
 PORT, FIRST = 1024, 40000  # the one that is asked for by its number, and where ranges begin
 REQUEST = "80/tcp"
-GIVEN = 0.95  # of a range that is nearly full
 
 
 @dataclass
@@ -48,8 +47,7 @@ def measure(installation: Installation, options: argparse.Namespace) -> Ports:
         for name, contender in product((FEW, NEARLY_FULL), (warm, cold)):
             node = stack.enter_context(Node())
             if name == NEARLY_FULL:
-                ports = range(FIRST, FIRST + options.range)
-                fill_range(node, [port for port in ports if port % 20], REQUEST)  # as many as GIVEN
+                fill_range(node, [FIRST + n for n in range(options.range) if n % 20], REQUEST)  # that is 95 %
             places.append((name, contender, node, node.pod(4)))
         for turn in range(options.rounds + 1):  # the first does not count: it loads what later ones find in memory
             for (name, contender, node, pod), kind in product(places, (FIXED, DYNAMIC)):

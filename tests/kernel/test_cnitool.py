@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cnitool import Chain
+from dynamic_ports import given, noted, told
 from go_tools import TOOLS, unavailable
 from lab import CLIENT4, CLIENT6, NODE4, NODE6, Namespace, Node, mapping, require
+
+from cni_hostport.dynamic_ports import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 MAPPINGS = [mapping(8080), mapping(5353, 53, "udp"), mapping(0, 9090)]
+CAPABILITIES = {"portMappings": True, keys.CAPABILITY: True, keys.ANNOTATIONS: True}
 CONFLIST: dict[str, Any] = {
     "cniVersion": "1.1.0",
     "name": "pods",
@@ -33,6 +37,12 @@ CONFLIST: dict[str, Any] = {
 }
 
 
+ASKING: dict[str, dict[str, Any]] = {
+    "capability": {keys.CAPABILITY: "80/tcp, 53/udp"},
+    "annotation": {keys.ANNOTATIONS: {"app": "web", keys.REQUEST: "80/tcp, 53/udp"}},
+}
+
+
 @pytest.fixture(scope="session")
 def newest_plugins() -> Path:
     """The folder of the newest reference plugins, which are built with Go on first use."""
@@ -49,6 +59,35 @@ def chain(node: Node, cnitool: Path, newest_plugins: Path, tmp_path: Path) -> Ch
 def containers() -> Iterator[tuple[Namespace, Namespace]]:
     with Namespace("web") as web, Namespace("other") as other:
         yield web, other
+
+
+@pytest.mark.parametrize("by", ASKING)
+def test_a_container_that_asks_for_dynamic_ports_has_them(
+    chain: Chain, containers: tuple[Namespace, ...], by: str
+) -> None:
+    container, conflist = containers[0], json.loads(json.dumps(CONFLIST))
+    conflist["plugins"][1]["capabilities"] = CAPABILITIES
+    chain.configure(conflist)
+    refused = chain.run("add", container, **ASKING[by])
+    assert (refused.returncode, "this network gives none: it has no dynamicPorts" in refused.stderr) == (1, True)
+    assert chain.run("del", container, **ASKING[by]).returncode == 0
+    conflist["plugins"][1]["dynamicPorts"] = "40000-40063"
+    chain.configure(conflist)
+    added = chain.run("add", container, mapping(8080), **ASKING[by])
+    assert added.returncode == 0, added
+    [(container_id, ports)] = given(chain.node).items()
+    assert told(container_id) == {text: {"hostPort": port} for text, port in ports.items()}
+    assert noted(container) == f"hostport 80/tcp={ports['80/tcp']} 53/udp={ports['53/udp']}"
+    container.serve("tcp", 80, "web")
+    container.serve("udp", 53, "web")
+    for address, client in ((NODE4, CLIENT4), (NODE6, CLIENT6)):
+        assert chain.node.client.ask("tcp", address, ports["80/tcp"]) == f"web {client}"
+        assert chain.node.client.ask("udp", address, ports["53/udp"]) == f"web {client}"
+        assert chain.node.client.ask("tcp", address, 8080) == f"web {client}"
+    checked = chain.run("check", container, mapping(8080), **ASKING[by])
+    assert checked.returncode == 0, checked
+    assert chain.run("del", container, mapping(8080), **ASKING[by]).returncode == 0
+    assert (given(chain.node), told(container_id)) == ({}, {})
 
 
 def test_a_chain_of_cni_1_1_0_is_added_checked_and_deleted(chain: Chain, containers: tuple[Namespace, ...]) -> None:

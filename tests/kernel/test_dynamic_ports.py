@@ -150,6 +150,17 @@ def test_a_repeated_add_keeps_the_ports_and_takes_what_is_new() -> None:
 
 
 @in_scratch
+def test_host_addresses_limit_dynamic_ports_too() -> None:
+    limits: Any = {"hostAddresses": ["192.0.2.0/24"]}
+    run("ADD", 1, "80", **limits)
+    run("CHECK", 1, "80", **limits)
+    assert "ip daddr 192.0.2.0/24 tcp dport" in scratch.ruleset()
+    assert f"ipv6 . tcp . {port(1)}" not in scratch.ruleset()
+    assert "container port [::]:80/tcp gets no host port" in run("ADD", 1, "[::]:80", **limits)[0]
+    assert given() == {}
+
+
+@in_scratch
 def test_a_pod_of_the_same_name_gets_the_same_port_again() -> None:
     names = [{"CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-{number}"} for number in range(4)]
     asked = asking("80, 9000-9003/udp")
@@ -264,6 +275,22 @@ def test_the_port_of_a_pod_that_is_gone_is_taken_over_when_no_other_is_free(node
     assert (added.code, "takes over" in added.stderr) == (0, True)
     assert given(node)[living[2].id] == former
     assert (told(absent), told(living[2])) == ({}, {"80/tcp": {"hostPort": former["80/tcp"]}})
+
+
+def test_a_pods_next_sandbox_has_the_port_of_the_one_that_is_gone(node: Node) -> None:
+    first, second = node.pod(4), node.pod(4)
+    uid = f"{dynamic_ports.OWN}uid"
+    for pod in (first, second):
+        assert node.cni("ADD", pod, config(pod) | asking("80"), ARGS=f"K8S_POD_UID={uid}").code == 0
+        ports = given(node)[uid]
+        if pod is first:
+            before = ports
+            pod.remove()
+    assert ports == before
+    assert told(uid) == {"80/tcp": {"hostPort": ports["80/tcp"]}}
+    node.delete(first)
+    assert given(node) == {uid: before}
+    assert node.cni("CHECK", second, config(second) | asking("80"), ARGS=f"K8S_POD_UID={uid}").code == 0
 
 
 def test_an_add_waits_for_a_port_of_a_full_range(node: Node) -> None:

@@ -12,6 +12,8 @@ import scratch
 from dynamic_ports import BARE, asking, given, name, port, run, told
 from lab import NODE4, Node, config, mapping, wait
 
+from cni_hostport.attachment import Attachment
+from cni_hostport.dynamic_ports import allocation
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
@@ -112,6 +114,34 @@ def test_a_crowded_range_is_searched_to_its_last_port() -> None:
     assert [*given()[name(1)].values()] == [40567, 40568]
     with pytest.raises(CNIError, match="is full: no port is free for 80/tcp"):
         run("ADD", 2, "80", dynamicPorts="40000-40999", addresses=["10.1.202.2/24"])
+
+
+@in_scratch
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_port_that_is_mapped_for_one_address_at_the_same_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    picked: list[int] = []
+    pick = allocation._Picker.pick  # noqa: SLF001 - between a look and a claim there is no other place
+
+    def pick_and_lose(self: Any, kept: Any) -> Any:
+        found = pick(self, kept)
+        if not picked:
+            picked.append(found["80/tcp"])
+            scratch.run("ADD", mapping(picked[0], hostIP="192.0.2.1"), container="c1", waitForHolder=0)
+        return found
+
+    monkeypatch.setattr(allocation._Picker, "pick", pick_and_lose)  # noqa: SLF001
+    ranges = f"40000-{39999 + size}"
+    if size == 1:
+        with pytest.raises(CNIError, match="the range of dynamic host ports 40000-40000 is full"):
+            run("ADD", 1, "80", dynamicPorts=ranges)
+        assert Attachment("pods", name(1), "eth0").key not in scratch.ruleset().partition("set deleted")[0]
+    else:
+        run("ADD", 1, "80", dynamicPorts=ranges)
+        assert {port(1), picked[0]} == {40000, 40001}
+        run("CHECK", 1, "80", dynamicPorts=ranges)
+    scratch.run("CHECK", mapping(picked[0], hostIP="192.0.2.1"), container="c1")
 
 
 def answers(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:

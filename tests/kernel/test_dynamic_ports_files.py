@@ -9,12 +9,15 @@ import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
 from cni_hostport import skel
-from cni_hostport.dynamic_ports import pod_files
+from cni_hostport.dynamic_ports import assignment, pod_files
+from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from cni_hostport.netlink import Message
 
 UID = f"{OWN}3f0c-4b0e-8f9a"
 
@@ -33,7 +36,7 @@ def keep_all() -> list[str]:
 
 def of_pod(command: str, uid: str, container: str = f"{OWN}c", text: str = "80") -> list[str]:
     variables = {"CNI_ARGS": f"K8S_POD_UID={uid};K8S_POD_NAME=web"}
-    addresses = [f"10.1.{ord(container[-1])}.2/24"]
+    addresses = [f"10.1.{ord(container[0]) if uid == '' else ord(container[-1])}.2/24"]
     skel.AFTERWARDS.clear()
     lines = scratch.run(command, container=container, addresses=addresses, variables=variables, **asking(text))
     for task in skel.AFTERWARDS:
@@ -147,10 +150,37 @@ def test_where_no_file_can_be_written_the_pod_has_its_ports_all_the_same(
     assert given() == {}
 
 
+@pytest.mark.parametrize("spoiled", [1, 3, 100])
+def test_a_listing_that_others_spoil_is_not_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, spoiled: int
+) -> None:
+    run("ADD", 1, "80")
+    before, file = given(), told(name(1))
+    dump, left = Lookup.dump, [spoiled]
+
+    def dump_or_not(self: Lookup, message: Message) -> list[bytes] | None:
+        left[0] -= 1
+        return None if left[0] >= 0 else dump(self, message)
+
+    monkeypatch.setattr(assignment, "PAUSES", (0,) * 5)
+    monkeypatch.setattr(Lookup, "dump", dump_or_not)
+    if spoiled < 5:
+        run("ADD", 1, "80")
+        run("CHECK", 1, "80")
+    else:
+        with pytest.raises(CNIError, match="cannot be listed"):
+            run("ADD", 1, "80")
+        lines: list[str] = []
+        pod_files.keep(Lookup(), [name(1)], lines.append)
+        assert len(lines) == 1
+    assert (given(), told(name(1))) == (before, file)
+
+
 @pytest.mark.parametrize(
     "uid", ["", "../..", "..", ".", "a/b", "a" * 73, "é", "$(id)", "a b", "---", "x\n", '"', "a;K8S_POD_UID=../b"]
 )
 def test_a_uid_that_is_no_name_of_a_directory_is_none(uid: str) -> None:
+    FILES.mkdir(parents=True, exist_ok=True)
     outside = sorted(FILES.parent.iterdir())
     of_pod("ADD", uid)
     assert [*given()] == [f"{OWN}c"]
@@ -158,6 +188,20 @@ def test_a_uid_that_is_no_name_of_a_directory_is_none(uid: str) -> None:
     of_pod("CHECK", uid)
     of_pod("DEL", uid)
     assert (given(), told(f"{OWN}c"), sorted(FILES.parent.iterdir())) == ({}, {}, outside)
+
+
+def test_a_container_id_whose_end_is_no_name_has_a_file_all_the_same() -> None:
+    containers = [f"{letter}{'-._' * 30}" for letter in "ab"]
+    for container in containers:
+        of_pod("ADD", "", container)
+        of_pod("CHECK", "", container)
+    assert len(given()) == 2
+    assert all(map(told, given()))
+    directories = [FILES / pod_id for pod_id in given()]
+    for container in containers:
+        of_pod("DEL", "", container)
+    assert not any(directory.exists() for directory in directories)
+    assert FILES.exists()
 
 
 @pytest.mark.parametrize("uid", ["a" * (72 - len(OWN)), "0", "-" * 3 + "b"])

@@ -102,6 +102,16 @@ def test_a_network_of_one_family_each_gives_both_the_same_port(node: Node, pod: 
     assert told(pod) == {"80/tcp": {"hostPort": ports["80/tcp"]}}
 
 
+def test_a_dynamic_port_is_not_shared_with_who_asks_for_its_number(node: Node, pod: Pod) -> None:
+    first, (second, ifname) = on(pod, "pods", "80"), on(pod, "second", "")
+    run(node, "ADD", pod, first)
+    second["runtimeConfig"] = {"portMappings": [mapping(given(node)[pod.id]["80/tcp"])]}
+    before = node.ruleset()
+    refused = node.cni("ADD", pod, second, IFNAME=ifname)
+    assert (refused.code, f"is taken by container {pod.id[:12]}" in refused.msg) == (100, True)
+    assert node.ruleset() == before
+
+
 def test_both_networks_are_restored_with_the_first_ones_ports(node: Node, pod: Pod, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cni")
     for network in ("pods", "second"):
@@ -111,7 +121,7 @@ def test_both_networks_are_restored_with_the_first_ones_ports(node: Node, pod: P
         cache.add(pod, network=network, ifname=ifname, plugin=plugin, result=call["prevResult"],
                   capabilityArgs={"dynamicPorts": "80, 81/udp"})  # fmt: skip
     before = given(node)
-    pod.ip("link set eth1 alias none")
+    node.run("ip", "-n", pod.name, "link", "set", "eth1", "alias", "")
     node.nft("flush ruleset")
     assert restore(node, cache) == "2 restored\n"
     assert given(node) == before

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from dynamic_ports import asking
 from go_tools import ROOT
 from lab import LAUNCHER, Namespace, mapping, result
 
@@ -38,6 +39,9 @@ ENVIRONMENT = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/absent", "CNI_I
 CONFIG = {"cniVersion": "1.1.0", "name": "pods", "prevResult": result("10.1.0.2/24")}
 PROTOCOL = pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 TCP = {"runtimeConfig": {"portMappings": [mapping(8080)]}}
+# as containerd and CRI-O hand them over
+ANNOTATIONS = {"io.kubernetes.cri.pod-annotations": {"kubernetes.io/config.source": "api", "hostport/other": "80/tcp"}}
+ASKING = {"dynamicPorts": "40000-40999", "runtimeConfig": asking("80/tcp, 53/udp")["runtimeConfig"]}
 
 PYDANTIC = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection"}
 ROOMS = {path.parent.name for path in (ROOT / "cni_hostport").glob("*/__init__.py")}
@@ -52,7 +56,7 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
-UNSPECIFIED = NOTHING_TO_MAP | {"config"}
+UNSPECIFIED = NOTHING_TO_MAP | {"config", "dynamic_ports.keys", "dynamic_ports.request"}
 PLAN = UNSPECIFIED | {"kernel.interfaces", "kernel.netns", "kernel.routes", "netlink", "ruleset.plan"}
 LOOKUP = {"lookup", "names", "netlink", "nf_tables"}
 PORTMAP = {"foreign_rules", "portmap"}
@@ -63,8 +67,10 @@ NFT = {"kernel.library", "kernel.library_process", "kernel.nft", "ruleset.base"}
 COMMANDS = {"ruleset.base", "ruleset.commands", "ruleset.comment"}
 HOLDERS = {"kernel.presence", "ownership", "precedence", "ruleset.installed"}
 NODE = {"kernel.ipvs", "kernel.listeners", "kernel.localnet"}
-ADD = PLAN | FORMER | PORTMAP | CONNTRACK | NFT | COMMANDS | HOLDERS | NODE | {"afterwards"}
+ADD = PLAN | FORMER | PORTMAP | CONNTRACK | NFT | COMMANDS | HOLDERS | NODE | {"addition", "afterwards"}
 CHECK = PLAN | FORMER | NFT | COMMANDS | {"check", "kernel.snapshot"}
+ASSIGNMENT = {"dynamic_ports.assignment"}
+ALLOCATION = ASSIGNMENT | {f"dynamic_ports.{name}" for name in ("allocation", "note", "order", "pod_files")}
 
 
 class Imported:
@@ -85,11 +91,12 @@ class Caller:
     def __init__(self, namespace: Namespace, socket: Path) -> None:
         self.namespace = namespace
         self.socket = socket
+        self.netns = ENVIRONMENT["CNI_NETNS"]
 
     def __call__(self, command: str, **keys: Any) -> Imported:
         ran = self.namespace.run(
             sys.executable, "-I", "-S", "-c", RUN, *PATHS, str(self.socket),
-            input=json.dumps(CONFIG | keys), env=ENVIRONMENT | {"CNI_COMMAND": command},
+            input=json.dumps(CONFIG | keys), env=ENVIRONMENT | {"CNI_COMMAND": command, "CNI_NETNS": self.netns},
         )  # fmt: skip
         *lines, modules = ran.stderr.splitlines()
         assert lines == []
@@ -115,6 +122,7 @@ def test_version_imports_nothing_but_the_protocol(call: Caller) -> None:
         {},
         {"runtimeConfig": None},
         {"runtimeConfig": {"portMappings": [], "bandwidth": None}},
+        {"runtimeConfig": ANNOTATIONS},
         {"conditionsV4": ["tcp", "dport", "!=", "9"], "snat": False},
     ],
 )
@@ -133,7 +141,8 @@ def test_host_ports_that_are_all_unspecified_are_validated_and_no_more(
     call: Caller, command: str, more: set[str]
 ) -> None:
     imported = call(command, runtimeConfig={"portMappings": [mapping(0)]})
-    assert (imported.own, imported.others, imported.rooms) == (UNSPECIFIED | more, PYDANTIC, set())
+    assert (imported.own, imported.others) == (UNSPECIFIED | more, PYDANTIC)
+    assert imported.rooms == {"dynamic_ports"}
     assert not imported.slow & NEVER
 
 
@@ -150,6 +159,22 @@ def test_a_mapping_needs_pydantic_only_besides_libnftables_in_its_own_process(
     assert not imported.slow & NEVER
 
 
+@pytest.mark.parametrize(("command", "own"), [("ADD", ADD | ALLOCATION), ("CHECK", CHECK | LOOKUP | ASSIGNMENT)])
+def test_dynamic_ports_need_nothing_slow_either(call: Caller, command: str, own: set[str]) -> None:
+    with Namespace("pod") as pod:
+        pod.ip("link add eth0 type bridge")
+        call.netns = pod.path
+        if command == "CHECK":
+            call("ADD", **ASKING)
+        imported = call(command, **ASKING)
+    assert (imported.own, imported.others) == (own, PYDANTIC)
+    assert not imported.slow & NEVER
+    imported = call("DEL")
+    deletion = DEL | CONNTRACK | {"afterwards", "kernel.interfaces", "kernel.localnet"}
+    assert (imported.own, imported.others) == (deletion | ASSIGNMENT | {"dynamic_ports.pod_files"}, set())
+    assert not imported.slow
+
+
 @pytest.mark.parametrize("known", [False, True], ids=["without mappings", "with mappings"])
 @PROTOCOL
 def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known: bool, protocol: str) -> None:
@@ -162,8 +187,9 @@ def test_a_del_of_an_installed_mapping_imports_nothing_slow(call: Caller, known:
     assert "8080" not in call.namespace.run("nft", "list", "ruleset").stdout
 
 
-def test_a_del_of_nothing_imports_nothing_slow(call: Caller) -> None:
-    imported = call("DEL")
+@pytest.mark.parametrize("keys", [{}, {"runtimeConfig": ANNOTATIONS}])
+def test_a_del_of_nothing_imports_nothing_slow(call: Caller, keys: Mapping[str, Any]) -> None:
+    imported = call("DEL", **keys)
     assert (imported.own, imported.others, imported.slow) == (DEL, set(), set())
     assert imported.rooms == set()
 

@@ -67,7 +67,7 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
     kept = [running(node, cache, "80", ports="40000-40005", name="web") for _ in range(3)]
     before = given(node)
     for pod in lost:
-        pod.ip("link set eth0 alias none")
+        node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", "")
     node.nft("flush ruleset")
     assert restore(node, cache) == "6 restored\n"
     after = given(node)
@@ -75,6 +75,8 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
     assert sorted(ports["80/tcp"] for ports in after.values()) == [*range(40000, 40006)]
     for pod in lost:
         assert checked(node, pod, "80", "40000-40005") == 0
+        assert told(pod) == {"80/tcp": {"hostPort": after[pod.id]["80/tcp"]}}
+        assert noted(pod) == f"hostport 80/tcp={after[pod.id]['80/tcp']}"
 
 
 def test_a_noted_port_that_somebody_else_has_now_is_refused_with_the_holders_name(node: Node, cache: Cache) -> None:
@@ -118,19 +120,37 @@ def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> No
 
 
 NOTES: dict[str, Any] = {
-    "somebody else's": ("80", "uplink of shop", "uplink of shop", "somebody else has put a note there: uplink of shop"),
-    "too long": (", ".join(f"{n}/sctp" for n in range(10001, 10017)), "", "", "it would be longer than 255 bytes"),
-    "an older one": ("80", "hostport 99/tcp=40003", "", ""),
+    "none": ("80", "", ""),
+    "an older one": ("80", "hostport 99/tcp=40003", ""),
+    "somebody else's": ("80", "uplink of shop", "somebody else has put a note there: uplink of shop"),
+    "one that gets too long": (
+        ", ".join(f"{n}/sctp" for n in range(10001, 10043)),
+        "hostport 80/tcp=40001",
+        "it would be longer than 255 bytes",
+    ),
 }
 
 
 @pytest.mark.parametrize("note", NOTES)
 def test_a_note_is_written_where_it_can_be(node: Node, note: str) -> None:
-    text, before, kept, reason = NOTES[note]
+    text, before, reason = NOTES[note]
     pod = node.pod(4)
     if before:
         node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", before)
-    added = node.cni("ADD", pod, config(pod) | asking(text))
+    added = node.cni("ADD", pod, config(pod) | asking(text, dynamicPortsPerPod=64))
     said = f"hostport: the dynamic host ports of {pod.id} are not noted on eth0: {reason}\n"
     assert (added.code, added.stderr) == (0, said if reason else "")
-    assert noted(pod) == (kept if reason else f"hostport 80/tcp={given(node)[pod.id]['80/tcp']}")
+    written = "" if reason else f"hostport 80/tcp={given(node)[pod.id]['80/tcp']}"
+    assert noted(pod) == (before if reason and "hostport" not in before else written)
+
+
+def test_a_pod_that_asks_for_much_gets_it_again_too(node: Node, cache: Cache) -> None:
+    text = ", ".join(f"{NODE4}:{number}/sctp" for number in range(10001, 10015)) + ", 9000-9001/udp"
+    pod = running(node, cache, text)
+    before = given(node)
+    assert noted(pod) == "hostport " + ",".join(
+        str(before[pod.id][f"{NODE4}:{n}/sctp"] if n else before[pod.id]["9000/udp"]) for n in [*range(10001, 10015), 0]
+    )
+    node.nft("flush ruleset")
+    assert restore(node, cache) == "1 restored\n"
+    assert given(node) == before

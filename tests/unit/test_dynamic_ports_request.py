@@ -125,6 +125,11 @@ RANGES = ((40000, 40999),)
         ("hostport ", {}),
         ("hostport 80/tcp=40017", {"80/tcp": 40017}),
         ("hostport 9000-9001/udp=40100 80/tcp=40017", {"9000/udp": 40100, "9001/udp": 40101, "80/tcp": 40017}),
+        ("hostport 40017,40100", {"80/tcp": 40017, "9000/udp": 40100, "9001/udp": 40101}),
+        ("hostport 40017", {"80/tcp": 40017}),
+        ("hostport 22,40999", {}),
+        ("hostport 40017,40100,40200", {"80/tcp": 40017, "9000/udp": 40100, "9001/udp": 40101}),
+        ("hostport ,,", {}),
         ("hostport [2001:db8::1]:80/tcp=40017", {"[2001:db8::1]:80/tcp": 40017}),
         ("hostport 80/tcp=22 443/tcp=41000 53/udp=39999 9000-9001/udp=40999 5/tcp=-40001", {}),
         ("hostport 80/tcp=99999 81/tcp=x 82/tcp= 83/tcp=4e4 =40001 84/tcp, ,=40001", {}),
@@ -133,7 +138,7 @@ RANGES = ((40000, 40999),)
     ],
 )
 def test_a_note_gives_what_is_in_the_ranges_and_nothing_else(alias: str, assigned: dict[str, int]) -> None:
-    assert note.read(alias, RANGES) == assigned
+    assert note.read(alias, parse("80, 9000-9001/udp"), RANGES) == assigned
 
 
 def parsed(**config: Any) -> NetworkConfig:
@@ -249,3 +254,7 @@ def test_port_0_asks_for_nothing_in_any_form(unspecified: dict[str, Any]) -> Non
 )
 def test_in_doubt_nothing_is_asked_for(runtime: object) -> None:
     assert not keys.are_in(runtime)
+
+
+def test_the_plugin_tells_the_names_from_all_others_by_a_word_in_them() -> None:
+    assert all("dynamic" in name for name in (keys.REQUEST, keys.CAPABILITY))
