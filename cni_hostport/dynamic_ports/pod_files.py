@@ -52,8 +52,21 @@ def _failures_told(pod_id: str, log: Log) -> Iterator[None]:
 
 def keep_all(lookup: Lookup, log: Log) -> None:
     """Write the files that are missing or wrong; raises ``NFTError``."""
-    wanted = {pod_id: _text(ports) for pod_id, ports in assignment.all_assigned(lookup).items()}
-    keep(lookup, (pod_id for pod_id, text in wanted.items() if not _is_kept(pod_id, text)), log)
+    written: dict[str, Mapping[str, int]] = {}
+    for _ in range(ATTEMPTS):
+        present = assignment.all_assigned(lookup)
+        # of pods that were deleted meanwhile, the files were removed before they were written
+        keep(lookup, written.keys() - present.keys(), log)
+        wrong = {
+            pod_id: ports
+            for pod_id, ports in present.items()
+            if written.get(pod_id) != ports and not _is_kept(pod_id, _text(ports))
+        }
+        if not wrong:
+            return
+        for pod_id, ports in wrong.items():
+            write(pod_id, ports, log)
+        written |= wrong
 
 
 def _keep(lookup: Lookup, pod_id: str, written: Mapping[str, int] | None) -> None:

@@ -96,9 +96,13 @@ class Control(Processes):
             self._begin_to_serve()
             wait_for(self._is_ready, self.log("kube-apiserver"))
 
+    def wait(self) -> None:
+        """Wait for the API server."""
+        wait_for(self._is_ready, self.log("kube-apiserver"))
+
     def complete(self) -> None:
         """Wait for the API server, and start the others."""
-        wait_for(self._is_ready, self.log("kube-apiserver"))
+        self.wait()
         for program, user in COMPONENTS.items():
             self._start(
                 program, f"--kubeconfig={self._kubeconfig(user)}", "--leader-elect=false",

@@ -1,22 +1,21 @@
-"""The account of the annotator: what an API server lets it do, and what not."""
+"""The account of the annotator: what a real API server lets it do, and what not. There are no nodes but their names."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from go_tools import ROOT
+from go_tools import ROOT, TOOLS
+from lab import CLIENT4, Namespace, require
 from resident import eventually
 
-from cluster.cluster import pod
-from cluster.control import SERVER
+from cluster.control import SERVER, Control
 from cni_hostport.dynamic_ports import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from cluster.cluster import Cluster
 
 ACCOUNT = ROOT / "conf" / "kubernetes" / "annotations" / "account.yaml"
 NAME, NAMESPACE = "hostport-annotator", "kube-system"
@@ -25,13 +24,20 @@ STATUS = f"{PODS}/annotated/status"
 POLICY = "ValidatingAdmissionPolicy 'hostport-annotator'"
 
 
-class Account:
-    """The account, with a token as the annotator of the first node has it."""
+def pod(name: str, node: str, namespace: str = "default", account: str = "default") -> dict[str, Any]:
+    spec = {"nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": False,
+            "containers": [{"name": "web", "image": "web"}]}  # fmt: skip
+    metadata = {"name": name, "namespace": namespace, "labels": {"name": name}, "annotations": {"its": "own"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+
+class Account:
+    """The account, with a token as the annotator of the node ``one`` has it."""
+
+    def __init__(self, namespace: Namespace, control: Control) -> None:
+        self._namespace, self._control = namespace, control
         bound = [f"--bound-object-{key}={value}" for key, value in (("kind", "Pod"), ("name", NAME))]
-        self._token = cluster.kubectl("create", "token", NAME, f"--namespace={NAMESPACE}", *bound).strip()
+        self._token = control.kubectl("create", "token", NAME, f"--namespace={NAMESPACE}", *bound).strip()
 
     def ask(self, method: str, path: str, document: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         headers = [f"Authorization: Bearer {self._token}", "Content-Type: application/merge-patch+json"]
@@ -40,7 +46,7 @@ class Account:
             *(part for header in headers for part in ("--header", header)),
             *(["--data", json.dumps(document)] if document else []),
         ]  # fmt: skip
-        text, _, status = self.cluster.client.run(*curl).stdout.rpartition("\n")
+        text, _, status = self._namespace.run(*curl).stdout.rpartition("\n")
         return int(status), json.loads(text)
 
     def annotate(self, name: str, **metadata: Any) -> tuple[int, dict[str, Any]]:
@@ -48,24 +54,31 @@ class Account:
         return self.ask("PATCH", f"{PODS}/{name}/status", document)
 
     def pod(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.cluster.kubectl("get", "pod", "annotated", "--output=json"))
+        found: dict[str, Any] = json.loads(self._control.kubectl("get", "pod", "annotated", "--output=json"))
         return found
 
 
 @pytest.fixture(scope="module")
-def account(cluster: Cluster) -> Iterator[Account]:
-    cluster.kubectl("apply", f"--filename={ACCOUNT}")
-    one, two = cluster.nodes
-    own = pod(NAME, node=one, serviceAccountName=NAME, automountServiceAccountToken=False, nodeName=one.name)
-    own["metadata"]["namespace"] = NAMESPACE
-    cluster.apply(own)
-    with cluster.running(pod("annotated", node=one), pod("elsewhere", node=two)):
-        made = Account(cluster)
-        # a role and a policy hold a moment after they were made
-        assert eventually(lambda: made.annotate("elsewhere")[0] == 422)
-        yield made
-    cluster.delete(own)
-    cluster.kubectl("delete", f"--filename={ACCOUNT}")
+def account(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    for program in ("etcd", "kube-apiserver", "kubectl"):
+        require((TOOLS / program).exists(), f"needs {program}, built by tests/build-tools.sh")
+    for program in ("curl", "openssl"):
+        require(shutil.which(program), f"needs the program {program}")
+    with Namespace("control") as namespace:
+        namespace.ip("link add lan type bridge", f"addr add {CLIENT4}/24 dev lan", "link set lan up")
+        with Control(namespace, (), tmp_path_factory.mktemp("control") / "control") as control:
+            control.begin()
+            control.wait()
+            control.kubectl("apply", f"--filename={ACCOUNT}")
+            control.kubectl("create", "serviceaccount", "default")
+            node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"}}
+            pods = [pod(NAME, "one", NAMESPACE, NAME), pod("annotated", "one"), pod("elsewhere", "two")]
+            objects = {"apiVersion": "v1", "kind": "List", "items": [node, *pods]}
+            control.kubectl("create", "--filename=-", text=json.dumps(objects))
+            made = Account(namespace, control)
+            # a role and a policy hold a moment after they were made
+            assert eventually(lambda: made.annotate("elsewhere")[0] == 422)
+            yield made
 
 
 def test_it_annotates_pods_of_its_own_node_and_nothing_else_of_them_changes(account: Account) -> None:
@@ -73,7 +86,7 @@ def test_it_annotates_pods_of_its_own_node_and_nothing_else_of_them_changes(acco
     assert account.annotate("annotated", uid=before["metadata"]["uid"])[0] == 200
     after = account.pod()
     assert after["metadata"]["annotations"].pop(keys.STATUS) == "{}"
-    assert (after["metadata"]["annotations"] or None) == before["metadata"].get("annotations")
+    assert after["metadata"]["annotations"] == {"its": "own"}
     assert (after["spec"], after["status"]) == (before["spec"], before["status"])
 
 
@@ -114,6 +127,8 @@ def test_it_may_do_nothing_else(account: Account, method: str, path: str) -> Non
     "document",
     [
         {"metadata": {"annotations": {"other": "1"}}},
+        {"metadata": {"annotations": {"its": "1"}}},
+        {"metadata": {"annotations": {"its": None}}},
         {"metadata": {"labels": {"name": "other"}}},
         {"metadata": {"finalizers": ["example.com/never"]}},
         {"status": {"phase": "Failed"}},

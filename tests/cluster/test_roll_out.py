@@ -231,6 +231,8 @@ def test_an_upgrade_fails_no_call_and_loses_no_port(rolled_out: Cluster, tmp_pat
 
 
 def test_a_removal_leaves_running_pods_their_ports_and_then_nothing(rolled_out: Cluster) -> None:
+    for node in rolled_out.nodes:
+        node.write("/run/hostport/pods/left/dynamic-ports.json", "{}")
     with rolled_out.running(*web(rolled_out, "last", 8085)):
         rolled_out.kubectl("apply", "--kustomize", MANIFESTS / "kubeadm" / "uninstall")
         rolled_out.wait_for(
@@ -246,7 +248,7 @@ def test_a_removal_leaves_running_pods_their_ports_and_then_nothing(rolled_out: 
     assert "successfully rolled out" in told, told + rolled_out.story()
     for node in rolled_out.nodes:
         assert node.run("ls", "/opt/cni/bin").stdout.split() == ["bridge", "host-local", "loopback", "portmap"]
-        assert "hostport" not in node.run("ls", "/opt").stdout.split()
+        assert "hostport" not in node.run("ls", "/opt", "/run").stdout.split()
     assert answers(rolled_out, 8080) == both("old")
     rolled_out.kubectl("delete", "--kustomize", MANIFESTS / "kubeadm" / "uninstall")
     assert failures(rolled_out) == []

@@ -55,7 +55,7 @@ HOSTILE_ENVIRONMENT = {
 }
 # what else is opened: data, and what is named from a directory of /proc
 DATA = re.compile(
-    r"/(proc|sys|dev|run|var/lib/cni|etc/cni)(/|$)|/$|[\w-]+(/[\w-]+)*$|"
+    r"/(proc|sys|dev|run|var/run/secrets|var/lib/cni|etc/cni)(/|$)|/$|[\w-]+(/[\w-]+)*$|"
     r"/etc/(connlabel\.conf|group|host\.conf|hosts|iproute2/\w+|localtime|networks|nsswitch\.conf|passwd|protocols|"
     r"resolv\.conf|services)$|/usr/share/(zoneinfo|iproute2)/"
 )

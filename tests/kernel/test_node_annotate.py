@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     import lab
 
 RANGE = "40000-40999"
+MODULES = """
+from cni_hostport.__main__ import main
+from cni_hostport.operate.node import annotator, api_server, pod_names
+"""
 # with the account where a container has it
 WITH_ACCOUNT = """
 set -e
@@ -37,18 +43,20 @@ exec "$@"
 
 
 class Annotator:
-    """The annotator on a node, which it runs on until it is ended."""
+    """The annotator on a node, which it runs on until it is ended; lines of Python alter its constants."""
 
-    def __init__(self, node: Node, server: FakeAPIServer, directory: Path) -> None:
+    def __init__(self, node: Node, server: FakeAPIServer, directory: Path, *lines: str) -> None:
         self.node, self.server = node, server
         self.cache = Cache(directory / "cache")
         self._log = directory / "log"
+        altered = [sys.executable, "-Ic", "\n".join([MODULES, *lines, "main()"])]
+        self._launcher = altered if lines else LAUNCHER
         self.start()
 
     def start(self) -> None:
         command = [
             "unshare", "--mount", "--propagation=slave", "sh", "-c", WITH_ACCOUNT, str(self.server.account),
-            *LAUNCHER, "node", "annotate", f"--cache-dir={self.cache.directory}",
+            *self._launcher, "node", "annotate", f"--cache-dir={self.cache.directory}",
         ]  # fmt: skip
         environment = {
             "PATH": os.defpath, "HOSTPORT_HOST_IP": NODE4,
@@ -175,7 +183,7 @@ def test_without_the_role_the_log_says_so_once(node: Node, server: FakeAPIServer
     for name in ("shop/one", "shop/two"):
         _, uid, ports = add(node, name, "80/tcp")
         server.pods[name] = Pod(uid)
-    assert eventually(lambda: len(server.requests) > 3)
+    assert eventually(lambda: len(server.requests) > 2)
     assert annotator.log.count("ClusterRole hostport-annotator") == annotator.log.count("\n") == 1
     server.refuse = lambda _: 200
     assert annotator.has_written("shop/two", ports), annotator.log
@@ -201,13 +209,13 @@ def test_what_fails_is_sent_again_and_holds_nobody_up(
 def test_a_server_that_has_too_much_to_do_is_left_alone(
     node: Node, server: FakeAPIServer, annotator: Annotator
 ) -> None:
-    server.refuse, server.retry_after = lambda _: 429, "2"
+    server.refuse, server.retry_after = lambda _: 429, "1"
     for name in ("shop/one", "shop/two"):
         _, uid, ports = add(node, name, "80/tcp")
         server.pods[name] = Pod(uid)
     assert eventually(lambda: len(server.requests) > 1)
     first, second = server.requests[:2]
-    assert second.time - first.time >= 2
+    assert second.time - first.time >= 1
     server.refuse = lambda _: 200
     assert annotator.has_written("shop/two", ports), annotator.log
 
@@ -304,10 +312,11 @@ def test_a_name_that_nftables_cuts_is_in_the_cache_after_the_add(
     assert annotator.has_written(f"shop/{name}", ports), annotator.log
 
 
-def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
-    add(node, f"shop/{'w' * 200}", "80/tcp")
-    assert eventually(lambda: "is unknown: nftables has no more of it than shop/www" in annotator.log)
-    assert (server.requests, annotator.log.count("\n")) == ([], 1)
+def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPIServer, tmp_path: Path) -> None:
+    with Annotator(node, server, tmp_path, "pod_names.ATTEMPTS = 3") as annotator:
+        add(node, f"shop/{'w' * 200}", "80/tcp")
+        assert eventually(lambda: "is unknown: nftables has no more of it than shop/www" in annotator.log)
+        assert (server.requests, annotator.log.count("\n")) == ([], 1)
 
 
 def test_a_container_outside_of_kubernetes_is_none_of_its_business(
@@ -343,6 +352,48 @@ def test_a_node_full_of_pods_is_annotated_at_once_and_without_repetition(
     print(f"110 pods after {time.monotonic() - began:.3f} s")  # noqa: T201 - for who runs it with -s
     time.sleep(0.5)
     assert len(server.requests) == 111
+
+
+def test_an_annotation_that_somebody_removed_is_written_again(
+    node: Node, server: FakeAPIServer, tmp_path: Path
+) -> None:
+    pod = node.pod(4)
+    made = server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+    with Annotator(node, server, tmp_path, "annotator.REPEAT = 1.0") as annotator:
+        ports = add_again(node, pod, "shop/web", "80/tcp")
+        assert annotator.has_written("shop/web", ports)
+        made.annotations.clear()
+        assert annotator.has_written("shop/web", ports)
+        assert annotator.log.count("\n") == 1
+
+
+@pytest.fixture
+def hanging(server: FakeAPIServer) -> Iterator[FakeAPIServer]:
+    """A server that says nothing about the pod ``shop/bad`` before the end of the test."""
+    end = threading.Event()
+    server.refuse = lambda name: 200 if name != "shop/bad" or end.wait() else 0
+    yield server
+    end.set()
+
+
+def test_a_server_that_says_nothing_about_one_pod_holds_nobody_up_for_long(
+    node: Node, hanging: FakeAPIServer, tmp_path: Path
+) -> None:
+    with Annotator(node, hanging, tmp_path, "api_server.TIMEOUT = 0.5") as annotator:
+        add(node, "shop/bad", "80/tcp")
+        assert eventually(lambda: "does not answer about pod shop/bad" in annotator.log)
+        for name in ("shop/one", "shop/two"):
+            pod = node.pod(4)
+            hanging.pods[name] = Pod(f"{pod.name}-uid")
+            assert annotator.has_written(name, add_again(node, pod, name, "80/tcp"))
+        assert eventually(lambda: len([request for request in hanging.requests if "/bad/" in request.path]) > 1)
+
+
+def test_it_ends_where_it_hangs(node: Node, hanging: FakeAPIServer, tmp_path: Path) -> None:
+    with Annotator(node, hanging, tmp_path, "annotator.STALLED = 1.0", "annotator.LONGEST_WAIT = 0.1") as annotator:
+        add(node, "shop/bad", "80/tcp")
+        assert annotator.process.wait(timeout=30) == 1
+        assert "Timeout" in annotator.log
 
 
 def test_outside_of_a_cluster_it_says_what_is_missing(node: Node) -> None:

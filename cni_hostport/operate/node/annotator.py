@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 # seconds
 REPEAT = 300.0  # between two times that all is written
 READ_INTERVAL = 0.2  # between two looks at the ruleset
-FIRST_PAUSE = 1.0  # after a failure; each further one is twice as long
+FIRST_PAUSE = 1.0  # after a failure; each further one is up to twice as long
 LONGEST_PAUSE = {"server": 30.0, "pod": REPEAT}
 STALLED = 120.0  # after which this process is taken for dead, and ends
 LONGEST_WAIT = 60.0
+MOST_TOLD = 1000  # lines that are remembered
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, INVALID, TOO_MANY = 401, 403, 404, 422, 429
 FORBIDDEN_LINE = "annotations may not be written: this takes the ClusterRole hostport-annotator and its binding"
 
@@ -50,13 +51,13 @@ class _Pause:
 
     text: str = ""
     until: float = 0.0
-    failures: int = 0
+    seconds: float = 0.0
 
     def begin(self, longest: float, shortest: float = 0.0) -> None:
         """Wait for longer than the last time; not all nodes of a cluster for as long."""
-        pause = min(FIRST_PAUSE * 2**self.failures, longest) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self.seconds = min(max(FIRST_PAUSE, 2 * self.seconds), longest)
+        pause = self.seconds * random.uniform(0.5, 1)  # noqa: S311 - no secret
         self.until = time.monotonic() + max(pause, min(shortest, longest))
-        self.failures += 1
 
 
 class Annotator:
@@ -105,13 +106,15 @@ class Annotator:
         self._written = {pod_id: text for pod_id, text in self._written.items() if pod_id in self._wanted}
         self._pauses = {pod_id: pause for pod_id, pause in self._pauses.items() if pod_id in self._wanted}
         self._names.keep(self._wanted)
+        if len(self._told) > MOST_TOLD:
+            self._told.clear()
 
     def _read(self) -> bool:
         """See what the ruleset has now, and tell whether that is all there is to see."""
         try:
             assigned = assignment.all_assigned(self._lookup)
             is_complete = self._names.find(assigned)
-        except (NFTError, OSError) as error:
+        except NFTError as error:
             self._tell(f"it cannot be read which pods have dynamic host ports: {error}")
             return False
         self._wanted = {pod_id: json.dumps(status(ports, self._host_ip)) for pod_id, ports in assigned.items()}
@@ -136,7 +139,7 @@ class Annotator:
             return ""
         pending = self._pending()
         due = (pod_id for pod_id, pause in pending.items() if pause.until <= now)
-        return min(due, key=lambda pod_id: pending[pod_id].failures, default="")
+        return min(due, key=lambda pod_id: pending[pod_id].seconds, default="")
 
     def _write(self, pod_id: str) -> None:
         """Write the annotation of one pod, or see to it that this is tried again."""
@@ -157,7 +160,7 @@ class Annotator:
             self._server_pause.begin(LONGEST_PAUSE["server"], answer.retry_after)
             self._tell(f"the API server answers nothing now, and is asked again: {answer.message}")
             return
-        if self._server_pause.failures:
+        if self._server_pause.seconds:
             self._log("the API server answers again")
             self._told.clear()
         self._server_pause = _Pause()
@@ -167,7 +170,6 @@ class Annotator:
         """Draw the conclusion from an answer about a pod."""
         name, text = self._names[pod_id], self._wanted[pod_id]
         if answer.status == FORBIDDEN:
-            # one line for all pods
             self._fail(pod_id, FORBIDDEN_LINE, f": {answer.message}")
             return
         if answer.status == INVALID and "metadata.uid" in answer.wrong_fields:
@@ -190,7 +192,7 @@ class Annotator:
         self._tell(line, rest)
 
     def _tell(self, line: str, rest: str = "") -> None:
-        """Write a line once; its rest may be another each time."""
+        """Write a line once, whatever its rest is."""
         if line not in self._told:
             self._log(f"{line}{rest}")
         self._told.add(line)

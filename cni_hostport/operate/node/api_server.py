@@ -103,7 +103,9 @@ class APIServer:
             )
             response = connection.getresponse()
             text = response.read()
-        except (HTTPException, OSError) as error:
+            if response.will_close:
+                self.close()
+        except (HTTPException, OSError, ValueError) as error:
             self.close()
             if isinstance(error, OSError):
                 raise

@@ -51,7 +51,7 @@ class PodNames:
     def find(self, assigned: Mapping[str, Assigned]) -> bool:
         """Find the names of pods, by their host ports; tell whether all were found that can be.
 
-        Raises ``NFTError``, and ``OSError`` where a cache cannot be looked at.
+        Raises ``NFTError``.
         """
         labels = {pod_id: self._label(ports) for pod_id, ports in assigned.items() if pod_id not in self._names}
         cut = [pod_id for pod_id, label in labels.items() if label and len(label) == COMMENT_BYTES]
@@ -86,7 +86,11 @@ class PodNames:
     def _cached(self, pod_ids: Iterable[str]) -> dict[str, str]:
         """Return the names that runtimes gave, as far as their cache has these pods."""
         wanted, found = set(pod_ids), dict[str, str]()
-        for path in directory.entries(self._caches):
+        try:
+            entries = directory.entries(self._caches)
+        except OSError:
+            return {}  # what is not found is told
+        for path in entries:
             try:
                 given = dict(json.loads(files.read(path))["cniArgs"])
             except (OSError, ValueError, TypeError, KeyError, RecursionError):
