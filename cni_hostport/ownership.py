@@ -14,7 +14,15 @@ from cni_hostport.lookup import Lookup
 from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
-from cni_hostport.ruleset.commands import attach_commands, claims, guard_commands, need_command, not_dynamic_commands
+from cni_hostport.ruleset.commands import (
+    attach_commands,
+    claims,
+    exclusion_commands,
+    guard_commands,
+    map_and_key,
+    need_command,
+    reservation,
+)
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -116,6 +124,8 @@ class Reinstatement:
     It takes nothing from containers that live, their addresses included. ``held`` is the part of the plan that is in
     force then, as ``claim`` returns it. ``commands`` come after those of the base. ``claims`` are what only one of
     several attachments can have that are installed in one transaction: elements, as (map, key), and holders to remove.
+    Each port counts as a dynamic one too: those that are asked for by their numbers at various addresses, and could be
+    beside each other, are seldom enough to take a transaction each.
     """
 
     def __init__(self, nft: Nft, attachment: Attachment, plan: Plan, installed: Installed) -> None:
@@ -126,7 +136,7 @@ class Reinstatement:
         self._attachment, self._installed = attachment, installed
         self._leaving = leaving_holders(nft, installed, attachment, self.held, is_newest=False)
         self.commands = _replace_commands(installed, self._leaving, attachment, plan, holders, verb="create")
-        ports = chain.from_iterable(map(claims, self.held.forwards))
+        ports = chain.from_iterable((map_and_key(forward), reservation(forward)) for forward in self.held.forwards)
         pods = ((PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade)
         self.claims = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
 
@@ -184,7 +194,7 @@ def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwa
             # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
             opens = verb == "create" or not localnet.is_open(plan.interface)
             commands += guard_commands(plan.interface, opens=opens, needed_by=key)
-    commands += not_dynamic_commands([forward for forward in plan.forwards if forward not in holders])
+    commands += exclusion_commands([forward for forward in plan.forwards if forward not in holders])
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 

@@ -117,9 +117,9 @@ def test_a_crowded_range_is_searched_to_its_last_port() -> None:
 
 
 @in_scratch
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_port_that_is_mapped_for_one_address_at_the_same_time_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, size: int
+@pytest.mark.parametrize(("size", "text", "host_ip"), [(1, "80", NODE4), (2, "80", NODE4), (2, f"{NODE4}:80", "")])
+def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, size: int, text: str, host_ip: str
 ) -> None:
     picked: list[int] = []
     pick = allocation._Picker.pick  # noqa: SLF001 - between a look and a claim there is no other place
@@ -127,21 +127,21 @@ def test_a_port_that_is_mapped_for_one_address_at_the_same_time_is_given_up(
     def pick_and_lose(self: Any, kept: Any) -> Any:
         found = pick(self, kept)
         if not picked:
-            picked.append(found["80/tcp"])
-            scratch.run("ADD", mapping(picked[0], hostIP="192.0.2.1"), container="c1", waitForHolder=0)
+            picked.extend(found.values())
+            scratch.run("ADD", mapping(picked[0], hostIP=host_ip), container="c1", waitForHolder=0)
         return found
 
     monkeypatch.setattr(allocation._Picker, "pick", pick_and_lose)  # noqa: SLF001
     ranges = f"40000-{39999 + size}"
     if size == 1:
         with pytest.raises(CNIError, match="the range of dynamic host ports 40000-40000 is full"):
-            run("ADD", 1, "80", dynamicPorts=ranges)
+            run("ADD", 1, text, dynamicPorts=ranges)
         assert Attachment("pods", name(1), "eth0").key not in scratch.ruleset().partition("set deleted")[0]
     else:
-        run("ADD", 1, "80", dynamicPorts=ranges)
-        assert {port(1), picked[0]} == {40000, 40001}
-        run("CHECK", 1, "80", dynamicPorts=ranges)
-    scratch.run("CHECK", mapping(picked[0], hostIP="192.0.2.1"), container="c1")
+        run("ADD", 1, text, dynamicPorts=ranges)
+        assert {*given()[name(1)].values(), picked[0]} == {40000, 40001}
+        run("CHECK", 1, text, dynamicPorts=ranges)
+    scratch.run("CHECK", mapping(picked[0], hostIP=host_ip), container="c1")
 
 
 def answers(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
