@@ -14,7 +14,7 @@ from cni_hostport import nf_tables
 from cni_hostport.dynamic_ports import order
 from cni_hostport.dynamic_ports.assignment import Listing
 from cni_hostport.dynamic_ports.request import AssignedPort, named
-from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.errors import CNIError, Code, PortTakenError, shortened
 from cni_hostport.kernel import listeners, presence
 from cni_hostport.names import ANY_ADDRESS, ONE_ADDRESS
 from cni_hostport.precedence import in_the_way
@@ -224,7 +224,7 @@ def _check_allowance(config: NetworkConfig) -> None:
     count, allowed = sum(map(len, config.requests)), config.dynamic_ports_per_pod
     if config.dynamic_ports and count <= allowed:
         return
-    asked = f"the container asks for dynamic host ports, {', '.join(map(named, config.requests))}"
+    asked = f"the container asks for dynamic host ports, {shortened(', '.join(map(named, config.requests)))}"
     if not config.dynamic_ports:
         raise CNIError(Code.INVALID_CONFIG, f"{asked}, and this network gives none: it has no dynamicPorts")
     raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")
