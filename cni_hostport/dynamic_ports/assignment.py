@@ -27,7 +27,7 @@ class Listing:
 
     def __init__(self, lookup: Lookup) -> None:
         """List them."""
-        self._answers = _answers(lookup)
+        self._answers = answers(lookup, DYNAMIC)
 
     def keys(self) -> set[bytes]:
         """Return the ports, by their keys in the kernel."""
@@ -40,7 +40,8 @@ class Listing:
             if wanted in answer:  # to take all apart can take longer than an ADD
                 for key, comment in nf_tables.members_with_comments(answer, wanted):
                     request, _, pod_id = comment.partition(" ")
-                    found.setdefault(pod_id, {})[request] = nf_tables.port(key)
+                    if pod_id:  # else somebody keeps a port from being given
+                        found.setdefault(pod_id, {})[request] = nf_tables.port(key)
         return found
 
     def assigned(self, pod_id: str, key: str = "") -> Assigned:
@@ -70,15 +71,16 @@ def all_assigned(lookup: Lookup) -> dict[str, Assigned]:
 
 def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
     """Return the IDs of the pods that have ports, which are given by their keys in the kernel; raises ``NFTError``."""
-    answers = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
-    elements = (element for answer in answers if answer for element in nf_tables.members_with_comments(answer))
+    found = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
+    elements = (element for answer in found if answer for element in nf_tables.members_with_comments(answer))
     return {comment.partition(" ")[2] for _, comment in elements} - {""}
 
 
-def _answers(lookup: Lookup) -> list[bytes]:
+def answers(lookup: Lookup, name: str) -> list[bytes]:
+    """Return the answers for all elements of a map of ports, as they were at one time; raises ``NFTError``."""
     for pause in PAUSES:
-        answers = lookup.dump(nf_tables.get_elements(DYNAMIC))
-        if answers is not None:
-            return answers
+        listed = lookup.dump(nf_tables.get_elements(name))
+        if listed is not None:
+            return listed
         time.sleep(pause)
-    raise NFTError([("the dynamic host ports are changed all the time, and cannot be listed", "")])
+    raise NFTError([(f"the elements of {name} are changed all the time, and cannot be listed", "")])

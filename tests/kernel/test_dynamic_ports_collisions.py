@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 from contextlib import ExitStack
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,13 +14,15 @@ from dynamic_ports import BARE, asking, given, name, port, run, told
 from lab import NODE4, Node, config, mapping, wait
 
 from cni_hostport.attachment import Attachment
-from cni_hostport.dynamic_ports import allocation
+from cni_hostport.dynamic_ports import allocation, assignment
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cni_hostport.netlink import Message
 
 ADDRESSES = ["", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "127.0.0.1"]
 
@@ -142,6 +145,28 @@ def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
         assert {*given()[name(1)].values(), picked[0]} == {40000, 40001}
         run("CHECK", 1, text, dynamicPorts=ranges)
     scratch.run("CHECK", mapping(picked[0], hostIP=host_ip), container="c1")
+
+
+@in_scratch
+@pytest.mark.parametrize("spoiled", [range(2), range(100), range(1, 100)], ids=["twice", "always", "afterwards"])
+def test_a_look_at_the_ports_of_single_addresses_that_others_spoil_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, spoiled: range
+) -> None:
+    scratch.run("ADD", mapping(40000, hostIP=NODE4), container="c1")
+    dump, looks = Lookup.dump, count()
+
+    def dump_or_not(self: Lookup, message: Message) -> list[bytes] | None:
+        return None if b"hostports_ip" in message[2] and next(looks) in spoiled else dump(self, message)
+
+    monkeypatch.setattr(assignment, "PAUSES", (0,) * 5)
+    monkeypatch.setattr(Lookup, "dump", dump_or_not)
+    if len(spoiled) < 5:
+        run("ADD", 1, "80", dynamicPorts="40000-40001")
+        assert port(1) == 40001
+    else:
+        with pytest.raises(CNIError, match="hostports_ip4 are changed all the time"):
+            run("ADD", 1, "80", addresses=["10.2.0.2/24"], dynamicPorts="40000-40001")
+        assert given() == {}
 
 
 def answers(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:

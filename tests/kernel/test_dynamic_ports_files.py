@@ -97,7 +97,11 @@ def test_files_are_made_again_from_the_ruleset() -> None:
     shutil.rmtree(files[0].parent)
     files[1].write_text("{}")
     unchanged = files[2].stat()
+    scratch.nft(
+        "add element inet hostport dynamic_ports { ipv4 . tcp . 41000 : accept }"
+    )  # a port that nobody is given
     assert keep_all() == []
+    assert not (FILES / "dynamic-ports.json").exists()
     assert [file.read_bytes() for file in files] == before
     assert files[2].stat() == unchanged
 
