@@ -9,6 +9,7 @@ import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
 from cni_hostport import skel
+from cni_hostport.attachment import Attachment
 from cni_hostport.dynamic_ports import assignment, pod_files
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
@@ -87,6 +88,20 @@ def test_of_two_sandboxes_of_a_pod_each_has_ports_of_its_own() -> None:
     of_pod("DEL", UID, containers[1])
     of_pod("CHECK", UID, containers[0])
     assert told(UID) == {"80/tcp": {"hostPort": given()[UID]["80/tcp"]}}
+
+
+def test_of_two_sandboxes_of_a_pod_the_file_tells_the_newer_ones_port() -> None:
+    containers = f"{OWN}c", f"{OWN}d"
+    for number in range(8):  # a listing has them in any order
+        uid = f"{UID}-{number}"
+        for container in containers:
+            of_pod("ADD", uid, container)
+        newer = assignment.Listing(Lookup()).held_by(Attachment("pods", containers[1], "eth0").key)
+        assert told(uid) == {"80/tcp": {"hostPort": newer["80/tcp"]}}
+        assert keep_all() == []
+        assert told(uid) == {"80/tcp": {"hostPort": newer["80/tcp"]}}
+        for container in containers:
+            of_pod("DEL", uid, container)
 
 
 def test_files_are_made_again_from_the_ruleset() -> None:
