@@ -11,7 +11,7 @@ import pytest
 import resident
 import scratch
 from dynamic_ports import BARE, asking, given, name, port, run, told
-from lab import NODE4, Node, config, mapping, wait
+from lab import NODE4, NODE6, Node, config, mapping, wait
 
 from cni_hostport.attachment import Attachment
 from cni_hostport.dynamic_ports import allocation, assignment
@@ -120,7 +120,10 @@ def test_a_crowded_range_is_searched_to_its_last_port() -> None:
 
 
 @in_scratch
-@pytest.mark.parametrize(("size", "text", "host_ip"), [(1, "80", NODE4), (2, "80", NODE4), (2, f"{NODE4}:80", "")])
+@pytest.mark.parametrize(
+    ("size", "text", "host_ip"),
+    [(1, "80", NODE4), (2, "80", NODE6), (2, f"{NODE4}:80", ""), (2, f"[{NODE6}]:80", "::")],
+)
 def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch, size: int, text: str, host_ip: str
 ) -> None:
