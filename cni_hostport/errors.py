@@ -25,7 +25,11 @@ MODULE = "<module>"  # the name of the frame in which a module is being imported
 
 def quoted(value: object) -> str:
     """Return a value from outside as Python writes it, of a long one the beginning."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Return a text from outside, of a long one the beginning."""
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 

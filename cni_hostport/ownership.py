@@ -11,10 +11,17 @@ from itertools import chain
 from cni_hostport.errors import CNIError, NFTError, NotFoundError
 from cni_hostport.kernel import conntrack, ipvs, localnet, presence
 from cni_hostport.lookup import Lookup
-from cni_hostport.names import POD_MAPS, PODS, PORT_MAPS, interface_in
+from cni_hostport.names import DYNAMIC, POD_MAPS, PODS, PORT_MAPS, interface_in
 from cni_hostport.precedence import leaving_holders, shared_ports
 from cni_hostport.ruleset.base import base_commands, deleted_command, deletion_note_commands
-from cni_hostport.ruleset.commands import attach_commands, claims, guard_commands, need_command, not_dynamic_commands
+from cni_hostport.ruleset.commands import (
+    attach_commands,
+    claims,
+    exclusion_commands,
+    guard_commands,
+    need_command,
+    reservation,
+)
 from cni_hostport.ruleset.installed import Element, Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 12  # of a transaction; each that fails was lost against somebody else's success
 MAX_PAUSE = 0.05  # seconds
+BY_NUMBER = "by number"  # what a port is claimed as that is no dynamic one, whatever its host address: no map's name
 
 
 def claim(nft: Nft, attachment: Attachment, plan: Plan, log: Log) -> Plan:
@@ -114,8 +122,9 @@ class Reinstatement:
     """What installs again what an attachment had, in the place of what is left of it, and of holders that are gone.
 
     It takes nothing from containers that live, their addresses included. ``held`` is the part of the plan that is in
-    force then, as ``claim`` returns it. ``commands`` come after those of the base. ``claims`` are what only one of
-    several attachments can have that are installed in one transaction: elements, as (map, key), and holders to remove.
+    force then, as ``claim`` returns it. ``commands`` come after those of the base. ``claims`` are what it takes,
+    elements, as (map, key), and holders to remove. ``conflicts`` are what others must not claim that are installed in
+    the same transaction: the same, and its ports as dynamic ones, or those of its dynamic ports by their numbers.
     """
 
     def __init__(self, nft: Nft, attachment: Attachment, plan: Plan, installed: Installed) -> None:
@@ -128,7 +137,10 @@ class Reinstatement:
         self.commands = _replace_commands(installed, self._leaving, attachment, plan, holders, verb="create")
         ports = chain.from_iterable(map(claims, self.held.forwards))
         pods = ((PODS[pod_ip.version], str(pod_ip)) for pod_ip in plan.masquerade)
-        self.claims = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
+        taken = {*ports, *pods, *(("", holder) for holder in (attachment.key, *self._leaving))}
+        kinds = {(bool(forward.request), reservation(forward)[1]) for forward in self.held.forwards}
+        self.claims = taken | {(DYNAMIC if is_dynamic else BY_NUMBER, port) for is_dynamic, port in kinds}
+        self.conflicts = taken | {(BY_NUMBER if is_dynamic else DYNAMIC, port) for is_dynamic, port in kinds}
 
     def take_over(self, log: Log) -> None:
         """Do what is left to do once the commands were run, for the sake of the holders that had to leave."""
@@ -184,7 +196,7 @@ def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwa
             # an attachment that is restored had the interface open: by this plugin, unless somebody else needs it too
             opens = verb == "create" or not localnet.is_open(plan.interface)
             commands += guard_commands(plan.interface, opens=opens, needed_by=key)
-    commands += not_dynamic_commands([forward for forward in plan.forwards if forward not in holders])
+    commands += exclusion_commands([forward for forward in plan.forwards if forward not in holders])
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 

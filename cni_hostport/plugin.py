@@ -1,8 +1,8 @@
 """The CNI operations. Each is a plan, then one nftables transaction; the kernel's transaction is the only lock.
 
-The ruleset is the only state: nothing is written to files, and DEL and GC go by what is installed, never by what the
-runtime says was asked for. Most pods have no host ports, and each import costs them time: an operation imports what it
-needs once it knows that it does.
+The ruleset is the only state: files are written for pods to read, never to be read here, and DEL and GC go by what is
+installed, never by what the runtime says was asked for. Most pods have no host ports, and each import costs them time:
+an operation imports what it needs once it knows that it does.
 """
 
 from __future__ import annotations

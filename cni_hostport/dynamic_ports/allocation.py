@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import nf_tables
 from cni_hostport.dynamic_ports import order
-from cni_hostport.dynamic_ports.assignment import Listing
+from cni_hostport.dynamic_ports.assignment import Listing, answers
 from cni_hostport.dynamic_ports.request import AssignedPort, named
-from cni_hostport.errors import CNIError, Code, PortTakenError
+from cni_hostport.errors import CNIError, Code, NFTError, PortTakenError, shortened
 from cni_hostport.kernel import listeners, presence
 from cni_hostport.names import ANY_ADDRESS, ONE_ADDRESS
 from cni_hostport.precedence import in_the_way
@@ -49,7 +49,7 @@ def claim(
 
     A pod that has ports already keeps them. ``release`` removes what was installed. Raises ``CNIError``:
     ``INVALID_CONFIG`` if it may not have as many, or any; ``PORT_TAKEN`` if none is free; and what ``install`` raises
-    for other reasons.
+    for other reasons. Nothing is installed then.
     """
     taken = set[tuple[str, int]]()
     while True:
@@ -63,8 +63,12 @@ def claim(
                 raise
             taken.add(refusal.port)
             continue
-        # a mapping of one address that was installed since then has another key, which collides with nothing
-        hidden = picker.given_elsewhere(plan)
+        try:
+            # a mapping of one address that was installed since then has another key, which collides with nothing
+            hidden = picker.given_elsewhere(plan)
+        except NFTError:
+            release()
+            raise
         if not hidden:
             return held
         taken |= hidden
@@ -154,8 +158,8 @@ class _Picker:
 
         for some in _growing(first for first in self._candidates(block) if held.isdisjoint(keys(first))):
             asked = [(first, key) for first in some for key in keys(first)]
-            answers = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
-            fixed = {first for (first, _), answer in zip(asked, answers, strict=True) if answer}
+            found = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
+            fixed = {first for (first, _), answer in zip(asked, found, strict=True) if answer}
             yield from (first for first in some if first not in fixed)
 
     def _key_starts(self, block: Block) -> list[bytes]:
@@ -177,7 +181,10 @@ class _Picker:
 
     def _given(self) -> dict[int, set[bytes]]:
         """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
-        return {version: self._lookup.members(ONE_ADDRESS[version]) or set() for version in self._request.pods}
+        listed = {version: answers(self._lookup, ONE_ADDRESS[version]) for version in self._request.pods}
+        return {
+            version: {key for answer in found for key in nf_tables.members(answer)} for version, found in listed.items()
+        }
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:
         ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
@@ -224,7 +231,7 @@ def _check_allowance(config: NetworkConfig) -> None:
     count, allowed = sum(map(len, config.requests)), config.dynamic_ports_per_pod
     if config.dynamic_ports and count <= allowed:
         return
-    asked = f"the container asks for dynamic host ports, {', '.join(map(named, config.requests))}"
+    asked = f"the container asks for dynamic host ports, {shortened(', '.join(map(named, config.requests)))}"
     if not config.dynamic_ports:
         raise CNIError(Code.INVALID_CONFIG, f"{asked}, and this network gives none: it has no dynamicPorts")
     raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")

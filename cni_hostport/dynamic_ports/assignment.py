@@ -6,7 +6,7 @@ import time
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.names import DYNAMIC, dnat_chain
+from cni_hostport.names import DYNAMIC, dnat_chain, key_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,27 +27,43 @@ class Listing:
 
     def __init__(self, lookup: Lookup) -> None:
         """List them."""
-        self._answers = _answers(lookup)
+        self._lookup, self._answers = lookup, answers(lookup, DYNAMIC)
 
     def keys(self) -> set[bytes]:
         """Return the ports, by their keys in the kernel."""
         return set().union(*map(nf_tables.dynamic_port_keys, self._answers))
 
     def by_pod(self, wanted: bytes = b"") -> dict[str, Assigned]:
-        """Return the host ports of each pod that has some, by its ID; perhaps only those with the ``wanted`` bytes."""
-        found: dict[str, Assigned] = {}
+        """Return the host ports of each pod that has some, by its ID; perhaps only those with the ``wanted`` bytes.
+
+        Of two with the same request, as while a pod's former sandbox is still there, the newer one counts.
+        """
+        found: dict[str, dict[str, bytes]] = {}
         for answer in self._answers:
             if wanted in answer:  # to take all apart can take longer than an ADD
                 for key, comment in nf_tables.members_with_comments(answer, wanted):
                     request, _, pod_id = comment.partition(" ")
-                    found.setdefault(pod_id, {})[request] = nf_tables.port(key)
-        return found
+                    if not pod_id:
+                        continue  # somebody keeps a port from being given
+                    other = found.setdefault(pod_id, {}).setdefault(request, key)
+                    if nf_tables.port(other) != nf_tables.port(key) and self._is_newer(key, other):
+                        found[pod_id][request] = key
+        return {
+            pod_id: {request: nf_tables.port(key) for request, key in keys.items()} for pod_id, keys in found.items()
+        }
+
+    def _is_newer(self, *keys: bytes) -> bool:
+        """Tell whether the first of two ports was given after the second; the handles of chains grow."""
+        elements = self._lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
+        holders = [key_in(nf_tables.target(element)) if element else "" for element in elements]
+        tokens = self._lookup.tokens(holders)
+        first, second = (tokens.get(holder, b"") for holder in holders)
+        return first > second
 
     def assigned(self, pod_id: str, key: str = "") -> Assigned:
         """Return the host ports of one pod, whichever of its attachments has them.
 
-        Of two with the same request, as while a pod's former sandbox is still there, the one counts whose ``key`` is
-        given.
+        Of two with the same request, the one counts whose ``key`` is given, if it is one of them.
         """
         ports = self.by_pod(pod_id.encode()).get(pod_id, {})
         return ports | self.held_by(key) if key and ports else ports
@@ -70,15 +86,16 @@ def all_assigned(lookup: Lookup) -> dict[str, Assigned]:
 
 def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
     """Return the IDs of the pods that have ports, which are given by their keys in the kernel; raises ``NFTError``."""
-    answers = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
-    elements = (element for answer in answers if answer for element in nf_tables.members_with_comments(answer))
+    found = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
+    elements = (element for answer in found if answer for element in nf_tables.members_with_comments(answer))
     return {comment.partition(" ")[2] for _, comment in elements} - {""}
 
 
-def _answers(lookup: Lookup) -> list[bytes]:
+def answers(lookup: Lookup, name: str) -> list[bytes]:
+    """Return the answers for all elements of a map of ports, as they were at one time; raises ``NFTError``."""
     for pause in PAUSES:
-        answers = lookup.dump(nf_tables.get_elements(DYNAMIC))
-        if answers is not None:
-            return answers
+        listed = lookup.dump(nf_tables.get_elements(name))
+        if listed is not None:
+            return listed
         time.sleep(pause)
-    raise NFTError([("the dynamic host ports are changed all the time, and cannot be listed", "")])
+    raise NFTError([(f"the elements of {name} are changed all the time, and cannot be listed", "")])

@@ -114,7 +114,7 @@ class Restoration:
             if isinstance(prepared, Outcome):
                 outcomes[item.entry.path] = prepared
                 continue
-            if prepared.claims.isdisjoint(claimed):
+            if prepared.conflicts.isdisjoint(claimed):
                 ready.append((item, prepared))
             else:
                 later.append(item)

@@ -121,16 +121,23 @@ def claims(forward: Forward) -> list[tuple[str, str]]:
     return [map_and_key(forward), reservation(forward)] if forward.request else [map_and_key(forward)]
 
 
-def not_dynamic_commands(forwards: Iterable[Forward]) -> list[str]:
-    """Return the commands that fail if a port that is asked for by its number is somebody's dynamic one.
+def exclusion_commands(forwards: Iterable[Forward]) -> list[str]:
+    """Return the commands that fail if a dynamic port would be somebody else's as well, at other host addresses.
 
-    A dynamic port is nobody else's at any host address, which the ports' own elements alone would allow.
+    The ports' own elements alone would allow that. A port that is asked for by its number must be nobody's dynamic one,
+    and a dynamic port of one host address must be nobody's for all addresses. That a dynamic port for all is nobody's
+    for one address, no command can ask: ``dynamic_ports.allocation`` looks for that afterwards.
     """
-    ports = dict.fromkeys(reservation(forward)[1] for forward in forwards if not forward.request)
-    if not ports:
-        return []
-    elements = ", ".join(f"{port} : accept" for port in ports)  # for no longer than the transaction
-    return [create_command(DYNAMIC, elements), f"delete element {FAMILY} {TABLE} {DYNAMIC} {{ {', '.join(ports)} }}"]
+    excluded: dict[str, dict[str, None]] = {}
+    for forward in forwards:
+        if not forward.request or forward.host_ip:
+            excluded.setdefault(ANY_ADDRESS if forward.request else DYNAMIC, {})[reservation(forward)[1]] = None
+    commands = []
+    for name, ports in excluded.items():
+        elements = ", ".join(f"{port} : accept" for port in ports)  # for no longer than the transaction
+        commands.append(create_command(name, elements))
+        commands.append(f"delete element {FAMILY} {TABLE} {name} {{ {', '.join(ports)} }}")
+    return commands
 
 
 def _translations(plan: Plan, attachment: Attachment) -> tuple[list[str], list[str]]:

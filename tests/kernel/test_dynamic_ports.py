@@ -108,6 +108,12 @@ def test_who_may_not_have_ports_is_told_why() -> None:
     code, text = refusal("ADD", 1, "1-17")
     assert (code, "these are 17, and dynamicPortsPerPod allows 16" in text) == (7, True)
     assert refusal("ADD", 1, "80", dynamicPortsPerPod=0)[0] == 7
+    code, text = refusal("ADD", 1, ",".join(map(str, range(1, 801))))
+    assert (code, text.endswith("...: these are 800, and dynamicPortsPerPod allows 16"), len(text) < 400) == (
+        7,
+        True,
+        True,
+    )
     wrong = "'80/xyz' has '80/xyz', whose protocol is not tcp, udp or sctp"
     assert refusal("ADD", 1, "80/xyz") == (7, f"runtimeConfig.{keys.ANNOTATIONS}.{keys.REQUEST} {wrong}")
     run("ADD", 1, "1-17", dynamicPortsPerPod=17)

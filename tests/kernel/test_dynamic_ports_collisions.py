@@ -4,22 +4,25 @@ import re
 import socket
 import subprocess
 from contextlib import ExitStack
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import resident
 import scratch
 from dynamic_ports import BARE, asking, given, name, port, run, told
-from lab import NODE4, Node, config, mapping, wait
+from lab import NODE4, NODE6, Node, config, mapping, wait
 
 from cni_hostport.attachment import Attachment
-from cni_hostport.dynamic_ports import allocation
+from cni_hostport.dynamic_ports import allocation, assignment
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cni_hostport.netlink import Message
 
 ADDRESSES = ["", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "127.0.0.1"]
 
@@ -117,9 +120,12 @@ def test_a_crowded_range_is_searched_to_its_last_port() -> None:
 
 
 @in_scratch
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_port_that_is_mapped_for_one_address_at_the_same_time_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, size: int
+@pytest.mark.parametrize(
+    ("size", "text", "host_ip"),
+    [(1, "80", NODE4), (2, "80", NODE6), (2, f"{NODE4}:80", ""), (2, f"[{NODE6}]:80", "::")],
+)
+def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, size: int, text: str, host_ip: str
 ) -> None:
     picked: list[int] = []
     pick = allocation._Picker.pick  # noqa: SLF001 - between a look and a claim there is no other place
@@ -127,21 +133,43 @@ def test_a_port_that_is_mapped_for_one_address_at_the_same_time_is_given_up(
     def pick_and_lose(self: Any, kept: Any) -> Any:
         found = pick(self, kept)
         if not picked:
-            picked.append(found["80/tcp"])
-            scratch.run("ADD", mapping(picked[0], hostIP="192.0.2.1"), container="c1", waitForHolder=0)
+            picked.extend(found.values())
+            scratch.run("ADD", mapping(picked[0], hostIP=host_ip), container="c1", waitForHolder=0)
         return found
 
     monkeypatch.setattr(allocation._Picker, "pick", pick_and_lose)  # noqa: SLF001
     ranges = f"40000-{39999 + size}"
     if size == 1:
         with pytest.raises(CNIError, match="the range of dynamic host ports 40000-40000 is full"):
-            run("ADD", 1, "80", dynamicPorts=ranges)
+            run("ADD", 1, text, dynamicPorts=ranges)
         assert Attachment("pods", name(1), "eth0").key not in scratch.ruleset().partition("set deleted")[0]
     else:
-        run("ADD", 1, "80", dynamicPorts=ranges)
-        assert {port(1), picked[0]} == {40000, 40001}
-        run("CHECK", 1, "80", dynamicPorts=ranges)
-    scratch.run("CHECK", mapping(picked[0], hostIP="192.0.2.1"), container="c1")
+        run("ADD", 1, text, dynamicPorts=ranges)
+        assert {*given()[name(1)].values(), picked[0]} == {40000, 40001}
+        run("CHECK", 1, text, dynamicPorts=ranges)
+    scratch.run("CHECK", mapping(picked[0], hostIP=host_ip), container="c1")
+
+
+@in_scratch
+@pytest.mark.parametrize("spoiled", [range(2), range(100), range(1, 100)], ids=["twice", "always", "afterwards"])
+def test_a_look_at_the_ports_of_single_addresses_that_others_spoil_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, spoiled: range
+) -> None:
+    scratch.run("ADD", mapping(40000, hostIP=NODE4), container="c1")
+    dump, looks = Lookup.dump, count()
+
+    def dump_or_not(self: Lookup, message: Message) -> list[bytes] | None:
+        return None if b"hostports_ip" in message[2] and next(looks) in spoiled else dump(self, message)
+
+    monkeypatch.setattr(assignment, "PAUSES", (0,) * 5)
+    monkeypatch.setattr(Lookup, "dump", dump_or_not)
+    if len(spoiled) < 5:
+        run("ADD", 1, "80", dynamicPorts="40000-40001")
+        assert port(1) == 40001
+    else:
+        with pytest.raises(CNIError, match="hostports_ip4 are changed all the time"):
+            run("ADD", 1, "80", addresses=["10.2.0.2/24"], dynamicPorts="40000-40001")
+        assert given() == {}
 
 
 def answers(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:

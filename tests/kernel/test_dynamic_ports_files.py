@@ -9,6 +9,7 @@ import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
 
 from cni_hostport import skel
+from cni_hostport.attachment import Attachment
 from cni_hostport.dynamic_ports import assignment, pod_files
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
@@ -89,6 +90,20 @@ def test_of_two_sandboxes_of_a_pod_each_has_ports_of_its_own() -> None:
     assert told(UID) == {"80/tcp": {"hostPort": given()[UID]["80/tcp"]}}
 
 
+def test_of_two_sandboxes_of_a_pod_the_file_tells_the_newer_ones_port() -> None:
+    containers = f"{OWN}c", f"{OWN}d"
+    for number in range(8):  # a listing has them in any order
+        uid = f"{UID}-{number}"
+        for container in containers:
+            of_pod("ADD", uid, container)
+        newer = assignment.Listing(Lookup()).held_by(Attachment("pods", containers[1], "eth0").key)
+        assert told(uid) == {"80/tcp": {"hostPort": newer["80/tcp"]}}
+        assert keep_all() == []
+        assert told(uid) == {"80/tcp": {"hostPort": newer["80/tcp"]}}
+        for container in containers:
+            of_pod("DEL", uid, container)
+
+
 def test_files_are_made_again_from_the_ruleset() -> None:
     for number in range(3):
         run("ADD", number, "80")
@@ -97,7 +112,11 @@ def test_files_are_made_again_from_the_ruleset() -> None:
     shutil.rmtree(files[0].parent)
     files[1].write_text("{}")
     unchanged = files[2].stat()
+    scratch.nft(
+        "add element inet hostport dynamic_ports { ipv4 . tcp . 41000 : accept }"
+    )  # a port that nobody is given
     assert keep_all() == []
+    assert not (FILES / "dynamic-ports.json").exists()
     assert [file.read_bytes() for file in files] == before
     assert files[2].stat() == unchanged
 

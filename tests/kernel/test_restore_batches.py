@@ -145,6 +145,13 @@ def test_of_two_that_want_one_port_the_older_one_gets_it(node: Node, cache: Cach
     assert not node.footprint(pods[1])
 
 
+def test_one_port_at_various_addresses_takes_one_transaction(node: Node, cache: Cache) -> None:
+    for address in ("127.0.0.1", NODE4):
+        cache.add(node.pod(4), mapping(8080, hostIP=address))
+    lines, transactions = observed(node, cache)
+    assert ([line.partition(":")[0] for line in lines], transactions) == (["restored"] * 2, 1)
+
+
 def test_two_that_take_ports_over_from_the_same_container_both_get_theirs(node: Node, cache: Cache) -> None:
     pods, absent = pods_in_turn(node, cache, 3), node.pod(4)
     node.add(absent, *(mapping(8000 + number) for number in range(3)))

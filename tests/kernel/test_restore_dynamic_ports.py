@@ -7,6 +7,7 @@ from dynamic_ports import asking, given, noted, told
 from lab import CLIENT4, NODE4, Node, Pod, config, mapping
 from libcni_cache import Cache
 from restoration import restore
+from restoration import running as restored_pod
 
 from cni_hostport.dynamic_ports import keys
 
@@ -107,6 +108,20 @@ def test_a_note_that_a_pod_forged_gives_it_nothing_outside_the_range(node: Node,
     assert restore(node, cache).endswith("2 restored\n")
     assert given(node)[other.id] == before[other.id]
     assert given(node)[pod.id]["80/tcp"] in range(40000, 40064)
+
+
+@pytest.mark.parametrize(("text", "host_ip"), [("80", NODE4), (f"{NODE4}:80", "")])
+def test_a_note_that_a_pod_forged_gives_it_nobodys_fixed_port(
+    node: Node, cache: Cache, text: str, host_ip: str
+) -> None:
+    fixed = restored_pod(node, cache, mapping(40005, hostIP=host_ip))
+    forger = running(node, cache, text, name="forger")
+    node.nft("flush ruleset")
+    node.run("ip", "-n", forger.name, "link", "set", "eth0", "alias", f"hostport {text}/tcp=40005")
+    output = restore(node, cache, status=1)
+    assert f"is taken by pod shop/{fixed.host_end}, container {fixed.id[:12]}" in output
+    assert output.endswith("1 failed, 1 restored\n")
+    assert given(node) == {}
 
 
 def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> None:
