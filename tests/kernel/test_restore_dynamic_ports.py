@@ -1,4 +1,4 @@
-"""Dynamic host ports, what pods are told of them and the notes on their interfaces, through the loss of any of these."""
+"""Dynamic host ports, what pods are told of them and the notes on interfaces, through the loss of any of these."""
 
 from __future__ import annotations
 
