@@ -1,10 +1,13 @@
-"""The names under which dynamic host ports are asked for and told. Imports nothing: each ADD looks for them.
+"""The names under which dynamic host ports are asked for and told. Imports nothing: ADD and DEL look for them.
 
-A name below a domain is its owner's to give: ``kubernetes.io`` and ``cni.dev`` are those of others. So the annotations
-have the plugin's own name as their prefix, which is no domain, until Kubernetes settles on another one. Asked and
-answered differ by ``-status``, as with Multus' ``networks`` and ``network-status``. In a network configuration,
-``dynamicPorts`` are the ranges, and in a runtime's capability of the same name what one container asks for of them: so
-is ``ipRanges`` of the plugin host-local both a capability and its content.
+The prefix of an annotation says who gives it a meaning. ``kubernetes.io`` and ``cni.dev`` are others' domains, and this
+plugin has none: so the prefix is its own name, until Kubernetes settles on another one. ``dynamic-ports`` says that
+somebody picks the port, which ``ports`` or ``host-ports`` would not. Asked and answered differ by ``-status``, as with
+Multus' ``networks`` and ``network-status``: a pod that is copied with all its annotations still asks for the same.
+
+CNI wants capabilities and keys in camel case. ``dynamicPorts`` is both: as a key of the network configuration it is the
+ranges, as a capability what one container asks for of them. So is ``mac`` of the plugin tuning a key and a capability,
+and here as there, what is in ``runtimeConfig`` cannot be mistaken for the other.
 """
 
 from __future__ import annotations

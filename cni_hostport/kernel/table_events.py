@@ -1,4 +1,4 @@
-"""What the kernel reports of nf_tables: that this plugin's table was deleted, that a pod got dynamic host ports."""
+"""What the kernel reports of nf_tables: that this plugin's table was deleted, that dynamic host ports changed hands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cni_hostport import netlink
 from cni_hostport.names import DYNAMIC, FAMILY, TABLE
 from cni_hostport.netlink import NETLINK_NETFILTER, SOCK_CLOEXEC
 from cni_hostport.nf_tables import (
+    DELSETELEM,
     DELTABLE,
     FAMILIES,
     NEWSETELEM,
@@ -33,7 +34,7 @@ BODY = 4  # bytes of struct nfgenmsg, whose first is the family
 class _Events:
     """Reports from the network namespace in which this was made, of those changes that match."""
 
-    kind = 0  # of the messages that matter
+    kinds: tuple[int, ...] = ()  # of the messages that matter
     names: tuple[tuple[int, str], ...] = ()  # what they have to be about, by the number of the attribute
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class _Events:
                 found = found or any(self._matters(kind, body) for kind, _, _, body in netlink.messages_in(data))
 
     def _matters(self, kind: int, body: bytes) -> bool:
-        if kind != self.kind or body[0] != FAMILIES[FAMILY]:
+        if kind not in self.kinds or body[0] != FAMILIES[FAMILY]:
             return False
         values = dict(netlink.attributes(body[BODY:]))
         return all(values.get(number) == c_string(name) for number, name in self.names)
@@ -84,7 +85,7 @@ class _Events:
 class TableEvents(_Events):
     """The deletions of the table, as by ``nft flush ruleset``."""
 
-    kind, names = DELTABLE, ((TABLE_NAME, TABLE),)
+    kinds, names = (DELTABLE,), ((TABLE_NAME, TABLE),)
 
     def is_deleted(self) -> bool:
         """Tell whether the table was deleted since the last time.
@@ -100,10 +101,10 @@ class TableEvents(_Events):
 
 
 class DynamicPortEvents(_Events):
-    """The assignments of dynamic host ports."""
+    """The assignments of dynamic host ports, and their ends: a pod's next sandbox can have been there before that."""
 
-    kind, names = NEWSETELEM, ((OBJECT_TABLE, TABLE), (SET_ELEM_LIST_SET, DYNAMIC))
+    kinds, names = (NEWSETELEM, DELSETELEM), ((OBJECT_TABLE, TABLE), (SET_ELEM_LIST_SET, DYNAMIC))
 
-    def are_new(self) -> bool:
-        """Tell whether there may be others than the last time."""
+    def have_come(self) -> bool:
+        """Tell whether there may have been some since the last time."""
         return any(self._read())

@@ -120,4 +120,12 @@ class Machine(Processes):
             "kubelet", "--config=/etc/kubernetes/kubelet.json", "--kubeconfig=/etc/kubernetes/kubelet.conf",
             f"--hostname-override={self.name}", f"--node-ip={self.ip4},{self.ip6}",
         )  # fmt: skip
+        self._start_kube_proxy()
+
+    def _start_kube_proxy(self) -> None:
         self._start("kube-proxy", "--config=/etc/kubernetes/kube-proxy.json")
+
+    def restart_kube_proxy(self) -> None:
+        """Kill it, and start it again: then it writes all that it has, whatever is there."""
+        self.programs["kube-proxy"].kill()
+        self._start_kube_proxy()

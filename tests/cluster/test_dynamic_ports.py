@@ -10,7 +10,7 @@ import pytest
 from runtimes import image
 
 from cluster.cluster import pod, port
-from cluster.daemonset import AGENTS, LONG, MANIFESTS, OURS, containers, flush, overlay
+from cluster.daemonset import AGENTS, LONG, MANIFESTS, OURS, containers, overlay
 from cluster.machine import CTR
 from cluster.replicas import NAME, Replica, assigned, replicas
 from cluster.traffic import ReplicaTraffic
@@ -179,9 +179,11 @@ def test_a_flushed_node_has_its_ports_files_and_annotations_again(deployed: Clus
     found = replicas(deployed)
     for node in deployed.nodes:
         node.run("sh", "-c", "rm /run/hostport/pods/*/dynamic-ports.json")
-        flush(node)
+        node.namespace.run("nft", "flush", "ruleset")
     deployed.wait_for(lambda: all_answer(deployed, found) and is_told_alike(deployed, found))
     assert replicas(deployed) == found
+    for node in deployed.nodes:
+        node.restart_kube_proxy()  # of which all was flushed, too
 
 
 def test_annotations_are_right_again_when_everything_was_restarted(deployed: Cluster) -> None:

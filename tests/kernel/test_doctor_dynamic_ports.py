@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doctor_node import Practice
-from dynamic_request import asking
+from dynamic_ports import asking
 from hostport_list import listed
 from lab import LAUNCHER, NODE4, Node, mapping
 from libcni_cache import CAPABLE
@@ -39,8 +39,8 @@ def configure(practice: Practice, ranges: object, *capabilities: str) -> Path:
 def running(practice: Practice, request: str, *mappings: dict[str, Any]) -> Pod:
     """A pod that asks for dynamic ports, added by a runtime with a cache."""
     pod = practice.node.pod(4)
-    asked = asking(request, *mappings, ranges="20000-20009")
-    plugin = {**CAPABLE, "capabilities": {"portMappings": True, keys.CAPABILITY: True}, "dynamicPorts": "20000-20009"}
+    asked = asking(request, *mappings, dynamicPorts="20000-20009")
+    plugin = {**CAPABLE, "capabilities": {"portMappings": True, keys.ANNOTATIONS: True}, "dynamicPorts": "20000-20009"}
     practice.node.add(pod, **asked)
     practice.cache.add(pod, plugin=plugin, capabilityArgs=asked["runtimeConfig"])
     return pod

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from dynamic_request import asking
+from dynamic_ports import asking
 from explanation import explain, silent_pod
 from hostport_list import listed
 from lab import CLIENT4, CLIENT6, NODE4, Node, Pod, mapping
@@ -86,7 +86,7 @@ def test_a_dynamic_port_was_taken_away(node: Node, tmp_path: Path) -> None:
     pod.serve("tcp", 80, "web")
     asked = asking("80")
     node.add(pod, **asked)
-    plugin = {**CAPABLE, "capabilities": {keys.CAPABILITY: True}, "dynamicPorts": asked["dynamicPorts"]}
+    plugin = {**CAPABLE, "capabilities": {keys.ANNOTATIONS: True}, "dynamicPorts": asked["dynamicPorts"]}
     Cache(tmp_path).add(pod, plugin=plugin, capabilityArgs=asked["runtimeConfig"])
     [port] = [item["host_port"] for item in listed(node)]
     text = f"0.0.0.0:{port}/tcp, the dynamic port for 80/tcp, leads to {pod.ip4}:80, container {pod.id}"

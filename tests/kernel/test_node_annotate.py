@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from api_server import ADDRESS, PORT, FakeAPIServer, Pod
+from dynamic_ports import given
 from lab import LAUNCHER, NODE4, Node, config
 from libcni_cache import Cache
 from resident import eventually
@@ -109,38 +110,17 @@ def add(node: Node, name: str, request: str, **keys: Any) -> tuple[lab.Pod, str,
 
 
 def add_again(node: Node, pod: lab.Pod, name: str, request: str, **keys: Any) -> dict[str, int]:
+    uid = f"{pod.name}-uid"
+    add_sandbox(node, pod, name, uid, request, **keys)
+    return given(node)[uid]
+
+
+def add_sandbox(node: Node, pod: lab.Pod, name: str, uid: str, request: str, **keys: Any) -> None:
     call = config(pod, **{"dynamicPorts": RANGE, "runtimeConfig": {"dynamicPorts": request}, **keys})
     namespace, _, own = name.partition("/")
-    names = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={own};K8S_POD_UID={pod.name}-uid"
-    added = node.cni("ADD", pod, call, ARGS=names)
+    args = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={own};K8S_POD_UID={uid}"
+    added = node.cni("ADD", pod, call, ARGS=args)
     assert added.status == 0, added
-    return installed(node)[f"{pod.name}-uid"]
-
-
-def installed(node: Node) -> dict[str, dict[str, int]]:
-    """Return the dynamic host ports of a node by pods, as nft lists them."""
-    [listed] = [item["map"] for item in json.loads(node.nft("-j list map inet hostport dynamic_ports"))["nftables"]
-                if "map" in item]  # fmt: skip
-    found: dict[str, dict[str, int]] = {}
-    for key, _ in listed["elem"]:
-        request, uid = key["elem"]["comment"].split(" ")
-        found.setdefault(uid, {})[request] = key["elem"]["val"]["concat"][2]
-    return found
-
-
-def remove(node: Node, pod: lab.Pod) -> None:
-    """DEL a pod, with what it has on the machine."""
-    assert node.cni("DEL", pod, config(pod)).status == 0
-
-
-@pytest.fixture(autouse=True)
-def _files(node: Node) -> Iterator[None]:
-    """Remove the files of all pods that a test leaves."""
-    from cni_hostport.dynamic_ports import pod_files
-
-    yield
-    for uid in installed(node) if "dynamic_ports" in node.ruleset() else ():
-        pod_files._remove(uid)  # noqa: SLF001 - as the DEL of the last pod does
 
 
 def test_a_pod_is_patched_with_its_ports_and_its_uid(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
@@ -274,12 +254,31 @@ def test_the_annotation_follows_a_sandbox_that_is_made_again(
     server.pods["shop/web"] = Pod(f"{pod.name}-uid")
     first = add_again(node, pod, "shop/web", "80/tcp")
     assert annotator.has_written("shop/web", first)
-    remove(node, pod)
+    node.delete(pod)
     time.sleep(0.5)
     assert server.pods["shop/web"].annotations[keys.STATUS] == text(first)
     second = add_again(node, pod, "shop/web", "80/tcp", dynamicPorts="41000-41999")
     assert second != first
     assert annotator.has_written("shop/web", second)
+
+
+def test_of_two_sandboxes_of_a_pod_the_annotation_tells_the_one_that_is_left(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    sandboxes = [node.pod(4) for _ in range(2)]
+    uid = f"{sandboxes[0].name}-uid"
+    made = server.pods["shop/web"] = Pod(uid)
+    add_sandbox(node, sandboxes[0], "shop/web", uid, "80/tcp")
+    first = given(node)[uid]
+    assert annotator.has_written("shop/web", first)
+    add_sandbox(node, sandboxes[1], "shop/web", uid, "80/tcp")
+    time.sleep(0.5)
+    told, other = sandboxes if made.annotations[keys.STATUS] == text(first) else reversed(sandboxes)
+    node.delete(told)
+    left = given(node)[uid]
+    assert (left != first) == (told is sandboxes[0])
+    assert annotator.has_written("shop/web", left), annotator.log
+    node.delete(other)
 
 
 def test_a_flush_changes_nothing_and_neither_does_a_restore(

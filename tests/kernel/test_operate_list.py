@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
-from dynamic_request import RANGE, asking
+from dynamic_ports import PORTS, asking
 from hostport_list import add, hosts, listed, shown, targets
 from lab import LAUNCHER, NODE4, NODE6, Node, config, key_of, mapping
 
@@ -101,7 +101,7 @@ def test_a_dynamic_port_is_listed_with_what_the_pod_asked_for(node: Node) -> Non
         (9000, "udp", "9000/udp", uid), (9001, "udp", "9001/udp", uid),
         (443, "tcp", f"{NODE4}:443/tcp", uid), (443, "tcp", f"[{NODE6}]:443/tcp", uid),
     }  # fmt: skip
-    assert all((item["host_port"] in RANGE) == bool(item["request"]) for item in mappings)
+    assert all((item["host_port"] in PORTS) == bool(item["request"]) for item in mappings)
 
 
 def test_a_port_is_not_called_dynamic_for_what_leads_to_another_attachment(node: Node) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from dynamic_request import asking
+from dynamic_ports import asking
 from lab import BRIDGE4, LAUNCHER, NODE4, Node, config, mapping
 from prometheus_client.parser import text_string_to_metric_families as parsed
 

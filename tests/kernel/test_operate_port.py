@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dynamic_request import RANGE, asking
+from dynamic_ports import PORTS, asking
 from hostport_list import add, listed
 from lab import CLIENT4, LAUNCHER, NODE4, Node, key_of, mapping
 
@@ -68,7 +68,7 @@ def test_a_port_of_a_pod_is_answered_with_what_a_client_connects_to(node: Node) 
     assert (fixed, also_fixed, of_one_address) == ("0.0.0.0:8080", "[::]:8080", f"{NODE4}:8081")
     number = int(dynamic.removeprefix("0.0.0.0:"))
     assert also_dynamic == f"[::]:{number}"
-    assert number in RANGE
+    assert number in PORTS
     assert node.client.ask("tcp", NODE4, number) == f"web {CLIENT4}"
     assert shown(node, WEB, "80/TCP") == shown(node, WEB, "80")
     assert shown(node, WEB, "53/udp") == [f"{NODE4}:53"]

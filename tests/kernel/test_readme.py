@@ -109,6 +109,14 @@ def test_the_pod_that_asks_for_dynamic_host_ports_reads_them_where_they_are() ->
     assert f"path: {pod_files.DIRECTORY}," in pod
 
 
+def test_the_object_for_dynamic_host_ports_is_that_for_others_and_two_keys() -> None:
+    shown, dynamic = json.loads(block("object")), json.loads(block("dynamic object"))
+    NetworkConfig.parse(dynamic)
+    assert dynamic.pop("dynamicPorts")
+    assert dynamic["capabilities"].pop(keys.ANNOTATIONS) is True
+    assert dynamic == shown
+
+
 def test_the_object_for_a_conflist_is_in_the_one_in_conf_and_of_install_sh() -> None:
     conflist = json.loads((ROOT / "conf" / "10-hostport.conflist").read_text())
     shown, whole = json.loads(block("object")), conflist["plugins"][1]

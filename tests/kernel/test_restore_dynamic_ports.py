@@ -1,9 +1,11 @@
+"""Dynamic host ports, what pods are told of them and the notes on interfaces, through the loss of any of these."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dynamic_ports import asking, given, noted, told
+from dynamic_ports import FILES, asking, given, noted, told
 from lab import CLIENT4, NODE4, Node, Pod, config, mapping
 from libcni_cache import Cache
 from restoration import restore
@@ -61,6 +63,23 @@ def test_pods_get_the_very_ports_that_they_had(node: Node, cache: Cache) -> None
     assert restore(node, cache) == "4 restored\n"
     assert given(node) == before
     assert restore(node, cache) == "4 present\n"
+
+
+def test_a_file_that_is_lost_or_wrong_is_made_again_though_no_port_was_lost(node: Node, cache: Cache) -> None:
+    pod = running(node, cache, "80, 9000-9001/udp")
+    before, file = told(pod), FILES / pod.id / "dynamic-ports.json"
+    for wrong in (None, "{}", "x" * 100):
+        file.unlink()
+        if wrong:
+            file.write_text(wrong)
+        assert restore(node, cache, options=("--dry-run",)) == ""
+        assert (file.read_text() if file.exists() else None) == wrong
+        assert restore(node, cache) == "1 present\n"
+        assert told(pod) == before
+    file.unlink()
+    node.nft("flush ruleset")
+    restore(node, cache)
+    assert told(pod) == before
 
 
 def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cache: Cache) -> None:

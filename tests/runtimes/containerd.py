@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dynamic_ports
 from go_tools import ROOT, TOOLS
 from lab import LAUNCHER
 from runtimes import image
@@ -120,6 +121,7 @@ class Containerd:
         conflist = json.loads(text)
         conflist |= {"cniVersion": self.generation.cni_version, "name": f"pods-{name}"}
         conflist["plugins"][0]["bridge"] = f"cni-{name}"
+        conflist["plugins"][1]["dynamicPorts"] = dynamic_ports.RANGE
         if name == REFUSED:
             conflist["plugins"].append({"type": "refusing"})
         target = self.directory / name / shipped.name
@@ -175,14 +177,15 @@ class Containerd:
             return False
         return all(conditions[condition].get("status") for condition in ("RuntimeReady", "NetworkReady"))
 
-    def run(self, name: str, *mappings: dict[str, Any], network: str = DUAL) -> Sandbox:
-        """Run a sandbox with these port mappings."""
+    def run(self, name: str, *mappings: dict[str, Any], network: str = DUAL, **annotations: str) -> Sandbox:
+        """Run a sandbox with these port mappings and annotations."""
         config = {
             "metadata": {"name": name, "uid": f"{name}-uid", "namespace": "test"},
             "hostname": name,
             "log_directory": f"/var/log/pods/{name}",
             "dns_config": {"servers": ["192.0.2.53"]},
             "port_mappings": mappings,
+            "annotations": annotations,
             "linux": {"cgroup_parent": self.host.cgroup},
         }
         made = self.cri.call("RunPodSandbox", config=config, runtime_handler=network)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from dynamic_ports import given
 from lab import CLIENT4, CLIENT6, NODE4, NODE6
 from runtimes.containerd import IPV4, REFUSED, Containerd, mapped, port
 from runtimes.cri import CRIError
 from runtimes.host import wait_for
+
+from cni_hostport.dynamic_ports import keys
 
 PORT, OTHER = 8080, 8081
 
@@ -35,6 +39,24 @@ def test_a_sandbox_of_an_ipv4_network_is_reached_on_ipv4(containerd: Containerd)
     assert mapped(node) == ["ipv4 . tcp . 8080"]
     assert node.client.ask("tcp", NODE4, PORT) == f"web {CLIENT4}"
     assert node.client.is_silent("tcp", NODE6, PORT)
+
+
+def test_a_sandbox_has_the_dynamic_ports_for_which_its_annotation_asks(containerd: Containerd) -> None:
+    node = containerd.host.node
+    sandbox = containerd.run("web", **{keys.REQUEST: "80, 53/udp", "other": "x"})
+    sandbox.namespace.serve("tcp", 80, "web")
+    ports = given(node)["web-uid"]
+    assert ports.keys() == {"80/tcp", "53/udp"}
+    assert node.client.ask("tcp", NODE4, ports["80/tcp"]) == f"web {CLIENT4}"
+    file = "/run/hostport/pods/web-uid/dynamic-ports.json"
+    assert json.loads(containerd.host.run("cat", file).stdout)["80/tcp"] == {"hostPort": ports["80/tcp"]}
+    containerd.run("silent", port(PORT), other="x")
+    assert [*given(node)] == ["web-uid"]
+    with pytest.raises(CRIError, match="these are 17, and dynamicPortsPerPod allows 16"):
+        containerd.run("greedy", **{keys.REQUEST: "1-17"})
+    containerd.stop(sandbox)
+    assert given(node) == {}
+    assert containerd.host.run("ls", "/run/hostport/pods").stdout == ""
 
 
 def test_an_sctp_port_is_translated(containerd: Containerd) -> None:

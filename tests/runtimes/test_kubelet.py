@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from dynamic_ports import given
 from go_tools import TOOLS
 from lab import NODE4, NODE6, Node, require
 from runtimes.containerd import NEWEST, Containerd, mapped
 from runtimes.host import Host
-from runtimes.kubelet import Kubelet
+from runtimes.kubelet import Kubelet, answering
+
+from cni_hostport.dynamic_ports import keys, pod_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,3 +67,22 @@ def test_pods_removed_while_containerd_is_down_are_unmapped_when_it_is_back(kube
     kubelet.wait_for(lambda: mapped(node) == ["ipv4 . tcp . 8081", "ipv6 . tcp . 8081"])
     assert _answers(node, 8081, "stays")
     assert node.client.is_silent("tcp", NODE4, 8082)
+
+
+def test_a_static_pod_reads_its_dynamic_port_before_it_serves(kubelet: Kubelet) -> None:
+    node = kubelet.containerd.host.node
+    spec = answering("web")
+    tells = "test -s /told/dynamic-ports.json && exec nc -ll -p 80 -e cat /told/dynamic-ports.json"
+    uid = {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
+    mount = {"name": "hostport", "mountPath": "/told", "subPathExpr": "$(POD_UID)", "readOnly": True}
+    spec["containers"][0] |= {"command": ["/bin/busybox", "sh", "-c", tells], "env": [uid], "volumeMounts": [mount]}
+    spec["volumes"] = [{"name": "hostport", "hostPath": {"path": pod_files.DIRECTORY, "type": "DirectoryOrCreate"}}]
+    metadata = {"name": "game", "namespace": "test", "annotations": {keys.REQUEST: "80"}}
+    kubelet.apply("game", json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+    kubelet.wait_for(lambda: given(node))
+    [ports] = given(node).values()
+    kubelet.wait_for(lambda: not node.client.is_silent("tcp", NODE4, ports["80/tcp"]))
+    told = {"80/tcp": {"hostPort": ports["80/tcp"]}}
+    assert json.loads(node.client.ask("tcp", NODE4, ports["80/tcp"])) == told
+    kubelet.remove("game")
+    kubelet.wait_for(lambda: not given(node))

@@ -98,7 +98,7 @@ class Annotator:
                     self._server.close()
                 due = min([repeat_at, *([read_at] if is_stale else []), *self._due()]) - time.monotonic()
                 if select.select([events], [], [], min(max(due, 0.0), LONGEST_WAIT))[0]:
-                    is_stale = events.are_new() or is_stale
+                    is_stale = events.have_come() or is_stale
 
     def _repeat(self) -> None:
         """Have all written again, and forget those who are gone."""
