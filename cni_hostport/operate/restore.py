@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import ownership, plugin
 from cni_hostport.check import Comparison
 from cni_hostport.dynamic_ports import pod_files
-from cni_hostport.errors import CNIError
+from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel.nft import Nft
 from cni_hostport.libcni import cache, directory
 from cni_hostport.lookup import Lookup
@@ -74,7 +74,10 @@ def restore(
     restoration = Restoration(nft, before, comparison, log, dry_run=dry_run)
     yield from restoration.restore(paths)
     if not dry_run:
-        pod_files.keep_all(Lookup(), log)
+        try:
+            pod_files.keep_all(Lookup(), log)
+        except NFTError as error:  # what was restored has to be watched all the same
+            log(f"whether the files of pods tell their dynamic host ports cannot be read: {error}")
     yield from restoration.watch.run(watch_seconds)
 
 

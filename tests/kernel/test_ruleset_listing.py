@@ -124,6 +124,10 @@ table inet hostport {{
         elements = {{ 2001:db8::1 . udp . 53 counter comment "web eth0 /ns/web" : goto dnat-664b16ffde93ac1d-f00e7030770b04e6 }}
     }}
 
+    map dynamic_ports {{
+        typeof meta nfproto . meta l4proto . th dport : verdict
+    }}
+
     map pods_ip4 {{
         typeof ip daddr : verdict
         elements = {{ 10.88.0.2 comment "pods" : goto masq-664b16ffde93ac1d-f00e7030770b04e6 }}
@@ -175,6 +179,10 @@ table inet hostport {{
     map hostports_ip6 {{
         typeof ip6 daddr . meta l4proto . th dport : verdict
         counter
+    }}
+
+    map dynamic_ports {{
+        typeof meta nfproto . meta l4proto . th dport : verdict
     }}
 
     map pods_ip4 {{

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from cni_hostport.operate.node.api_server import Answer, APIServer
 
 # seconds
-REPEAT = 300.0  # between two times that all is written
+REPEAT = 1200.0  # between two times that all is written
 READ_INTERVAL = 0.2  # between two looks at the ruleset
 FIRST_PAUSE = 1.0  # after a failure; each further one is up to twice as long
-LONGEST_PAUSE = {"server": 30.0, "pod": REPEAT}
+LONGEST_PAUSE = {"server": 30.0, "pod": 300.0}
 STALLED = 120.0  # after which this process is taken for dead, and ends
 LONGEST_WAIT = 60.0
 MOST_TOLD = 1000  # lines that are remembered
