@@ -22,6 +22,7 @@ from errno import EAGAIN, ECONNREFUSED, ENOENT
 from typing import TYPE_CHECKING, NoReturn
 
 from cni_hostport import afterwards, handover, log, netlink, plugin, port_wait, skel
+from cni_hostport.dynamic_ports import pod_files
 from cni_hostport.handover import AT_WORK, IDENTITY, SOCKET, TAKEN, VARIABLES
 from cni_hostport.kernel import ipvs, library, netns
 from cni_hostport.kernel.nft import Nft
@@ -49,10 +50,12 @@ LARGEST_REQUEST = 1 << 18  # bytes; the kernel's limit for a message is lower
 DESCRIPTORS = 4  # number of them in a request: standard streams, and the process that sends it
 EXIT_STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # by the signal that ends it; of the latter, a shell's status
 FIRST_INHERITED = 3  # sd_listen_fds(3)
+NOWHERE = "/proc/nowhere"  # where no file of a pod can be written
 REHEARSED = "CNI_CONTAINERID=rehearsal", "CNI_IFNAME=eth0", "CNI_PATH=/", "CNI_NETNS=/"
 REHEARSAL = (
     b'{"cniVersion": "1.0.0", "name": "rehearsal", "prevResult": {"ips": [{"address": "192.0.2.2/24"}]},'
-    b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}'
+    b' "dynamicPorts": "40000-40999",'
+    b' "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}], "dynamicPorts": "81/tcp"}}'
 )
 
 
@@ -212,8 +215,10 @@ def _rehearse(stage: int) -> None:
 
 
 def _run_in_rehearsal(environ: Mapping[str, str]) -> int:
+    pod_files.DIRECTORY, directory = NOWHERE, pod_files.DIRECTORY
     status = skel.run(environ, io.BytesIO(REHEARSAL), io.StringIO(), io.StringIO(), plugin.OPERATIONS.__getitem__)
     skel.AFTERWARDS.clear()
+    pod_files.DIRECTORY = directory
     return status
 
 
