@@ -34,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from cni_hostport.dynamic_ports import keys
+from cni_hostport.dynamic_ports import keys, ranges
 from cni_hostport.dynamic_ports.request import MAX_PORT, MOST, Block, merged, parse
 from cni_hostport.errors import CNIError, Code, quoted
 
@@ -43,7 +43,6 @@ _no_plugins = ModuleType("pydantic.plugin._loader")
 _no_plugins.__dict__["get_plugins"] = tuple
 sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
-PortRange = tuple[int, int]  # the first and the last port
 MAX_MARK_BIT = 31
 # seconds; a caller kills who does not get on for the 30 of ``handover.UNTIL_DONE``
 MAX_WAIT = 20
@@ -94,34 +93,6 @@ def _requests(value: object) -> tuple[Block, ...]:
         msg = "is not a text such as '80/tcp, 9000-9002/udp'"
         raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
     return parse(value)
-
-
-def _ranges(value: object) -> tuple[PortRange, ...]:
-    """Read ``["40000-40999", "42000"]`` or ``"40000-40999, 42000"``; ranges that touch or overlap become one."""
-    texts: list[Any] = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        msg = "is not a list of port ranges, such as '40000-40999'"
-        raise ValueError(msg)
-    found = sorted(_range(text.strip()) for texts_of_one in texts for text in texts_of_one.split(","))
-    joined = [found[0]] if found else []
-    for first, last in found[1:]:
-        before = joined[-1]
-        if first <= before[1] + 1:
-            joined[-1] = before[0], max(before[1], last)
-        else:
-            joined.append((first, last))
-    return tuple(joined)
-
-
-def _range(text: str) -> PortRange:
-    first, dash, last = text.partition("-")
-    numbers = [
-        int(number) if number.isascii() and number.isdecimal() else 0 for number in (first, last if dash else first)
-    ]
-    if not 1 <= numbers[0] <= numbers[1] <= MAX_PORT:
-        msg = f"has {quoted(text)}, which is not a range of ports from 1 to {MAX_PORT}, as in '40000-40999'"
-        raise ValueError(msg)
-    return numbers[0], numbers[1]
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -276,8 +247,8 @@ class NetworkConfig(_Model):
     host_addresses: Annotated[
         tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Field(alias="hostAddresses")
     ] = ()
-    # the ranges that dynamic host ports are given from; none given: pods get none
-    dynamic_ports: Annotated[Any, BeforeValidator(_ranges), Field(alias="dynamicPorts")] = ()  # tuple[PortRange, ...]
+    # tuple[PortRange, ...]: dynamic host ports are given from these; none given: pods get none
+    dynamic_ports: Annotated[Any, BeforeValidator(ranges.parse), Field(alias="dynamicPorts")] = ()
     dynamic_ports_per_pod: Annotated[int, Field(alias="dynamicPortsPerPod", ge=0, le=MOST, strict=True)] = 16
     runtime_config: Annotated[_RuntimeConfig, Field(alias="runtimeConfig")] = _RuntimeConfig.model_construct()
     prev_result: Annotated[PrevResult, Field(alias="prevResult")] = PrevResult.model_construct()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cni_hostport import nf_tables
 from cni_hostport.dynamic_ports import order
 from cni_hostport.dynamic_ports.assignment import Listing, answers
+from cni_hostport.dynamic_ports.ranges import written
 from cni_hostport.dynamic_ports.request import AssignedPort, named
 from cni_hostport.errors import CNIError, Code, NFTError, PortTakenError, shortened
 from cni_hostport.kernel import listeners, presence
@@ -238,6 +239,5 @@ def _check_allowance(config: NetworkConfig) -> None:
 
 
 def _nothing_free(config: NetworkConfig, block: Block) -> str:
-    ranges = ", ".join(f"{first}-{last}" for first, last in config.dynamic_ports)
     lack = "port is free" if len(block) == 1 else f"{len(block)} neighbouring ports are free"
-    return f"the range of dynamic host ports {ranges} is full: no {lack} for {named(block)}"
+    return f"the range of dynamic host ports {written(config.dynamic_ports)} is full: no {lack} for {named(block)}"

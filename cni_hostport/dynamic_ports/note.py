@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.config import PortRange
     from cni_hostport.dynamic_ports.assignment import Assigned
+    from cni_hostport.dynamic_ports.ranges import PortRange
     from cni_hostport.dynamic_ports.request import Block
     from cni_hostport.log import Log
 

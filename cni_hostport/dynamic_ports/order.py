@@ -13,7 +13,7 @@ from cni_hostport.attachment import digest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_hostport.config import PortRange
+    from cni_hostport.dynamic_ports.ranges import PortRange
 
 
 def first_ports(ranges: Sequence[PortRange], length: int, *seed: str) -> Iterator[int]:

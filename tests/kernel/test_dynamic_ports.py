@@ -131,7 +131,7 @@ def test_a_full_range_is_told_and_so_is_one_without_neighbours() -> None:
     code, text = refusal("ADD", 4, "5-6", dynamicPorts="40000-40002, 50000")
     assert (code, first) == (100, 40000)
     assert text == (
-        "the range of dynamic host ports 40000-40002, 50000-50000 is full: no 2 neighbouring ports are free for 5-6/tcp"
+        "the range of dynamic host ports 40000-40002, 50000 is full: no 2 neighbouring ports are free for 5-6/tcp"
     )
 
 

@@ -140,7 +140,7 @@ def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
     monkeypatch.setattr(allocation._Picker, "pick", pick_and_lose)  # noqa: SLF001
     ranges = f"40000-{39999 + size}"
     if size == 1:
-        with pytest.raises(CNIError, match="the range of dynamic host ports 40000-40000 is full"):
+        with pytest.raises(CNIError, match="the range of dynamic host ports 40000 is full"):
             run("ADD", 1, text, dynamicPorts=ranges)
         assert Attachment("pods", name(1), "eth0").key not in scratch.ruleset().partition("set deleted")[0]
     else:

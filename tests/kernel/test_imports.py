@@ -56,7 +56,7 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
-UNSPECIFIED = NOTHING_TO_MAP | {"config", "dynamic_ports.keys", "dynamic_ports.request"}
+UNSPECIFIED = NOTHING_TO_MAP | {"config", "dynamic_ports.keys", "dynamic_ports.ranges", "dynamic_ports.request"}
 PLAN = UNSPECIFIED | {"kernel.interfaces", "kernel.netns", "kernel.routes", "netlink", "ruleset.plan"}
 LOOKUP = {"lookup", "names", "netlink", "nf_tables"}
 PORTMAP = {"foreign_rules", "portmap"}
