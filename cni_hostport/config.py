@@ -103,6 +103,13 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         raise ValueError(msg) from None
 
 
+def _json_object(data: object) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        msg = "is not a JSON object"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
+    return data
+
+
 class _Model(BaseModel):
     # validators take time to build, and a model that is only part of another needs none of its own
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -119,10 +126,7 @@ class PortMapping(_Model):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            msg = "is not a JSON object"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
-        return _in_our_case(data)
+        return _in_our_case(_json_object(data))
 
     @property
     def request(self) -> None:
@@ -162,10 +166,8 @@ class _Annotations(_Model):
     @model_validator(mode="before")
     @classmethod
     def _ours(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            msg = "is not a JSON object"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic turns a ValueError, not a TypeError, into its own error
-        return {keys.REQUEST: data[keys.REQUEST]} if data.get(keys.REQUEST) is not None else {}
+        asked = _json_object(data).get(keys.REQUEST)
+        return {} if asked is None else {keys.REQUEST: asked}
 
 
 class _RuntimeConfig(_Model):

@@ -171,16 +171,16 @@ class Installed:
 
         Attachments that are ``leaving`` as well are not among them.
         """
-        [port] = self._ports_of(element) or [element]
+        port = self._port_of(element)
         queue = self._queues.get((waiting_map(port.map), port.key, port.holder), ())
         return [heir for heir in queue if heir.waiter not in leaving and dnat_chain(heir.waiter) in self.chains]
 
-    def _ports_of(self, element: Element) -> list[Element]:
-        """Return the element of the same holder for the port of an element of ``DYNAMIC``; of others, nothing."""
+    def _port_of(self, element: Element) -> Element:
+        """Return the port's element for one of ``DYNAMIC``, where its holder has it; each other element itself."""
         if element.map != DYNAMIC:
-            return []
+            return element
         ports = self.by_reservation.get(element.key, ())
-        return [port for port in ports if port.holder == element.holder][:1]
+        return next((port for port in ports if port.holder == element.holder), element)
 
     def detach_commands(self, *leaving: str, wanted: Collection[tuple[str, str]] = ()) -> list[str]:
         """Return the commands that remove attachments and hand their ports on, none if they have nothing.
@@ -219,19 +219,15 @@ class Installed:
         """Return, by map, the elements that lead each port to its first heir, and let the other heirs wait for that."""
         handed_on: dict[str, list[str]] = {}
         for element in self._elements_to_all(leaving):
-            ports = [element, *self._ports_of(element)]
+            is_dynamic = element.map == DYNAMIC
+            ports = element, self._port_of(element)
             if element.chain not in self.chains or any((port.map, port.key) in wanted for port in ports):
                 continue
             heirs = self.heirs(element, leaving)
-            if element.map == DYNAMIC:
-                for heir in heirs[:1]:
-                    label = f"{element.request} {element.pod_id}"
-                    handed_on.setdefault(DYNAMIC, []).append(holder_element(element.key, label, heir.waiter))
-                continue
             for heir in heirs[:1]:
-                port = holder_element(heir.key, heir.owner.comment(), heir.waiter)
-                handed_on.setdefault(element.map, []).append(port)
-            for heir in heirs[1:]:
+                comment = f"{element.request} {element.pod_id}" if is_dynamic else heir.owner.comment()
+                handed_on.setdefault(element.map, []).append(holder_element(element.key, comment, heir.waiter))
+            for heir in () if is_dynamic else heirs[1:]:
                 waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
                 handed_on.setdefault(heir.map, []).append(waiter)
         return handed_on

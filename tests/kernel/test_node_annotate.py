@@ -90,6 +90,15 @@ def text(ports: dict[str, int]) -> str:
     return json.dumps(status(ports, NODE4))
 
 
+def annotated(node: Node, server: FakeAPIServer, annotator: Annotator) -> tuple[lab.Pod, dict[str, int]]:
+    """Have a pod ``shop/web`` with a dynamic host port, annotated with it; return it and its ports."""
+    pod = node.pod(4)
+    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+    ports = add_again(node, pod, "shop/web", "80/tcp")
+    assert annotator.has_written("shop/web", ports)
+    return pod, ports
+
+
 @pytest.fixture
 def server(node: Node, tmp_path: Path) -> Iterator[FakeAPIServer]:
     with FakeAPIServer(node, tmp_path) as made:
@@ -232,10 +241,7 @@ def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServ
 
 
 def test_its_restart_writes_the_same_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
-    pod = node.pod(4)
-    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
-    ports = add_again(node, pod, "shop/web", "80/tcp")
-    assert annotator.has_written("shop/web", ports)
+    _, ports = annotated(node, server, annotator)
     for number in (signal.SIGTERM, signal.SIGKILL):
         assert annotator.end(number) in {0, -signal.SIGKILL}
         server.requests.clear()
@@ -250,10 +256,7 @@ def test_its_restart_writes_the_same_once(node: Node, server: FakeAPIServer, ann
 def test_the_annotation_follows_a_sandbox_that_is_made_again(
     node: Node, server: FakeAPIServer, annotator: Annotator
 ) -> None:
-    pod = node.pod(4)
-    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
-    first = add_again(node, pod, "shop/web", "80/tcp")
-    assert annotator.has_written("shop/web", first)
+    pod, first = annotated(node, server, annotator)
     node.delete(pod)
     time.sleep(0.5)
     assert server.pods["shop/web"].annotations[keys.STATUS] == text(first)
@@ -284,10 +287,7 @@ def test_of_two_sandboxes_of_a_pod_the_annotation_tells_the_one_that_is_left(
 def test_a_flush_changes_nothing_and_neither_does_a_restore(
     node: Node, server: FakeAPIServer, annotator: Annotator
 ) -> None:
-    pod = node.pod(4)
-    server.pods["shop/web"] = Pod(f"{pod.name}-uid")
-    ports = add_again(node, pod, "shop/web", "80/tcp")
-    assert annotator.has_written("shop/web", ports)
+    pod, ports = annotated(node, server, annotator)
     node.nft("flush ruleset")
     assert add_again(node, pod, "shop/web", "80/tcp") == ports
     later = node.pod(4)
