@@ -13,7 +13,7 @@ from go_tools import TOOLS, unavailable
 from installation import Machine
 from lab import Node, require
 
-from cni_hostport import netlink
+from cni_hostport import netlink, skel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ def _kernel() -> None:
 def _left_open() -> Iterator[None]:
     """Close what a test leaves open until the process ends: this one goes on with tests of other files."""
     yield
+    skel.AFTERWARDS.clear()
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         netlink.close_all()
 
@@ -42,7 +43,7 @@ def _pod_files() -> Iterator[None]:
     """Remove the files of pods that a test leaves behind."""
     yield
     for directory in dynamic_ports.FILES.glob(f"{dynamic_ports.OWN}*"):
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)  # a process of an operation that has answered may remove it
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,6 +315,20 @@ class Node(Namespace):
     def nft_file(self, text: str) -> None:
         """Load an nft file's text on this node."""
         self.run("nft", "-f", "-", input=text)
+
+    def lose_ruleset(self) -> None:
+        """Flush the ruleset, once no process is left of operations, which go on after their answer."""
+        until = time.monotonic() + 60
+        while self.processes():
+            if time.monotonic() > until:
+                raise TimeoutError(self.processes())
+            time.sleep(0.01)
+        self.nft("flush ruleset")
+
+    def processes(self) -> list[str]:
+        """Return the numbers of the processes that are in the namespace."""
+        command = ["ip", "netns", "pids", self.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
     def ruleset(self) -> str:
         """Return the plugin's table as nft prints it, without counters' values; empty where there is none."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doctor_node import Practice
-from dynamic_ports import asking
+from dynamic_ports import asking, given
 from hostport_list import listed
 from lab import LAUNCHER, NODE4, Node, mapping
 from libcni_cache import CAPABLE
@@ -106,12 +106,13 @@ def test_ports_that_can_be_those_of_services_are_worth_a_note(practice: Practice
 
 
 def test_a_fixed_port_within_a_range_is_worth_a_note_that_names_its_pod(practice: Practice) -> None:
-    running(practice, "80", mapping(8080))
-    pod = practice.running(mapping(20003, hostIP=NODE4))
+    other = running(practice, "80", mapping(8080))
+    free = 20003 if given(practice.node)[other.id]["80/tcp"] != 20003 else 20004
+    pod = practice.running(mapping(free, hostIP=NODE4))
     found = practice.finding()
     assert found.status == "note"
     assert "pods have fixed host ports within dynamicPorts" in found.text
-    assert found.details == (f"{NODE4}:20003/tcp leads to container {pod.id}",)
+    assert found.details == (f"{NODE4}:{free}/tcp leads to container {pod.id}",)
 
 
 @pytest.mark.parametrize("capabilities", [["portMappings"], ["portMappings", "bandwidth"]])

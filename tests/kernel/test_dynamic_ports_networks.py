@@ -135,7 +135,7 @@ def test_both_networks_are_restored_with_the_first_ones_ports(node: Node, pod: P
                   capabilityArgs={"dynamicPorts": "80, 81/udp"})  # fmt: skip
     before = given(node)
     node.run("ip", "-n", pod.name, "link", "set", "eth1", "alias", "")
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     assert restore(node, cache) == "2 restored\n"
     assert given(node) == before
     assert node.footprint(pod)["dynamic_ports"] == 4

@@ -38,7 +38,9 @@ def resident(node: Node, tmp_path: Path) -> Iterator[Resident]:
 
 def assign(node: Node, *addresses: str, verb: str = "add", interface: str = "kube-ipvs0") -> None:
     """Do what kube-proxy does when Services come, or go."""
-    commands = "\n".join(f"addr {verb} {address} dev {interface}" for address in addresses)
+    lines = (f"addr {verb} {address} dev {interface}" for address in addresses)
+    # nodad: a server can listen at once
+    commands = "\n".join(f"{line} nodad" if ":" in line and verb == "add" else line for line in lines)
     subprocess.run(["ip", "-n", node.name, "-batch", "-"], input=commands, text=True, check=True)
 
 

@@ -48,7 +48,7 @@ def test_pods_get_the_very_ports_that_they_had(node: Node, cache: Cache) -> None
     node.delete(first)
     cache.remove(first)
     del before[first.id]
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     assert restore(node, cache) == "4 restored\n"
     assert given(node) == before
     for pod in pushed:
@@ -77,7 +77,7 @@ def test_a_file_that_is_lost_or_wrong_is_made_again_though_no_port_was_lost(node
         assert restore(node, cache) == "1 present\n"
         assert told(pod) == before
     file.unlink()
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     restore(node, cache)
     assert told(pod) == before
 
@@ -88,7 +88,7 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
     before = given(node)
     for pod in lost:
         node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", "")
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     assert restore(node, cache) == "6 restored\n"
     after = given(node)
     assert [after[pod.id] for pod in kept] == [before[pod.id] for pod in kept]
@@ -102,7 +102,7 @@ def test_who_lost_its_note_takes_no_port_that_another_one_noted(node: Node, cach
 def test_a_noted_port_that_somebody_else_has_now_is_refused_with_the_holders_name(node: Node, cache: Cache) -> None:
     pods = [running(node, cache, "80") for _ in range(2)]
     port = given(node)[pods[0].id]["80/tcp"]
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     newer = node.pod(4)
     node.add(newer, mapping(port))
     output = restore(node, cache, status=1)
@@ -122,7 +122,7 @@ def test_a_noted_port_that_somebody_else_has_now_is_refused_with_the_holders_nam
 def test_a_note_that_a_pod_forged_gives_it_nothing_outside_the_range(node: Node, cache: Cache, forged: str) -> None:
     pod, other = running(node, cache, "80"), running(node, cache, "80")
     before = given(node)
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", forged)
     assert restore(node, cache).endswith("2 restored\n")
     assert given(node)[other.id] == before[other.id]
@@ -135,7 +135,7 @@ def test_a_note_that_a_pod_forged_gives_it_nobodys_fixed_port(
 ) -> None:
     fixed = restored_pod(node, cache, mapping(40005, hostIP=host_ip))
     forger = running(node, cache, text, name="forger")
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     node.run("ip", "-n", forger.name, "link", "set", "eth0", "alias", f"hostport {text}/tcp=40005")
     output = restore(node, cache, status=1)
     assert f"is taken by pod shop/{fixed.host_end}, container {fixed.id[:12]}" in output
@@ -147,7 +147,7 @@ def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> No
     pods = [running(node, cache, "80, 7777/udp", name="web") for _ in range(2)]
     before = given(node)
     files = [told(pod) for pod in pods]
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     node.nft_file(restore(node, cache, options=("--dry-run",)))
     assert given(node) == before
     assert [told(pod) for pod in pods] == files
@@ -185,6 +185,6 @@ def test_a_pod_that_asks_for_much_gets_it_again_too(node: Node, cache: Cache) ->
     assert noted(pod) == "hostport " + ",".join(
         str(before[pod.id][f"{NODE4}:{n}/sctp"] if n else before[pod.id]["9000/udp"]) for n in [*range(10001, 10015), 0]
     )
-    node.nft("flush ruleset")
+    node.lose_ruleset()
     assert restore(node, cache) == "1 restored\n"
     assert given(node) == before
