@@ -5,23 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from attack.answer import Answer
 
 from cni_hostport import plugin, skel
-from cni_hostport.resident.code import OPERATIONS_IMPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import NoReturn
 
     from lab import Namespace
-
-
-for _module in OPERATIONS_IMPORT:  # once, instead of in each fork
-    import_module(_module)
 
 
 def call(node: Namespace, environ: Mapping[str, str], stdin: bytes) -> Answer:
