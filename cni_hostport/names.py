@@ -60,6 +60,17 @@ def masq_chain(key: str) -> str:
     return f"{MASQUERADE}-{key}"
 
 
+def dynamic_comment(request: str, pod_id: str) -> str:
+    """Return the comment on an element of ``DYNAMIC``: the request that it fulfils, as text, and the pod's ID."""
+    return f"{request} {pod_id}"
+
+
+def request_and_pod(comment: str) -> tuple[str, str]:
+    """Return what a comment of ``dynamic_comment`` is made of; the pod's ID is empty in one that is no such."""
+    request, _, pod_id = comment.partition(" ")
+    return request, pod_id
+
+
 def key_in(chain: str) -> str:
     """Return the key of the attachment that a chain belongs to, empty for a chain of another kind."""
     prefix, _, key = chain.partition("-")

@@ -6,7 +6,7 @@ import time
 
 from cni_hostport import nf_tables
 from cni_hostport.errors import NFTError
-from cni_hostport.names import DYNAMIC, dnat_chain, key_in
+from cni_hostport.names import DYNAMIC, dnat_chain, key_in, request_and_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Listing:
         for answer in self._answers:
             if wanted in answer:  # to take all apart can take longer than an ADD
                 for key, comment in nf_tables.members_with_comments(answer, wanted):
-                    request, _, pod_id = comment.partition(" ")
+                    request, pod_id = request_and_pod(comment)
                     if not pod_id:
                         continue  # somebody keeps a port from being given
                     other = found.setdefault(pod_id, {}).setdefault(request, key)
@@ -88,7 +88,7 @@ def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
     """Return the IDs of the pods that have ports, which are given by their keys in the kernel; raises ``NFTError``."""
     found = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
     elements = (element for answer in found if answer for element in nf_tables.members_with_comments(answer))
-    return {comment.partition(" ")[2] for _, comment in elements} - {""}
+    return {request_and_pod(comment)[1] for _, comment in elements} - {""}
 
 
 def answers(lookup: Lookup, name: str) -> list[bytes]:

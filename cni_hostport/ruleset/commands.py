@@ -28,6 +28,7 @@ from cni_hostport.names import (
     TABLE,
     address_form,
     dnat_chain,
+    dynamic_comment,
     localnet_chain,
     masq_chain,
     target_map,
@@ -65,7 +66,7 @@ def attach_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forward
             continue
         by_map.setdefault(name, []).append(holder_element(port, comment, key))
         if forward.request:
-            label = f"{forward.request} {attachment.pod_id}"
+            label = dynamic_comment(forward.request, attachment.pod_id)
             by_map.setdefault(DYNAMIC, []).append(holder_element(reservation(forward)[1], label, key))
     return commands + [create_command(name, ", ".join(elements)) for name, elements in by_map.items()]
 

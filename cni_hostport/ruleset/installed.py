@@ -22,8 +22,10 @@ from cni_hostport.names import (
     WAITING_MAPS,
     address_form,
     dnat_chain,
+    dynamic_comment,
     key_in,
     masq_chain,
+    request_and_pod,
     unpacked,
     waiting_map,
 )
@@ -225,7 +227,7 @@ class Installed:
                 continue
             heirs = self.heirs(element, leaving)
             for heir in heirs[:1]:
-                comment = f"{element.request} {element.pod_id}" if is_dynamic else heir.owner.comment()
+                comment = dynamic_comment(element.request, element.pod_id) if is_dynamic else heir.owner.comment()
                 handed_on.setdefault(element.map, []).append(holder_element(element.key, comment, heir.waiter))
             for heir in () if is_dynamic else heirs[1:]:
                 waiter = waiter_element(heir.waiter, heir.key, heir.owner.comment(), heirs[0].waiter)
@@ -276,6 +278,7 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
         parts[1:2] = [PROTOCOLS.get(part, part) for part in parts[1:2]]
         if name in IPV6_MAPS:
             parts = [ip_address(parts[0]), *parts[1:]]  # Python's and nft's spelling of an address can differ
+        request, pod_id = request_and_pod(comment) if name == DYNAMIC else ("", "")
         yield Element(
             name,
             " . ".join(str(part) for part in parts),
@@ -283,8 +286,8 @@ def elements(declaration: dict[str, Any]) -> Iterable[Element]:
             Owner("", "") if name in UNOWNED else Owner.parse(comment),
             connections=properties.get("counter", {}).get("packets", 0),
             network=comment if name in POD_MAPS else "",
-            request=comment.partition(" ")[0] if name == DYNAMIC else "",
-            pod_id=comment.partition(" ")[2] if name == DYNAMIC else "",
+            request=request,
+            pod_id=pod_id,
             waiter=waiter,
         )
 
