@@ -11,13 +11,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from cni_hostport import nf_tables
-from cni_hostport.dynamic_ports import order
+from cni_hostport.dynamic_ports import order, pod_files
 from cni_hostport.dynamic_ports.assignment import Listing, answers
 from cni_hostport.dynamic_ports.ranges import written
 from cni_hostport.dynamic_ports.request import AssignedPort, named
 from cni_hostport.errors import CNIError, Code, NFTError, PortTakenError, shortened
 from cni_hostport.kernel import listeners, presence
-from cni_hostport.names import ANY_ADDRESS, ONE_ADDRESS
+from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS
 from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Port = tuple[str, int]  # protocol and host port
 
 PORT_BYTES = 8  # of protocol and port at the end of a key
+# candidates; that many are asked for in less time than it takes to list what 1,000 pods have
+ASKED_WITHOUT_LISTING = 32
 
 
 def claim(
@@ -55,7 +57,7 @@ def claim(
     taken = set[tuple[str, int]]()
     while True:
         picker = _Picker(nft, lookup, request, attachment, taken)
-        plan = request.plan(picker.pick(picker.listing.assigned(attachment.pod_id, attachment.key)))
+        plan = request.plan(picker.pick(picker.present()))
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
             held = install(plan)
@@ -95,9 +97,19 @@ class _Picker:
         self._taken = {*taken, *((mapping.protocol, mapping.host_port) for mapping in request.config.mappings)}
 
     @cached_property
-    def listing(self) -> Listing:
-        """The dynamic host ports that there are."""
+    def _listing(self) -> Listing:
+        """The dynamic host ports that there are: the more pods have some, the longer it takes."""
         return Listing(self._lookup)
+
+    def present(self) -> Assigned:
+        """Return the host ports that the pod has already.
+
+        A new pod is known by the lack of its file. Where that is lost, another network of the pod gets other ports.
+        """
+        attachment = self._attachment
+        if not pod_files.exists(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
+            return {}
+        return self._listing.assigned(attachment.pod_id, attachment.key)
 
     def pick(self, kept: Assigned) -> Assigned:
         """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others."""
@@ -152,16 +164,25 @@ class _Picker:
 
     def _free(self, block: Block) -> Iterator[int]:
         """Yield the candidates of which nobody has any port, for whichever address."""
-        held, starts, length = self._held, self._key_starts(block), len(block)
+        starts, length, given = self._key_starts(block), len(block), self._given_as_dynamic
 
         def keys(first: int) -> list[bytes]:
             return [start + port.to_bytes(2) + b"\0\0" for port in range(first, first + length) for start in starts]
 
-        for some in _growing(first for first in self._candidates(block) if held.isdisjoint(keys(first))):
-            asked = [(first, key) for first in some for key in keys(first)]
-            found = self._lookup.ask(*(nf_tables.get_element((ANY_ADDRESS, key)) for _, key in asked))
-            fixed = {first for (first, _), answer in zip(asked, found, strict=True) if answer}
-            yield from (first for first in some if first not in fixed)
+        def is_free(number: int, first: int) -> bool:
+            """Tell whether a candidate is worth to be asked for."""
+            wanted = keys(first)
+            return given.isdisjoint(wanted) and (number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(wanted))
+
+        candidates = (first for number, first in enumerate(self._candidates(block)) if is_free(number, first))
+        for some in _growing(candidates):
+            left = some
+            for name in (DYNAMIC, ANY_ADDRESS):  # in a range, what is held most often is a dynamic port
+                asked = [(first, (name, key)) for first in left for key in keys(first)]
+                found = self._lookup.ask(*(nf_tables.get_element(element) for _, element in asked))
+                held = {first for (first, _), answer in zip(asked, found, strict=True) if answer}
+                left = [first for first in left if first not in held]
+            yield from left
 
     def _key_starts(self, block: Block) -> list[bytes]:
         """Return what the keys of a block's ports begin with, before the port, by the IP versions that it gets."""
@@ -169,16 +190,18 @@ class _Picker:
         return list({nf_tables.packed_port(reservation(forward)[1])[:-4]: None for forward in forwards})
 
     @cached_property
-    def _held(self) -> set[bytes]:
-        """The ports that are dynamic ones or mapped for one host address, by the keys that they have as dynamic ones.
+    def _dynamic(self) -> set[bytes]:
+        """The keys of the dynamic host ports that there are."""
+        return self._listing.keys()
 
-        To list those that are mapped for all addresses would take longer than to ask for a few.
-        """
-        held = self.listing.keys()
-        for version, given in self._given().items():
-            start = nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES]
-            held.update(start + key[-PORT_BYTES:] for key in given)
-        return held
+    @cached_property
+    def _given_as_dynamic(self) -> set[bytes]:
+        """The ports that are mapped for one host address, by the keys that they would have as dynamic ones."""
+        return {
+            nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES] + key[-PORT_BYTES:]
+            for version, given in self._given().items()
+            for key in given
+        }
 
     def _given(self) -> dict[int, set[bytes]]:
         """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""

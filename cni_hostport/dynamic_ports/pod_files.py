@@ -26,6 +26,15 @@ ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
+def exists(pod_id: str) -> bool:
+    """Tell whether a pod has a file, or cannot be known to have none."""
+    try:
+        os.lstat(f"{DIRECTORY}/{pod_id}/{NAME}")
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+    return True
+
+
 def write(pod_id: str, ports: Mapping[str, int], log: Log) -> None:
     """Make a pod's file say that it has these ports; ``keep`` has to come after that."""
     with _failures_told(pod_id, log):
