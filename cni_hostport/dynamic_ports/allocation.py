@@ -104,10 +104,11 @@ class _Picker:
     def present(self) -> Assigned:
         """Return the host ports that the pod has already.
 
-        A new pod is known by the lack of its file. Where that is lost, another network of the pod gets other ports.
+        A new pod is known by the lack of its files' directory. Where another of its networks could not make that, this
+        one gets other ports.
         """
         attachment = self._attachment
-        if not pod_files.exists(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
+        if pod_files.is_known_to_lack(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
             return {}
         return self._listing.assigned(attachment.pod_id, attachment.key)
 

@@ -1,7 +1,8 @@
 """The file of each pod that has dynamic host ports: made from the ruleset alone, and read by the pod.
 
 It is ``/run/hostport/pods/UID/dynamic-ports.json``, where a pod of Kubernetes mounts the directory of its UID; another
-container's has its ID. A pod's first container finds it there, since ADD writes it.
+container's has its ID. A pod's first container finds it there, since ADD writes it. No port is decided by it: that a
+pod has no directory here only spares ADD a look at the ports of all pods.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
-def exists(pod_id: str) -> bool:
-    """Tell whether a pod has a file, or cannot be known to have none."""
+def is_known_to_lack(pod_id: str) -> bool:
+    """Tell whether a pod has no directory in a place that is there: no ADD has written its file."""
     try:
-        os.lstat(f"{DIRECTORY}/{pod_id}/{NAME}")
-    except OSError as error:
-        return not isinstance(error, FileNotFoundError)
-    return True
+        os.lstat(f"{DIRECTORY}/{pod_id}")
+    except FileNotFoundError:
+        return os.path.isdir(DIRECTORY)
+    except OSError:
+        return False
+    return False
 
 
 def write(pod_id: str, ports: Mapping[str, int], log: Log) -> None:

@@ -169,6 +169,18 @@ def test_where_no_file_can_be_written_the_pod_has_its_ports_all_the_same(
     assert given() == {}
 
 
+def test_a_pod_is_known_to_be_new_only_where_the_place_of_files_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for place, is_new in ((tmp_path / "absent", False), (tmp_path / "file" / "below", False), (tmp_path, True)):
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(pod_files, "DIRECTORY", str(place))
+        assert pod_files.is_known_to_lack(name(1)) == is_new
+    run("ADD", 1, "80")
+    (tmp_path / name(1) / "dynamic-ports.json").unlink()
+    assert not pod_files.is_known_to_lack(name(1))
+
+
 @pytest.mark.parametrize("spoiled", [1, 3, 100])
 def test_a_listing_that_others_spoil_is_not_taken_for_an_empty_one(
     monkeypatch: pytest.MonkeyPatch, spoiled: int

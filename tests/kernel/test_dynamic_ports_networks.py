@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dynamic_ports import BARE, asking, given, noted, told
+from dynamic_ports import BARE, FILES, asking, given, noted, told
 from kernel.test_multiple_networks import second_network
 from lab import CLIENT4, NODE4, Node, Pod, config, mapping
 from libcni_cache import Cache
@@ -69,6 +69,15 @@ def test_a_pod_on_two_networks_is_given_its_ports_once(
     run(node, "DEL", pod, (BARE | {"name": leaving[1]}, calls[leaving[1]][1]))
     assert (given(node), told(pod)) == ({}, {})
     assert "dnat-" not in node.ruleset()
+
+
+def test_a_pod_whose_file_is_lost_is_given_its_ports_once_too(node: Node, pod: Pod) -> None:
+    listed = []
+    for network in ("pods", "second", "pods", "second"):
+        run(node, "ADD", pod, on(pod, network, "80, 9000-9001/udp"))
+        listed.append(given(node))
+        (FILES / pod.id / "dynamic-ports.json").unlink()
+    assert listed == listed[:1] * 4
 
 
 def test_networks_with_ranges_of_their_own_give_a_pod_what_the_other_has_not_given(node: Node, pod: Pod) -> None:
