@@ -226,19 +226,22 @@ def _answer(connection: socket.socket, rights: credentials.Rights, run: RunCall)
     """Run a caller's call, unless it is not to be run here, which the caller sees by the closed connection."""
     connection.settimeout(REQUEST_TIMEOUT)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # it was made before the listener had that
-    caller = credentials.caller(connection)  # while it prepares its request
-    request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
-    if not request.content:
-        return  # the caller has no input, or has ended
-    identity, netns, *variables = os.fsdecode(request.content).split("\0")
-    if (
-        identity != IDENTITY
-        or len(request.descriptors) != DESCRIPTORS
-        or not (caller and caller.sent(request, connection) and caller.rights.include(rights))
-        or not caller.is_in_this_pid_namespace
-    ):
-        return
-    caller.follow()
+    try:
+        caller = credentials.caller(connection)  # while it prepares its request
+        request = credentials.receive(connection, LARGEST_REQUEST, DESCRIPTORS)
+        if not request.content:
+            return  # the caller has no input, or has ended
+        identity, netns, *variables = os.fsdecode(request.content).split("\0")
+        if (
+            identity != IDENTITY
+            or len(request.descriptors) != DESCRIPTORS
+            or not (caller and caller.sent(request, connection) and caller.rights.include(rights))
+            or not caller.is_in_this_pid_namespace
+        ):
+            return
+        caller.follow()
+    except (FileNotFoundError, ProcessLookupError):
+        return  # the caller has ended: this one was too late for it
     environ = dict(variable.partition("=")[::2] for variable in variables)
     if netns != handover.file_at(environ.get("CNI_NETNS", "")):
         return  # the path means another file here, as paths in /proc/self do

@@ -144,6 +144,7 @@ def test_calls_that_were_done_here_are_not_done_again_when_the_resident_process_
         assert eventually(lambda: not set(stopped) & set(resident.children))
     assert not notes.exists()
     assert not node.footprint(pod)
+    assert resident.log.read_text() == ""
 
 
 @with_executables(PYTHON, NATIVE)
