@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PORT, SOURCE = 8080, 40000
-RETRIES = 8  # seconds in which a client sends its SYN four times
+RETRIES = 18  # seconds in which a client sends its SYN five times
 FAMILY = pytest.mark.parametrize("node_address", [NODE4, NODE6], ids=["IPv4", "IPv6"])
 CROWDED = pytest.mark.parametrize("entries", [0, 12_000], ids=["few-entries", "many-entries"])
 NOBODY = {NODE4: "10.88.0.200", NODE6: "fd00:88::200"}
@@ -60,6 +60,8 @@ def towards_nobody(node: Node, address: str) -> str:
     to = f"[{NOBODY[address]}]" if ":" in address else NOBODY[address]
     family = "ip6" if ":" in address else "ip"
     rule = f"{family} daddr {address} tcp dport {PORT} dnat to {to}:80"
+    # with no neighbour there, the client would soon be told that the host cannot be reached
+    node.ip(f"neigh add {NOBODY[address]} lladdr 02:00:00:00:00:01 dev cni0 nud permanent")
     node.nft_file(f"table {family} old {{ chain c {{ type nat hook prerouting priority -90; {rule}; }}\n }}")
     return f"{family} old"
 
