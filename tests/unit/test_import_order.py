@@ -35,7 +35,7 @@ LAYERS = (
     ("portmap",),
     ("ownership", "precedence", "failures", "upgrade"),
     ("libcni.*",),
-    ("kernel.*", "lookup", "foreign_rules", "nf_tables", "netlink", "afterwards", "dynamic_ports.*"),
+    ("kernel.*", "lookup", "foreign_rules", "nf_answers", "nf_tables", "netlink", "afterwards", "dynamic_ports.*"),
     ("ruleset.*", "attachment", "blake2_fallback", "names", "dynamic_ports.order"),
     ("config", "dynamic_ports.ranges", "dynamic_ports.request"),
     ("skel",),
