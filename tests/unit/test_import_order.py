@@ -37,7 +37,7 @@ LAYERS = (
     ("libcni.*",),
     ("kernel.*", "lookup", "foreign_rules", "nf_answers", "nf_tables", "netlink", "afterwards", "dynamic_ports.*"),
     ("ruleset.*", "attachment", "blake2_fallback", "names", "dynamic_ports.order"),
-    ("config", "dynamic_ports.ranges", "dynamic_ports.request"),
+    ("config", "runtime_keys", "dynamic_ports.ranges", "dynamic_ports.request"),
     ("skel",),
     ("log", "errors", "text", "dynamic_ports.keys"),
     ("handover", "native"),
