@@ -1,6 +1,6 @@
 """Rules of other programs in nf_tables' messages, iptables' among them: what they say, and how they are deleted. Pure.
 
-Numbers and layouts as in ``nf_tables``, those of comments from libnftnl's udata.h.
+Numbers and layouts as in ``nf_tables`` and ``nf_answers``, those of comments from libnftnl's udata.h.
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 import struct
 
 from cni_hostport.netlink import attribute, attributes
-from cni_hostport.nf_tables import (
-    CHAIN_NAME,
+from cni_hostport.nf_answers import (
     CMP_DATA,
-    DATA_VALUE,
     DATA_VERDICT,
-    DELCHAIN,
     DPORT,
     IMMEDIATE_DATA,
-    NFNL_SUBSYS_NFTABLES,
-    RULE_CHAIN,
     VERDICT_CHAIN,
-    body,
-    c_string,
     expressions,
     nested_value,
     payload,
+)
+from cni_hostport.nf_tables import (
+    CHAIN_NAME,
+    DATA_VALUE,
+    DELCHAIN,
+    NFNL_SUBSYS_NFTABLES,
+    RULE_CHAIN,
+    body,
+    c_string,
     table_attribute,
 )
 

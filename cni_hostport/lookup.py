@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
-from cni_hostport import netlink, nf_tables
+from cni_hostport import netlink, nf_answers, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.names import (
     ANY_ADDRESS,
@@ -100,21 +100,21 @@ class Lookup:
     def owner(self, table: str, family: str) -> int | None:
         """Return the netlink port of the program that alone may change a table, ``None`` if everybody may."""
         [answer] = self.ask(nf_tables.get_table(table, family))
-        return nf_tables.owner(answer) if answer else None
+        return nf_answers.owner(answer) if answer else None
 
     def is_dormant(self, table: str, family: str) -> bool:
         """Tell whether the rules of a table are switched off."""
         [answer] = self.ask(nf_tables.get_table(table, family))
-        return answer is not None and nf_tables.is_dormant(answer)
+        return answer is not None and nf_answers.is_dormant(answer)
 
     def chain_of(self, name: str, key: str) -> str:
         """Return the chain to which a port leads, empty if to none, by its map and its key as nft prints it."""
         [element] = self.ask(nf_tables.get_element((name, nf_tables.packed_port(key))))
-        return nf_tables.target(element) if element else ""
+        return nf_answers.target(element) if element else ""
 
     def label(self, chain: str) -> str:
         """Return the comment on the rules of a chain of the table, empty if they have none."""
-        return next(filter(None, map(nf_tables.rule_comment, self.rules(chain))), "")
+        return next(filter(None, map(nf_answers.rule_comment, self.rules(chain))), "")
 
     def find(self, key: str) -> Held | None:
         """Return what an attachment holds, ``None`` if that is nothing.
@@ -130,9 +130,9 @@ class Lookup:
             return None if found[masq] is None else Held([], [masq], b"", 0)
         rules = self.rules(dnat)
         elements = [*self.elements(key, rules), *([needs] if needing else [])]
-        interface = interface_in(nf_tables.target(needing)) if needing else 0
+        interface = interface_in(nf_answers.target(needing)) if needing else 0
         # a rule that does not tell its elements does not tell either whether the attachment waits for a port
-        handle = nf_tables.handle(token) if all(map(nf_tables.expected_elements, rules)) else b""
+        handle = nf_answers.handle(token) if all(map(nf_answers.expected_elements, rules)) else b""
         return Held(elements, [name for name in names if found[name]], handle, interface)
 
     def remove(self, key: str, held: Held) -> bool:
@@ -150,14 +150,14 @@ class Lookup:
         If the ruleset is changed meanwhile, some may be missing.
         """
         error, answers = self._dump(nf_tables.get_elements(name))
-        return None if error == errno.ENOENT else {key for answer in answers for key in nf_tables.members(answer)}
+        return None if error == errno.ENOENT else {key for answer in answers for key in nf_answers.members(answer)}
 
     def notes_at_sets(self) -> list[tuple[str, bytes]]:
         """Return all sets and maps that there are, each with what nft noted there; perhaps not those changed now."""
         [(error, answers)] = self._exchange([nf_tables.get_sets()])
         if error not in {0, errno.EINTR}:
             raise _failure(error)
-        return [nf_tables.notes_at_set(answer) for answer in answers]
+        return [nf_answers.notes_at_set(answer) for answer in answers]
 
     def is_deleted(self, key: str) -> bool:
         """Tell whether an attachment is among those that were deleted lately."""
@@ -171,7 +171,7 @@ class Lookup:
     def tokens(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the handles of attachments' tokens by the attachments' keys, without those that have none."""
         answers = self.ask(*(nf_tables.get_chain(dnat_chain(key)) for key in keys))
-        return {key: nf_tables.handle(answer) for key, answer in zip(keys, answers, strict=True) if answer}
+        return {key: nf_answers.handle(answer) for key, answer in zip(keys, answers, strict=True) if answer}
 
     def note_deletion(self, key: str) -> bool:
         """Put an attachment that has nothing among the deleted ones; tell whether there is a set of them."""
@@ -183,9 +183,9 @@ class Lookup:
         ``None`` where one does, or it is not guarded.
         """
         chain, guarded = self._guard(interface)
-        if chain is None or guarded is None or nf_tables.uses(chain):
+        if chain is None or guarded is None or nf_answers.uses(chain):
             return None
-        return nf_tables.has_comment(guarded)
+        return nf_answers.has_comment(guarded)
 
     def is_guarded(self, interface: int) -> bool:
         """Tell whether an interface is guarded."""
@@ -219,7 +219,7 @@ class Lookup:
     def guarded_interface(self, key: str) -> int:
         """Return the index of the interface that is guarded since an attachment needs it, 0 where there is none."""
         [needing] = self.ask(nf_tables.get_element(nf_tables.localnet_needs(key)))
-        interface = interface_in(nf_tables.target(needing)) if needing else 0
+        interface = interface_in(nf_answers.target(needing)) if needing else 0
         return interface if self.ask(nf_tables.get_element(nf_tables.localnet(interface))) != [None] else 0
 
     def elements(self, key: str, rules: Sequence[bytes]) -> dict[ElementKey, bytes]:
@@ -227,17 +227,17 @@ class Lookup:
 
         They lead to its chains, or say that it waits for a port that another attachment has.
         """
-        expected = list(dict.fromkeys(element for rule in rules for element in nf_tables.expected_elements(rule)))
+        expected = list(dict.fromkeys(element for rule in rules for element in nf_answers.expected_elements(rule)))
         chains = {masq_chain(key), dnat_chain(key)}
         found: dict[ElementKey, bytes] = {}
         waiters: list[ElementKey] = []
         for element, answer in zip(expected, self.ask(*map(nf_tables.get_element, expected)), strict=True):
-            if answer and nf_tables.target(answer) in chains:
-                found[element] = nf_tables.verdict(answer)
+            if answer and nf_answers.target(answer) in chains:
+                found[element] = nf_answers.verdict(answer)
             elif answer and element[0] in PORT_MAPS:
                 waiters.append(nf_tables.waiter(key, element))
         answers = zip(waiters, self.ask(*map(nf_tables.get_element, waiters)), strict=True)
-        return found | {element: nf_tables.verdict(answer) for element, answer in answers if answer}
+        return found | {element: nf_answers.verdict(answer) for element, answer in answers if answer}
 
     def rules(self, chain: str) -> Sequence[bytes]:
         """Return the rules of a chain of the table, none if it is gone; perhaps not those changed now."""

@@ -5,16 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_hostport.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute
-from cni_hostport.nf_tables import (
-    SET_KEY_LEN,
-    SET_KEY_TYPE,
-    SET_NAME,
-    SET_USERDATA,
-    body,
-    c_string,
-    table_attribute,
-    transaction,
-)
+from cni_hostport.nf_answers import SET_KEY_LEN, SET_KEY_TYPE, SET_USERDATA
+from cni_hostport.nf_tables import SET_NAME, body, c_string, table_attribute, transaction
 
 if TYPE_CHECKING:
     from lab import Node

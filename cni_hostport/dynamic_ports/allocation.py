@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from cni_hostport import nf_tables
+from cni_hostport import nf_answers, nf_tables
 from cni_hostport.dynamic_ports import order, pod_files
 from cni_hostport.dynamic_ports.assignment import Listing, answers
 from cni_hostport.dynamic_ports.ranges import written
@@ -208,7 +208,8 @@ class _Picker:
         """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
         listed = {version: answers(self._lookup, ONE_ADDRESS[version]) for version in self._request.pods}
         return {
-            version: {key for answer in found for key in nf_tables.members(answer)} for version, found in listed.items()
+            version: {key for answer in found for key in nf_answers.members(answer)}
+            for version, found in listed.items()
         }
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:

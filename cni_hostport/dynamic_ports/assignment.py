@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cni_hostport import nf_tables
+from cni_hostport import nf_answers, nf_tables
 from cni_hostport.errors import NFTError
 from cni_hostport.names import DYNAMIC, dnat_chain, key_in, request_and_pod
 
@@ -31,7 +31,7 @@ class Listing:
 
     def keys(self) -> set[bytes]:
         """Return the ports, by their keys in the kernel."""
-        return set().union(*map(nf_tables.dynamic_port_keys, self._answers))
+        return set().union(*map(nf_answers.dynamic_port_keys, self._answers))
 
     def by_pod(self, wanted: bytes = b"") -> dict[str, Assigned]:
         """Return the host ports of each pod that has some, by its ID; perhaps only those with the ``wanted`` bytes.
@@ -41,7 +41,7 @@ class Listing:
         found: dict[str, dict[str, bytes]] = {}
         for answer in self._answers:
             if wanted in answer:  # to take all apart can take longer than an ADD
-                for key, comment in nf_tables.members_with_comments(answer, wanted):
+                for key, comment in nf_answers.members_with_comments(answer, wanted):
                     request, pod_id = request_and_pod(comment)
                     if not pod_id:
                         continue  # somebody keeps a port from being given
@@ -55,7 +55,7 @@ class Listing:
     def _is_newer(self, *keys: bytes) -> bool:
         """Tell whether the first of two ports was given after the second; the handles of chains grow."""
         elements = self._lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
-        holders = [key_in(nf_tables.target(element)) if element else "" for element in elements]
+        holders = [key_in(nf_answers.target(element)) if element else "" for element in elements]
         tokens = self._lookup.tokens(holders)
         first, second = (tokens.get(holder, b"") for holder in holders)
         return first > second
@@ -87,7 +87,7 @@ def all_assigned(lookup: Lookup) -> dict[str, Assigned]:
 def pods(lookup: Lookup, keys: Iterable[bytes]) -> set[str]:
     """Return the IDs of the pods that have ports, which are given by their keys in the kernel; raises ``NFTError``."""
     found = lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
-    elements = (element for answer in found if answer for element in nf_tables.members_with_comments(answer))
+    elements = (element for answer in found if answer for element in nf_answers.members_with_comments(answer))
     return {request_and_pod(comment)[1] for _, comment in elements} - {""}
 
 

@@ -26,19 +26,13 @@ from cni_hostport.names import (
     unpacked,
 )
 from cni_hostport.netlink import attributes
-from cni_hostport.nf_tables import (
+from cni_hostport.nf_answers import (
     CHAIN_FLAGS,
     CHAIN_HOOK,
-    CHAIN_NAME,
     CHAIN_POLICY,
     CHAIN_TYPE,
     CHAIN_USE,
-    GETCHAIN,
-    GETSET,
-    GETTABLE,
     LOOKUP_SET,
-    OBJECT_TABLE,
-    RULE_CHAIN,
     RULE_EXPRESSIONS,
     SET_DATA_LEN,
     SET_DATA_TYPE,
@@ -48,6 +42,19 @@ from cni_hostport.nf_tables import (
     SET_TIMEOUT,
     TABLE_FLAGS,
     VERDICT_CHAIN,
+    members,
+    members_with_verdicts,
+    nested_value,
+    packed_expressions,
+    unpacked_expressions,
+)
+from cni_hostport.nf_tables import (
+    CHAIN_NAME,
+    GETCHAIN,
+    GETSET,
+    GETTABLE,
+    OBJECT_TABLE,
+    RULE_CHAIN,
     c_string,
     get_all_chains,
     get_all_rules,
@@ -55,11 +62,6 @@ from cni_hostport.nf_tables import (
     get_elements,
     get_set,
     get_table,
-    members,
-    members_with_verdicts,
-    nested_value,
-    packed_expressions,
-    unpacked_expressions,
 )
 from cni_hostport.ruleset.base import BASE_CHAINS
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
 
-from cni_hostport.config import PrevResult
 from cni_hostport.kernel import files
 from cni_hostport.libcni.conflist import Conflist, sentence
+from cni_hostport.runtime_keys import PrevResult
 from cni_hostport.skel import NAME, Call, is_ifname
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ from cni_hostport.errors import CNIError, Code
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from cni_hostport.config import NetworkConfig, PortMapping
+    from cni_hostport.config import NetworkConfig
     from cni_hostport.dynamic_ports.request import Block, DynamicPort
+    from cni_hostport.runtime_keys import PortMapping
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,10 @@ SLOW = NEVER | {
 
 START = {"handover", "__main__", "skel", "errors", "text"}
 NOTHING_TO_MAP = START | {"plugin"}
-UNSPECIFIED = NOTHING_TO_MAP | {"config", "dynamic_ports.keys", "dynamic_ports.ranges", "dynamic_ports.request"}
+VALIDATION = {"config", "runtime_keys"} | {f"dynamic_ports.{name}" for name in ("keys", "ranges", "request")}
+UNSPECIFIED = NOTHING_TO_MAP | VALIDATION
 PLAN = UNSPECIFIED | {"kernel.interfaces", "kernel.netns", "kernel.routes", "netlink", "ruleset.plan"}
-LOOKUP = {"lookup", "names", "netlink", "nf_tables"}
+LOOKUP = {"lookup", "names", "netlink", "nf_answers", "nf_tables"}
 PORTMAP = {"foreign_rules", "portmap"}
 FORMER = LOOKUP | {"attachment"}  # whether there are host ports by an earlier ADD
 DEL = NOTHING_TO_MAP | FORMER | PORTMAP | {"deletion"}

@@ -10,10 +10,11 @@ import pytest
 from lab import require
 from transcripts import transcripts as run_transcripts
 
-from cni_hostport.config import NetworkConfig, PortMapping
+from cni_hostport.config import NetworkConfig
 from cni_hostport.dynamic_ports import keys, pod_files
 from cni_hostport.dynamic_ports.request import named, parse
 from cni_hostport.errors import Code
+from cni_hostport.runtime_keys import PortMapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

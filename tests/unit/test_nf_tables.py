@@ -5,7 +5,7 @@ from struct import pack
 
 import pytest
 
-from cni_hostport import nf_tables
+from cni_hostport import nf_answers, nf_tables
 from cni_hostport.kernel import snapshot
 from cni_hostport.netlink import attribute, nested
 
@@ -100,7 +100,7 @@ def with_dynamic(expected: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     ids=["any IPv4 address", "any IPv6 address", "given IPv4 address", "given IPv6 address"],
 )
 def test_a_rule_tells_which_elements_may_lead_to_it(expressions: bytes, expected: list[tuple[str, bytes]]) -> None:
-    assert nf_tables.expected_elements(rule(expressions)) == with_dynamic(expected)
+    assert nf_answers.expected_elements(rule(expressions)) == with_dynamic(expected)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_a_rule_tells_which_elements_may_lead_to_it(expressions: bytes, expected
          "mark set"],
 )  # fmt: skip
 def test_conditions_before_the_port_do_not_hide_the_elements(condition: bytes) -> None:
-    assert nf_tables.expected_elements(rule(version(V4), condition, TO_POD)) == with_dynamic([PORT_OF_V4, POD])
+    assert nf_answers.expected_elements(rule(version(V4), condition, TO_POD)) == with_dynamic([PORT_OF_V4, POD])
 
 
 def test_an_address_in_a_condition_may_be_that_of_an_element() -> None:
     condition = match(1, 16, 4, value=packed("192.0.2.1"))
     expected = [PORT_OF_V4, POD, ("hostports_ip4", b"\xc0\0\2\1\6\0\0\0\x1f\x90\0\0")]
-    assert nf_tables.expected_elements(rule(version(V4), condition, port(TCP, 9), TO_POD)) == with_dynamic(expected)
+    assert nf_answers.expected_elements(rule(version(V4), condition, port(TCP, 9), TO_POD)) == with_dynamic(expected)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_address_in_a_condition_may_be_that_of_an_element() -> None:
          "arp", "not IPv4", "no port", "no port number", "no version"],
 )  # fmt: skip
 def test_a_rule_of_another_form_tells_nothing(expressions: bytes) -> None:
-    assert nf_tables.expected_elements(rule(expressions)) == []
+    assert nf_answers.expected_elements(rule(expressions)) == []
 
 
 @pytest.mark.parametrize(
@@ -164,12 +164,12 @@ def test_a_rule_of_another_form_tells_nothing(expressions: bytes) -> None:
 def test_an_element_tells_the_chain_it_leads_to(verdict: bytes, target: str) -> None:
     element = nested(1, nested(1, attribute(1, b"\x0a\1\0\2")), nested(2, nested(2, verdict)))
     answer = INET + attribute(2, b"pods_ip4\0") + IN_TABLE + nested(3, element)
-    assert nf_tables.target(answer) == target
+    assert nf_answers.target(answer) == target
 
 
 def test_the_handle_of_a_chain_is_kept_as_it_is() -> None:
     answer = INET + IN_TABLE + attribute(2, b"\0\0\0\0\0\0\0\x2a") + attribute(3, b"dnat-N-A\0")
-    assert nf_tables.handle(answer) == b"\0\0\0\0\0\0\0\x2a"
+    assert nf_answers.handle(answer) == b"\0\0\0\0\0\0\0\x2a"
 
 
 def test_a_rules_effect_is_without_what_was_counted() -> None:
