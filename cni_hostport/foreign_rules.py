@@ -1,6 +1,6 @@
 """Rules of other programs in nf_tables' messages, iptables' among them: what they say, and how they are deleted. Pure.
 
-Numbers and layouts as in ``nf_tables`` and ``nf_answers``, those of comments from libnftnl's udata.h.
+Numbers and layouts as in ``nf_tables`` and ``nf_answers``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from cni_hostport.netlink import Message
 
 DELRULE = NFNL_SUBSYS_NFTABLES << 8 | 8
-RULE_HANDLE, RULE_USERDATA = 3, 7
-UDATA_RULE_COMMENT = 0
+RULE_HANDLE = 3
 MATCH_NAME, MATCH_INFO = 1, 3
 MULTIPORT = struct.Struct("=xB15H")  # linux/netfilter/xt_multiport.h: how many ports there are, and those
 
@@ -68,17 +67,6 @@ def jump_target(rule: bytes) -> str:
         if name == "immediate"
     )
     return next((target.rstrip(b"\0").decode(errors="replace") for target in verdicts if target), "")
-
-
-def comment(rule: bytes) -> str:
-    """Return the comment that nft gave a rule, empty if it has none, from the answer for it."""
-    rest = nested_value(rule[4:], RULE_USERDATA)
-    while rest:
-        kind, length = rest[:2]
-        if kind == UDATA_RULE_COMMENT:
-            return rest[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
-        rest = rest[2 + length :]
-    return ""
 
 
 def comment_of_iptables(rule: bytes) -> str:

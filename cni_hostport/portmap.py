@@ -13,12 +13,12 @@ from __future__ import annotations
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.foreign_rules import (
     LEGACY_TABLE_NAMES,
-    comment,
     delete_chain,
     delete_rule,
     destination_ports,
     jump_target,
 )
+from cni_hostport.nf_answers import rule_comment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Rules:
             rules = self._lookup.rules_of(chain)
             if rules is None:
                 return None
-            container_rules = [rule for rule in rules if comment(rule) == container_id]
+            container_rules = [rule for rule in rules if rule_comment(rule) == container_id]
             changes += [delete_rule(rule, chain) for rule in container_rules]
         name = chain_name(network, container_id) if self.in_iptables else ""
         for top in self.in_iptables:
