@@ -54,6 +54,7 @@ class FakeAPIServer:
         self.pods: dict[str, Pod] = {}
         self.requests: list[Request] = []
         self.refuse: Callable[[str], int] = lambda _: 200
+        self.reason: bytes | None = None  # in the place of what a refusal says
         self.retry_after = ""
         self._namespace = namespace
         self._server: ThreadingHTTPServer | None = None
@@ -72,8 +73,12 @@ class FakeAPIServer:
         """Accept another token and no more the one before, and give it to the client."""
         self.token = token
         if tell:
-            (self.account / "token.new").write_text(f"{token}\n")
-            (self.account / "token.new").replace(self.account / "token")
+            self._give("token", f"{token}\n")
+
+    def _give(self, name: str, text: str) -> None:
+        """Replace a file of the account at once, as a kubelet does."""
+        (self.account / "new").write_text(text)
+        (self.account / "new").replace(self.account / name)
 
     def rotate_certificate(self) -> None:
         """Take another certificate, from the next start on, and give it to the client as that of the authority."""
@@ -84,7 +89,7 @@ class FakeAPIServer:
             "-out", str(self._certificate),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
-        (self.account / "ca.crt").write_text(self._certificate.read_text())
+        self._give("ca.crt", self._certificate.read_text())
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self._certificate, key)
 
@@ -155,8 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         text = json.dumps({"kind": "Status", **document}).encode()
+        if self.api.reason is not None and status != 200:
+            text = self.api.reason
         self.send_response(status)
-        if self.api.retry_after and status == 429:
+        if self.api.retry_after and status in {429, 503}:
             self.send_header("Retry-After", self.api.retry_after)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

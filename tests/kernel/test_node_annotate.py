@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from api_server import ADDRESS, PORT, FakeAPIServer, Pod
 from dynamic_ports import given
-from lab import LAUNCHER, NODE4, Node, config
+from lab import LAUNCHER, NODE4, NODE6, Node, config
 from libcni_cache import Cache
 from resident import eventually
 
@@ -60,7 +60,7 @@ class Annotator:
             *self._launcher, "node", "annotate", f"--cache-dir={self.cache.directory}",
         ]  # fmt: skip
         environment = {
-            "PATH": os.defpath, "HOSTPORT_HOST_IP": NODE4,
+            "PATH": os.defpath, "HOSTPORT_HOST_IPS": f"{NODE4},{NODE6}",
             "KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": str(PORT),
         }  # fmt: skip
         with self._log.open("ab") as log:
@@ -83,7 +83,11 @@ class Annotator:
 
     def has_written(self, name: str, ports: dict[str, int]) -> bool:
         """Wait until a pod is annotated with its host ports."""
-        return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == text(ports))
+        return self.has_annotated(name, text(ports))
+
+    def has_annotated(self, name: str, annotation: str) -> bool:
+        """Wait until a pod has an annotation."""
+        return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == annotation)
 
 
 def text(ports: dict[str, int]) -> str:
@@ -150,6 +154,17 @@ def test_a_pod_is_patched_with_its_ports_and_its_uid(node: Node, server: FakeAPI
     assert told["9001/udp"]["hostPort"] == told["9000/udp"]["hostPort"] + 1
 
 
+def test_pods_that_have_one_port_of_two_ip_versions_are_told_apart(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    for name, asked, host_ip in (("four", "0.0.0.0:80", NODE4), ("six", "[::]:80", NODE6)):
+        pod = node.pod()
+        server.pods[f"shop/{name}"] = Pod(f"{pod.name}-uid")
+        assert add_again(node, pod, f"shop/{name}", asked, dynamicPorts="40000") == {f"{asked}/tcp": 40000}
+        told = {f"{asked}/tcp": {"hostPort": 40000, "hostIP": host_ip}}
+        assert annotator.has_annotated(f"shop/{name}", json.dumps(told)), annotator.log
+
+
 def test_another_pod_of_the_same_name_is_left_alone(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
     server.pods["shop/web"] = Pod("another")
     add(node, "shop/web", "80/tcp")
@@ -195,10 +210,29 @@ def test_what_fails_is_sent_again_and_holds_nobody_up(
     assert annotator.has_written("shop/bad", bad_ports), annotator.log
 
 
-def test_a_server_that_has_too_much_to_do_is_left_alone(
-    node: Node, server: FakeAPIServer, annotator: Annotator
+@pytest.mark.parametrize(
+    "reason",
+    [
+        b"<html>", b"", b"[]", b"[" * 100_000, b"\xff", b'{"details": []}', b'{"details": {"causes": [1, {}]}}',
+        b'{"details": {"causes": {"field": "metadata.uid"}}, "message": {}}',
+    ],
+)  # fmt: skip
+def test_a_refusal_of_which_no_sense_can_be_made_is_one(
+    node: Node, server: FakeAPIServer, annotator: Annotator, reason: bytes
 ) -> None:
-    server.refuse, server.retry_after = lambda _: 429, "1"
+    server.refuse, server.reason = lambda _: 422, reason
+    _, uid, ports = add(node, "shop/web", "80/tcp")
+    server.pods["shop/web"] = Pod(uid)
+    assert eventually(lambda: "was not taken, and is sent again: 422" in annotator.log)
+    server.refuse = lambda _: 200
+    assert annotator.has_written("shop/web", ports), annotator.log
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_can_do_nothing_now_is_left_alone(
+    node: Node, server: FakeAPIServer, annotator: Annotator, status: int
+) -> None:
+    server.refuse, server.retry_after = lambda _: status, "1"
     for name in ("shop/one", "shop/two"):
         _, uid, ports = add(node, name, "80/tcp")
         server.pods[name] = Pod(uid)

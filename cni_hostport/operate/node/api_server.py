@@ -50,8 +50,10 @@ class Answer:
     @property
     def wrong_fields(self) -> set[str]:
         """The fields that were refused, as in ``metadata.uid``."""
-        details = self.reason.get("details") or {}
-        return {str(cause.get("field")) for cause in details.get("causes") or ()}
+        try:
+            return {str(cause["field"]) for cause in self.reason["details"]["causes"] if "field" in cause}
+        except (KeyError, TypeError):
+            return set()  # whoever answered is no API server, or gives no reason
 
 
 class APIServer:
@@ -125,6 +127,6 @@ class APIServer:
 def _object(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
