@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ class Request:
 
 
 class FakeAPIServer:
-    """The server, at ``ADDRESS`` and ``PORT`` of a network namespace from ``start`` to ``stop``.
+    """The server, at an address and ``PORT`` of a network namespace from ``start`` to ``stop``.
 
     ``refuse`` may answer in its place, by the name of the pod: with a status, or with 0 for no answer at all.
     """
 
-    def __init__(self, namespace: Namespace, directory: Path) -> None:
+    def __init__(self, namespace: Namespace, directory: Path, address: str = ADDRESS) -> None:
+        self.address = address
         self.account = directory / "account"
         self.account.mkdir()
         self.pods: dict[str, Pod] = {}
@@ -85,7 +87,7 @@ class FakeAPIServer:
         key = self._certificate.with_suffix(".key")
         command = [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{ADDRESS}", "-keyout", str(key),
+            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{self.address}", "-keyout", str(key),
             "-out", str(self._certificate),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
@@ -97,7 +99,7 @@ class FakeAPIServer:
         """Answer in threads."""
         handler = type("Handler", (_Handler,), {"api": self})
         with self._namespace.inside():
-            self._server = _Server((ADDRESS, PORT), handler)
+            self._server = _Server((self.address, PORT), handler)
         self._server.socket = self._context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False
         )
@@ -132,6 +134,10 @@ class FakeAPIServer:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        super().__init__(address, handler)
+
     def handle_error(self, *_: object) -> None:
         """Keep silent of clients that go away or do not trust this server."""
 

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from api_server import ADDRESS, PORT, FakeAPIServer, Pod
+from api_server import PORT, FakeAPIServer, Pod
 from dynamic_ports import given
 from lab import LAUNCHER, NODE4, NODE6, Node, config
 from libcni_cache import Cache
@@ -46,8 +46,10 @@ exec "$@"
 class Annotator:
     """The annotator on a node, which it runs on until it is ended; lines of Python alter its constants."""
 
-    def __init__(self, node: Node, server: FakeAPIServer, directory: Path, *lines: str) -> None:
-        self.node, self.server = node, server
+    def __init__(
+        self, node: Node, server: FakeAPIServer, directory: Path, *lines: str, host_ips: str = f"{NODE4},{NODE6}"
+    ) -> None:
+        self.node, self.server, self._host_ips = node, server, host_ips
         self.cache = Cache(directory / "cache")
         self._log = directory / "log"
         altered = [sys.executable, "-Ic", "\n".join([MODULES, *lines, "main()"])]
@@ -60,8 +62,8 @@ class Annotator:
             *self._launcher, "node", "annotate", f"--cache-dir={self.cache.directory}",
         ]  # fmt: skip
         environment = {
-            "PATH": os.defpath, "HOSTPORT_HOST_IPS": f"{NODE4},{NODE6}",
-            "KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": str(PORT),
+            "PATH": os.defpath, "HOSTPORT_HOST_IPS": self._host_ips,
+            "KUBERNETES_SERVICE_HOST": self.server.address, "KUBERNETES_SERVICE_PORT": str(PORT),
         }  # fmt: skip
         with self._log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]
@@ -258,6 +260,16 @@ def test_a_server_that_goes_away_and_comes_back_gets_what_it_missed(
     assert annotator.has_written("shop/late", ports), annotator.log
     assert annotator.log.count("cannot be reached") == 1
     assert eventually(lambda: "the API server answers again" in annotator.log)
+
+
+def test_a_cluster_can_be_one_of_ipv6_alone(node: Node, tmp_path: Path) -> None:
+    pod = node.pod(6)
+    with FakeAPIServer(node, tmp_path, "::1") as server, Annotator(node, server, tmp_path, host_ips=NODE6) as annotator:
+        server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+        ports = add_again(node, pod, "shop/web", "80/tcp")
+        assert annotator.has_annotated("shop/web", json.dumps(status(ports, NODE6))), annotator.log
+        [request] = server.requests
+        assert request.headers["Host"] == f"[::1]:{PORT}"
 
 
 def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
