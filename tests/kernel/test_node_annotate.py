@@ -286,6 +286,20 @@ def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServ
     assert annotator.has_written("shop/other", ports), annotator.log
 
 
+@pytest.mark.parametrize("token", ["", "hidden\nhidden", "\0", "\u00e9"], ids=ascii)
+def test_what_is_no_token_is_not_sent_and_not_shown(
+    node: Node, server: FakeAPIServer, annotator: Annotator, token: str
+) -> None:
+    server.rotate_token(token)
+    _, uid, ports = add(node, "shop/web", "80/tcp")
+    server.pods["shop/web"] = Pod(uid)
+    assert eventually(lambda: "serviceaccount/token holds no token" in annotator.log)
+    server.rotate_token("second")
+    assert annotator.has_written("shop/web", ports), annotator.log
+    assert "hidden" not in annotator.log
+    assert len(server.requests) == 1
+
+
 def test_its_restart_writes_the_same_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
     _, ports = annotated(node, server, annotator)
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -95,7 +95,7 @@ class APIServer:
     def _merge(self, path: str, document: Mapping[str, Any]) -> Answer:
         try:
             # the account's files are replaced as time goes by
-            token = (ACCOUNT / "token").read_text().strip()
+            token = _token()
             connection = self._connection = self._connection or self._connect()
         except (OSError, ValueError) as error:
             raise UnreachableError(str(error)) from error
@@ -122,6 +122,15 @@ class APIServer:
         connection = HTTPSConnection(self._host, self._port, timeout=TIMEOUT, context=context)
         connection.connect()
         return connection
+
+
+def _token() -> str:
+    """Read the account's token; raises ``OSError``, and ``ValueError`` without its text, which is a secret."""
+    token = (ACCOUNT / "token").read_text(errors="replace").strip()
+    if not token or not token.isascii() or not token.isprintable():
+        msg = f"{ACCOUNT}/token holds no token"
+        raise ValueError(msg)
+    return token
 
 
 def _object(text: bytes) -> dict[str, Any]:
