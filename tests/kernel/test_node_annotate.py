@@ -378,6 +378,23 @@ def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPISe
         assert (server.requests, annotator.log.count("\n")) == ([], 1)
 
 
+def test_a_name_that_was_not_found_is_looked_for_again_when_the_pod_has_another_sandbox(
+    node: Node, server: FakeAPIServer, tmp_path: Path
+) -> None:
+    with Annotator(node, server, tmp_path, "pod_names.ATTEMPTS = 3") as annotator:
+        name = "w" * 200
+        pod, uid, _ = add(node, f"shop/{name}", "80/tcp")
+        server.pods[f"shop/{name}"] = Pod(uid)
+        assert eventually(lambda: "is unknown" in annotator.log)
+        node.delete(pod)
+        other = node.pod(4)
+        server.pods["shop/web"] = Pod(f"{other.name}-uid")
+        assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+        annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
+        ports = add_again(node, pod, f"shop/{name}", "80/tcp")
+        assert annotator.has_written(f"shop/{name}", ports), annotator.log
+
+
 def test_a_container_outside_of_kubernetes_is_none_of_its_business(
     node: Node, server: FakeAPIServer, annotator: Annotator
 ) -> None:

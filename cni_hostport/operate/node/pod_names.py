@@ -54,8 +54,8 @@ class PodNames:
 
         Raises ``NFTError``.
         """
-        # another sandbox of a pod that had none may have the name which the one before lacked at its end
-        self._names = {pod_id: name for pod_id, name in self._names.items() if name or pod_id in assigned}
+        for pod_id in [pod_id for pod_id, name in self._names.items() if not name and pod_id not in assigned]:
+            del self._names[pod_id], self._attempts[pod_id]  # of the pod's next sandbox it may be found
         labels = {pod_id: self._label(pod_id, ports) for pod_id, ports in assigned.items() if pod_id not in self._names}
         cut = [pod_id for pod_id, label in labels.items() if label and len(label) == COMMENT_BYTES]
         cached = self._cached(cut) if cut else {}
