@@ -174,7 +174,8 @@ class Annotator:
             return
         if answer.status in {UNAUTHORIZED, TOO_MANY, UNAVAILABLE}:
             self._server_pause.begin(LONGEST_PAUSE["server"], answer.retry_after)
-            self._tell(f"the API server answers nothing now, and is asked again: {answer.message}")
+            line = f"the API server answers nothing now, and is asked again: {answer.message}"
+            self._fail(pod_id, line, longest="server")  # if it is about this pod alone, others come first
             return
         if self._server_pause.seconds:
             self._log("the API server answers again")
@@ -200,10 +201,10 @@ class Annotator:
         self._again.discard(pod_id)
         self._pauses.pop(pod_id, None)
 
-    def _fail(self, pod_id: str, line: str, rest: str = "") -> None:
+    def _fail(self, pod_id: str, line: str, rest: str = "", longest: str = "pod") -> None:
         """Try again after a pause."""
         pause = self._pending()[pod_id]
-        pause.begin(LONGEST_PAUSE["pod"])
+        pause.begin(LONGEST_PAUSE[longest])
         self._pauses[pod_id] = pause
         self._tell(line, rest)
 
