@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -43,17 +44,19 @@ class Request:
 
 
 class FakeAPIServer:
-    """The server, at ``ADDRESS`` and ``PORT`` of a network namespace from ``start`` to ``stop``.
+    """The server, at an address and ``PORT`` of a network namespace from ``start`` to ``stop``.
 
     ``refuse`` may answer in its place, by the name of the pod: with a status, or with 0 for no answer at all.
     """
 
-    def __init__(self, namespace: Namespace, directory: Path) -> None:
+    def __init__(self, namespace: Namespace, directory: Path, address: str = ADDRESS) -> None:
+        self.address = address
         self.account = directory / "account"
         self.account.mkdir()
         self.pods: dict[str, Pod] = {}
         self.requests: list[Request] = []
         self.refuse: Callable[[str], int] = lambda _: 200
+        self.reason: bytes | None = None  # in the place of what a refusal says
         self.retry_after = ""
         self._namespace = namespace
         self._server: ThreadingHTTPServer | None = None
@@ -72,19 +75,23 @@ class FakeAPIServer:
         """Accept another token and no more the one before, and give it to the client."""
         self.token = token
         if tell:
-            (self.account / "token.new").write_text(f"{token}\n")
-            (self.account / "token.new").replace(self.account / "token")
+            self._give("token", f"{token}\n")
+
+    def _give(self, name: str, text: str) -> None:
+        """Replace a file of the account at once, as a kubelet does."""
+        (self.account / "new").write_text(text)
+        (self.account / "new").replace(self.account / name)
 
     def rotate_certificate(self) -> None:
         """Take another certificate, from the next start on, and give it to the client as that of the authority."""
         key = self._certificate.with_suffix(".key")
         command = [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{ADDRESS}", "-keyout", str(key),
+            "-subj", "/CN=test", "-addext", f"subjectAltName=IP:{self.address}", "-keyout", str(key),
             "-out", str(self._certificate),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
-        (self.account / "ca.crt").write_text(self._certificate.read_text())
+        self._give("ca.crt", self._certificate.read_text())
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self._certificate, key)
 
@@ -92,7 +99,7 @@ class FakeAPIServer:
         """Answer in threads."""
         handler = type("Handler", (_Handler,), {"api": self})
         with self._namespace.inside():
-            self._server = _Server((ADDRESS, PORT), handler)
+            self._server = _Server((self.address, PORT), handler)
         self._server.socket = self._context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False
         )
@@ -127,6 +134,10 @@ class FakeAPIServer:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        super().__init__(address, handler)
+
     def handle_error(self, *_: object) -> None:
         """Keep silent of clients that go away or do not trust this server."""
 
@@ -155,8 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         text = json.dumps({"kind": "Status", **document}).encode()
+        if self.api.reason is not None and status != 200:
+            text = self.api.reason
         self.send_response(status)
-        if self.api.retry_after and status == 429:
+        if self.api.retry_after and status in {429, 503}:
             self.send_header("Retry-After", self.api.retry_after)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

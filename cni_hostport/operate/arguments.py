@@ -115,6 +115,11 @@ def address(value: str) -> IPv4Address | IPv6Address:
         raise click.BadParameter(msg) from None
 
 
+def addresses(value: str) -> list[IPv4Address | IPv6Address]:
+    """Read addresses with commas between them, none in an empty text."""
+    return [address(part) for part in value.split(",") if part]
+
+
 def listen_address(value: str) -> tuple[str, int]:
     """Read ``HOST:PORT``, or ``PORT`` alone, which means that of 127.0.0.1."""
     match = re.fullmatch(r"(?:(\[[^\[\]]+\]|[^\[\]:]+):)?([0-9]+)", value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import ClickException
 
-from cni_hostport.attachment import SHORT_ID, printable
+from cni_hostport.attachment import COMMENT_BYTES, SHORT_ID, printable
 from cni_hostport.operate.list import is_called
 from cni_hostport.operate.mappings import HolderState, endpoint
 
@@ -61,7 +61,13 @@ def _held(mappings: Iterable[InstalledMapping], pod: str) -> Sequence[InstalledM
     )
     # of a pod that was started again, the container before may not have been deleted yet
     held = [mapping for mapping in held if mapping.holder is not HolderState.GONE] or held
-    containers = sorted({mapping.container for mapping in held})
+    # what is left of two long names can be the same
+    containers = sorted(
+        {
+            mapping.container if len(mapping.pod) < COMMENT_BYTES else f"container {mapping.container_id}"
+            for mapping in held
+        }
+    )
     if len(containers) > 1:
         msg = f"{pod} can be any of these: {', '.join(containers)}"
         raise ClickException(msg)

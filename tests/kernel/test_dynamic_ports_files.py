@@ -222,7 +222,7 @@ def test_a_uid_that_is_no_name_of_a_directory_is_none(uid: str) -> None:
 
 
 def test_a_container_id_whose_end_is_no_name_has_a_file_all_the_same() -> None:
-    containers = [f"{letter}{'-._' * 30}" for letter in "ab"]
+    containers = [f"{letter}{OWN}{'-._' * 30}" for letter in "ab"]
     for container in containers:
         of_pod("ADD", "", container)
         of_pod("CHECK", "", container)

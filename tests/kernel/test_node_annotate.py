@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from api_server import ADDRESS, PORT, FakeAPIServer, Pod
+from api_server import PORT, FakeAPIServer, Pod
 from dynamic_ports import given
-from lab import LAUNCHER, NODE4, Node, config
+from lab import LAUNCHER, NODE4, NODE6, Node, config
 from libcni_cache import Cache
 from resident import eventually
 
@@ -46,8 +46,10 @@ exec "$@"
 class Annotator:
     """The annotator on a node, which it runs on until it is ended; lines of Python alter its constants."""
 
-    def __init__(self, node: Node, server: FakeAPIServer, directory: Path, *lines: str) -> None:
-        self.node, self.server = node, server
+    def __init__(
+        self, node: Node, server: FakeAPIServer, directory: Path, *lines: str, host_ips: str = f"{NODE4},{NODE6}"
+    ) -> None:
+        self.node, self.server, self._host_ips = node, server, host_ips
         self.cache = Cache(directory / "cache")
         self._log = directory / "log"
         altered = [sys.executable, "-Ic", "\n".join([MODULES, *lines, "main()"])]
@@ -60,8 +62,8 @@ class Annotator:
             *self._launcher, "node", "annotate", f"--cache-dir={self.cache.directory}",
         ]  # fmt: skip
         environment = {
-            "PATH": os.defpath, "HOSTPORT_HOST_IP": NODE4,
-            "KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": str(PORT),
+            "PATH": os.defpath, "HOSTPORT_HOST_IPS": self._host_ips,
+            "KUBERNETES_SERVICE_HOST": self.server.address, "KUBERNETES_SERVICE_PORT": str(PORT),
         }  # fmt: skip
         with self._log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]
@@ -83,7 +85,11 @@ class Annotator:
 
     def has_written(self, name: str, ports: dict[str, int]) -> bool:
         """Wait until a pod is annotated with its host ports."""
-        return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == text(ports))
+        return self.has_annotated(name, text(ports))
+
+    def has_annotated(self, name: str, annotation: str) -> bool:
+        """Wait until a pod has an annotation."""
+        return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == annotation)
 
 
 def text(ports: dict[str, int]) -> str:
@@ -150,6 +156,17 @@ def test_a_pod_is_patched_with_its_ports_and_its_uid(node: Node, server: FakeAPI
     assert told["9001/udp"]["hostPort"] == told["9000/udp"]["hostPort"] + 1
 
 
+def test_pods_that_have_one_port_of_two_ip_versions_are_told_apart(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    for name, asked, host_ip in (("four", "0.0.0.0:80", NODE4), ("six", "[::]:80", NODE6)):
+        pod = node.pod()
+        server.pods[f"shop/{name}"] = Pod(f"{pod.name}-uid")
+        assert add_again(node, pod, f"shop/{name}", asked, dynamicPorts="40000") == {f"{asked}/tcp": 40000}
+        told = {f"{asked}/tcp": {"hostPort": 40000, "hostIP": host_ip}}
+        assert annotator.has_annotated(f"shop/{name}", json.dumps(told)), annotator.log
+
+
 def test_another_pod_of_the_same_name_is_left_alone(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
     server.pods["shop/web"] = Pod("another")
     add(node, "shop/web", "80/tcp")
@@ -178,7 +195,7 @@ def test_without_the_role_the_log_says_so_once(node: Node, server: FakeAPIServer
     assert annotator.has_written("shop/two", ports), annotator.log
 
 
-@pytest.mark.parametrize("failure", [0, 500, 409])
+@pytest.mark.parametrize("failure", [0, 500, 409, 429, 503])
 def test_what_fails_is_sent_again_and_holds_nobody_up(
     node: Node, server: FakeAPIServer, annotator: Annotator, failure: int
 ) -> None:
@@ -186,19 +203,38 @@ def test_what_fails_is_sent_again_and_holds_nobody_up(
     _, bad_uid, bad_ports = add(node, "shop/bad", "80/tcp")
     server.pods["shop/bad"] = Pod(bad_uid)
     assert eventually(lambda: server.requests)
-    pod = node.pod(4)
-    server.pods["shop/good"] = Pod(f"{pod.name}-uid")
-    ports = add_again(node, pod, "shop/good", "80/tcp")
-    assert annotator.has_written("shop/good", ports), annotator.log
+    for name in ("shop/good", "shop/other", "shop/third"):  # a listing has them in any order
+        pod = node.pod(4)
+        server.pods[name] = Pod(f"{pod.name}-uid")
+        assert annotator.has_written(name, add_again(node, pod, name, "80/tcp")), annotator.log
     assert server.pods["shop/bad"].annotations == {}
     server.refuse = lambda _: 200
     assert annotator.has_written("shop/bad", bad_ports), annotator.log
 
 
-def test_a_server_that_has_too_much_to_do_is_left_alone(
-    node: Node, server: FakeAPIServer, annotator: Annotator
+@pytest.mark.parametrize(
+    "reason",
+    [
+        b"<html>", b"", b"[]", b"[" * 100_000, b"\xff", b'{"details": []}', b'{"details": {"causes": [1, {}]}}',
+        b'{"details": {"causes": {"field": "metadata.uid"}}, "message": {}}',
+    ],
+)  # fmt: skip
+def test_a_refusal_of_which_no_sense_can_be_made_is_one(
+    node: Node, server: FakeAPIServer, annotator: Annotator, reason: bytes
 ) -> None:
-    server.refuse, server.retry_after = lambda _: 429, "1"
+    server.refuse, server.reason = lambda _: 422, reason
+    _, uid, ports = add(node, "shop/web", "80/tcp")
+    server.pods["shop/web"] = Pod(uid)
+    assert eventually(lambda: "was not taken, and is sent again: 422" in annotator.log)
+    server.refuse = lambda _: 200
+    assert annotator.has_written("shop/web", ports), annotator.log
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_can_do_nothing_now_is_left_alone(
+    node: Node, server: FakeAPIServer, annotator: Annotator, status: int
+) -> None:
+    server.refuse, server.retry_after = lambda _: status, "1"
     for name in ("shop/one", "shop/two"):
         _, uid, ports = add(node, name, "80/tcp")
         server.pods[name] = Pod(uid)
@@ -226,6 +262,16 @@ def test_a_server_that_goes_away_and_comes_back_gets_what_it_missed(
     assert eventually(lambda: "the API server answers again" in annotator.log)
 
 
+def test_a_cluster_can_be_one_of_ipv6_alone(node: Node, tmp_path: Path) -> None:
+    pod = node.pod(6)
+    with FakeAPIServer(node, tmp_path, "::1") as server, Annotator(node, server, tmp_path, host_ips=NODE6) as annotator:
+        server.pods["shop/web"] = Pod(f"{pod.name}-uid")
+        ports = add_again(node, pod, "shop/web", "80/tcp")
+        assert annotator.has_annotated("shop/web", json.dumps(status(ports, NODE6))), annotator.log
+        [request] = server.requests
+        assert request.headers["Host"] == f"[::1]:{PORT}"
+
+
 def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
     server.rotate_token("second")
     _, uid, _ = add(node, "shop/web", "80/tcp")
@@ -238,6 +284,20 @@ def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServ
     assert eventually(lambda: "401" in annotator.log)
     server.rotate_token("third")
     assert annotator.has_written("shop/other", ports), annotator.log
+
+
+@pytest.mark.parametrize("token", ["", "hidden\nhidden", "\0", "\u00e9"], ids=ascii)
+def test_what_is_no_token_is_not_sent_and_not_shown(
+    node: Node, server: FakeAPIServer, annotator: Annotator, token: str
+) -> None:
+    server.rotate_token(token)
+    _, uid, ports = add(node, "shop/web", "80/tcp")
+    server.pods["shop/web"] = Pod(uid)
+    assert eventually(lambda: "serviceaccount/token holds no token" in annotator.log)
+    server.rotate_token("second")
+    assert annotator.has_written("shop/web", ports), annotator.log
+    assert "hidden" not in annotator.log
+    assert len(server.requests) == 1
 
 
 def test_its_restart_writes_the_same_once(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
@@ -316,6 +376,23 @@ def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPISe
         add(node, f"shop/{'w' * 200}", "80/tcp")
         assert eventually(lambda: "is unknown: nftables has no more of it than shop/www" in annotator.log)
         assert (server.requests, annotator.log.count("\n")) == ([], 1)
+
+
+def test_a_name_that_was_not_found_is_looked_for_again_when_the_pod_has_another_sandbox(
+    node: Node, server: FakeAPIServer, tmp_path: Path
+) -> None:
+    with Annotator(node, server, tmp_path, "pod_names.ATTEMPTS = 3") as annotator:
+        name = "w" * 200
+        pod, uid, _ = add(node, f"shop/{name}", "80/tcp")
+        server.pods[f"shop/{name}"] = Pod(uid)
+        assert eventually(lambda: "is unknown" in annotator.log)
+        node.delete(pod)
+        other = node.pod(4)
+        server.pods["shop/web"] = Pod(f"{other.name}-uid")
+        assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+        annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
+        ports = add_again(node, pod, f"shop/{name}", "80/tcp")
+        assert annotator.has_written(f"shop/{name}", ports), annotator.log
 
 
 def test_a_container_outside_of_kubernetes_is_none_of_its_business(

@@ -119,6 +119,18 @@ def test_pods_of_one_name_in_two_namespaces_are_not_mixed_up(node: Node) -> None
     assert shown(node, "test/web", "80") == ["0.0.0.0:8081"]
 
 
+def test_pods_of_long_names_with_one_beginning_are_not_mixed_up(node: Node) -> None:
+    pods = [node.pod(4) for _ in range(2)]
+    names = [f"shop/{'w' * 200}-{number}" for number in range(2)]
+    add(node, pods[0], names[0], mapping(8080))
+    assert shown(node, names[0], "80") == ["0.0.0.0:8080"]
+    add(node, pods[1], names[1], mapping(8081))
+    either = ", ".join(sorted(f"container {pod.id}" for pod in pods))
+    for name in names:
+        assert refusal(node, name, "80") == f"Error: {name} can be any of these: {either}\n"
+    assert shown(node, pods[1].id, "80") == ["0.0.0.0:8081"]
+
+
 def test_what_a_container_before_it_still_has_is_not_the_pods(node: Node) -> None:
     before, now = node.pod(4), node.pod(4)
     add(node, before, WEB, mapping(8080))

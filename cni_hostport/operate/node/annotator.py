@@ -28,8 +28,10 @@ from cni_hostport.operate.node.pod_names import PodNames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
+    from cni_hostport.dynamic_ports.assignment import Assigned
     from cni_hostport.log import Log
     from cni_hostport.operate.node.api_server import Answer, APIServer
 
@@ -41,7 +43,8 @@ LONGEST_PAUSE = {"server": 30.0, "pod": 300.0}
 STALLED = 120.0  # after which this process is taken for dead, and ends
 LONGEST_WAIT = 60.0
 MOST_TOLD = 1000  # lines that are remembered
-UNAUTHORIZED, FORBIDDEN, NOT_FOUND, INVALID, TOO_MANY = 401, 403, 404, 422, 429
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, INVALID, TOO_MANY, UNAVAILABLE = 401, 403, 404, 422, 429, 503
+VERSIONS = {"0.0.0.0": 4, "[::]": 6}  # by the address that a pod asks for  # noqa: S104 - nothing is bound to it
 FORBIDDEN_LINE = "annotations may not be written: this takes the ClusterRole hostport-annotator and its binding"
 
 
@@ -63,12 +66,15 @@ class _Pause:
 class Annotator:
     """The annotator of one node."""
 
-    def __init__(self, server: APIServer, host_ip: str, caches: Sequence[Path], log: Log) -> None:
-        """Prepare it: ``host_ip`` is told where a pod asks for no address; ``caches`` are runtimes' directories.
+    def __init__(
+        self, server: APIServer, host_ips: Sequence[IPv4Address | IPv6Address], caches: Sequence[Path], log: Log
+    ) -> None:
+        """Prepare it; ``caches`` are runtimes' directories.
 
-        Raises ``NFTError``.
+        The first of ``host_ips`` is told where a pod asks for no address, and the first of an IP version where it asks
+        for all of that version. Raises ``NFTError``.
         """
-        self._server, self._host_ip, self._log = server, host_ip, log
+        self._server, self._host_ips, self._log = server, host_ips, log
         self._lookup = Lookup(shared=True)
         self._names = PodNames(self._lookup, caches, log)
         self._wanted: dict[str, str] = {}  # annotations by the pods' UIDs: those of the ruleset
@@ -117,8 +123,18 @@ class Annotator:
         except NFTError as error:
             self._tell(f"it cannot be read which pods have dynamic host ports: {error}")
             return False
-        self._wanted = {pod_id: json.dumps(status(ports, self._host_ip)) for pod_id, ports in assigned.items()}
+        self._wanted = {pod_id: self._text(ports) for pod_id, ports in assigned.items()}
         return is_complete
+
+    def _text(self, ports: Assigned) -> str:
+        """Return the annotation for the host ports of a pod."""
+        told = status(ports)
+        for asked, answer in told.items():
+            version = VERSIONS.get(asked.rpartition(":")[0])
+            address = next((str(host_ip) for host_ip in self._host_ips if version in {None, host_ip.version}), "")
+            if address:
+                answer.setdefault("hostIP", address)
+        return json.dumps(told)
 
     def _pending(self) -> dict[str, _Pause]:
         """Return the pods whose annotation is to be written, with what they wait for."""
@@ -156,9 +172,10 @@ class Annotator:
         except OSError as error:
             self._fail(pod_id, f"the API server does not answer about pod {name}, and is asked again: {error}")
             return
-        if answer.status in {UNAUTHORIZED, TOO_MANY}:
+        if answer.status in {UNAUTHORIZED, TOO_MANY, UNAVAILABLE}:
             self._server_pause.begin(LONGEST_PAUSE["server"], answer.retry_after)
-            self._tell(f"the API server answers nothing now, and is asked again: {answer.message}")
+            line = f"the API server answers nothing now, and is asked again: {answer.message}"
+            self._fail(pod_id, line, longest="server")  # if it is about this pod alone, others come first
             return
         if self._server_pause.seconds:
             self._log("the API server answers again")
@@ -184,10 +201,10 @@ class Annotator:
         self._again.discard(pod_id)
         self._pauses.pop(pod_id, None)
 
-    def _fail(self, pod_id: str, line: str, rest: str = "") -> None:
+    def _fail(self, pod_id: str, line: str, rest: str = "", longest: str = "pod") -> None:
         """Try again after a pause."""
         pause = self._pending()[pod_id]
-        pause.begin(LONGEST_PAUSE["pod"])
+        pause.begin(LONGEST_PAUSE[longest])
         self._pauses[pod_id] = pause
         self._tell(line, rest)
 

@@ -50,8 +50,10 @@ class Answer:
     @property
     def wrong_fields(self) -> set[str]:
         """The fields that were refused, as in ``metadata.uid``."""
-        details = self.reason.get("details") or {}
-        return {str(cause.get("field")) for cause in details.get("causes") or ()}
+        try:
+            return {str(cause["field"]) for cause in self.reason["details"]["causes"] if "field" in cause}
+        except (KeyError, TypeError):
+            return set()  # whoever answered is no API server, or gives no reason
 
 
 class APIServer:
@@ -93,7 +95,7 @@ class APIServer:
     def _merge(self, path: str, document: Mapping[str, Any]) -> Answer:
         try:
             # the account's files are replaced as time goes by
-            token = (ACCOUNT / "token").read_text().strip()
+            token = _token()
             connection = self._connection = self._connection or self._connect()
         except (OSError, ValueError) as error:
             raise UnreachableError(str(error)) from error
@@ -122,9 +124,18 @@ class APIServer:
         return connection
 
 
+def _token() -> str:
+    """Read the account's token; raises ``OSError``, and ``ValueError`` without its text, which is a secret."""
+    token = (ACCOUNT / "token").read_text(errors="replace").strip()
+    if not token or not token.isascii() or not token.isprintable():
+        msg = f"{ACCOUNT}/token holds no token"
+        raise ValueError(msg)
+    return token
+
+
 def _object(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -150,11 +150,11 @@ def run(
 
 @node.command()
 @click.option(
-    "--host-ip", type=arguments.address, metavar="ADDRESS", envvar="HOSTPORT_HOST_IP",
-    help="The node's address that pods are told where they ask for none.",
+    "--host-ips", type=arguments.addresses, metavar="ADDRESS[,ADDRESS...]", envvar="HOSTPORT_HOST_IPS", default="",
+    help="The node's addresses: pods that ask for none are told the first.",
 )  # fmt: skip
 @CACHES
-def annotate(host_ip: IPv4Address | IPv6Address | None, caches: tuple[Path, ...]) -> None:
+def annotate(host_ips: list[IPv4Address | IPv6Address], caches: tuple[Path, ...]) -> None:
     """Write into an annotation of each pod which dynamic host ports it has.
 
     The annotation is hostport/dynamic-ports-status. This runs in a container of a cluster, in the node's network, with
@@ -163,7 +163,7 @@ def annotate(host_ip: IPv4Address | IPv6Address | None, caches: tuple[Path, ...]
     from cni_hostport.operate.node import annotator, api_server
 
     server = api_server.APIServer.of_this_pod()
-    annotator.Annotator(server, str(host_ip or ""), caches, terminal.log).run()
+    annotator.Annotator(server, host_ips, caches, terminal.log).run()
 
 
 @node.command()

@@ -10,10 +10,11 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from cni_hostport import nf_tables
 from cni_hostport.attachment import COMMENT_BYTES
 from cni_hostport.kernel import files
 from cni_hostport.libcni import directory
-from cni_hostport.names import DYNAMIC
+from cni_hostport.names import DYNAMIC, request_and_pod
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,7 +54,9 @@ class PodNames:
 
         Raises ``NFTError``.
         """
-        labels = {pod_id: self._label(ports) for pod_id, ports in assigned.items() if pod_id not in self._names}
+        for pod_id in [pod_id for pod_id, name in self._names.items() if not name and pod_id not in assigned]:
+            del self._names[pod_id], self._attempts[pod_id]  # of the pod's next sandbox it may be found
+        labels = {pod_id: self._label(pod_id, ports) for pod_id, ports in assigned.items() if pod_id not in self._names}
         cut = [pod_id for pod_id, label in labels.items() if label and len(label) == COMMENT_BYTES]
         cached = self._cached(cut) if cut else {}
         for pod_id, label in labels.items():
@@ -74,13 +77,17 @@ class PodNames:
             self._log(f"the name of the pod with the UID {pod_id} is unknown: nftables has no more of it than {label}")
         return ""
 
-    def _label(self, ports: Assigned) -> str | None:
+    def _label(self, pod_id: str, ports: Assigned) -> str | None:
         """Return what is on the rules to which a pod's first port leads, ``None`` if that is gone by now."""
         request, port = next(iter(ports.items()))
         for version in ("ipv4", "ipv6"):
-            chain = self._lookup.chain_of(DYNAMIC, f"{version} . {request.rpartition('/')[2]} . {port}")
-            if chain:
-                return self._lookup.label(chain)
+            key = nf_tables.packed_port(f"{version} . {request.rpartition('/')[2]} . {port}")
+            [element] = self._lookup.ask(nf_tables.get_element((DYNAMIC, key)))
+            if element:
+                [(_, comment)] = nf_tables.members_with_comments(element)
+                # another pod can have this port of the other IP version
+                if request_and_pod(comment)[1] == pod_id:
+                    return self._lookup.label(nf_tables.target(element))
         return None
 
     def _cached(self, pod_ids: Iterable[str]) -> dict[str, str]:
