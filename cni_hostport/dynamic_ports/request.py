@@ -103,17 +103,17 @@ def named(block: Block) -> str:
     return f"{_prefix(first.host_ip)}{ports}/{first.protocol}"
 
 
-def status(assigned: Mapping[str, int], host_ip: str = "") -> dict[str, dict[str, Any]]:
+def status(assigned: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Return what pods and clients are told, by requests as text, of the host ports that these have.
 
-    As in ``{"80/tcp": {"hostPort": 40017, "hostIP": "192.0.2.1"}}``: ``hostIP`` is the address that was asked for, else
-    the one that is given here, and is left out where there is neither.
+    As in ``{"80/tcp": {"hostPort": 40017, "hostIP": "192.0.2.1"}}``, where ``hostIP`` is there if one address was asked
+    for.
     """
     told = {}
     for text, port in sorted(assigned.items(), key=lambda item: (item[1], item[0])):
         asked = text.rpartition(":")[0].strip("[]")
-        address = host_ip if asked in {"", "0.0.0.0", "::"} else asked  # noqa: S104 - nothing is bound to it
-        told[text] = {"hostPort": port} | ({"hostIP": address} if address else {})
+        is_any = asked in {"", "0.0.0.0", "::"}  # noqa: S104 - nothing is bound to it
+        told[text] = {"hostPort": port} | ({} if is_any else {"hostIP": asked})
     return told
 
 

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from cni_hostport import nf_tables
+from cni_hostport import nf_answers, nf_tables
 from cni_hostport.attachment import COMMENT_BYTES
 from cni_hostport.kernel import files
 from cni_hostport.libcni import directory
@@ -84,10 +84,10 @@ class PodNames:
             key = nf_tables.packed_port(f"{version} . {request.rpartition('/')[2]} . {port}")
             [element] = self._lookup.ask(nf_tables.get_element((DYNAMIC, key)))
             if element:
-                [(_, comment)] = nf_tables.members_with_comments(element)
+                [(_, comment)] = nf_answers.members_with_comments(element)
                 # another pod can have this port of the other IP version
                 if request_and_pod(comment)[1] == pod_id:
-                    return self._lookup.label(nf_tables.target(element))
+                    return self._lookup.label(nf_answers.target(element))
         return None
 
     def _cached(self, pod_ids: Iterable[str]) -> dict[str, str]:
