@@ -92,8 +92,9 @@ class Annotator:
         return eventually(lambda: self.server.pods[name].annotations.get(keys.STATUS) == annotation)
 
 
-def text(ports: dict[str, int]) -> str:
-    return json.dumps(status(ports, NODE4))
+def text(ports: dict[str, int], host_ip: str = NODE4) -> str:
+    """Return the annotation of a pod, on a node of one address."""
+    return json.dumps({asked: {**port, "hostIP": port.get("hostIP", host_ip)} for asked, port in status(ports).items()})
 
 
 def annotated(node: Node, server: FakeAPIServer, annotator: Annotator) -> tuple[lab.Pod, dict[str, int]]:
@@ -267,7 +268,7 @@ def test_a_cluster_can_be_one_of_ipv6_alone(node: Node, tmp_path: Path) -> None:
     with FakeAPIServer(node, tmp_path, "::1") as server, Annotator(node, server, tmp_path, host_ips=NODE6) as annotator:
         server.pods["shop/web"] = Pod(f"{pod.name}-uid")
         ports = add_again(node, pod, "shop/web", "80/tcp")
-        assert annotator.has_annotated("shop/web", json.dumps(status(ports, NODE6))), annotator.log
+        assert annotator.has_annotated("shop/web", text(ports, NODE6)), annotator.log
         [request] = server.requests
         assert request.headers["Host"] == f"[::1]:{PORT}"
 
