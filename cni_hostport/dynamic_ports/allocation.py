@@ -124,7 +124,7 @@ class _Picker:
                 lacking.append(block)
         if lacking:
             _check_allowance(self._request.config)
-        for block in lacking:
+        for block in sorted(lacking, key=len, reverse=True):  # a single port may part the only neighbours that are left
             self._note(block, self._first_port(block), picked)
         return picked
 
@@ -138,7 +138,7 @@ class _Picker:
         return not self._taken.isdisjoint([(protocol, port) for port in range(first, first + len(block))])
 
     def _first_port(self, block: Block) -> int:
-        """Return the first port of the first candidate that is free, or whose holders all are gone."""
+        """Return the first port of the first candidate that is free, or that nobody else has who lives."""
         for candidates in (self._free(block), self._reclaimable(block)):
             first = self._first_quiet(block, candidates)
             if first:
@@ -228,16 +228,17 @@ class _Picker:
         return found
 
     def _reclaimable(self, block: Block) -> Iterator[int]:
-        """Yield the candidates whose holders all are gone."""
+        """Yield the candidates that are free by now, or whose holders all are gone or leave with this very request.
+
+        An attachment's older plan leaves, with the ports that it had for other requests.
+        """
         presence.note(self._attachment)
-        if not self._attachment.identity:
-            return
+        key, sees = self._attachment.key, bool(self._attachment.identity)  # else everybody would seem to be gone
         installed, view = self._nft.installed(), presence.View()
         for first in self._candidates(block):
-            holders = [
-                element for forward in self._forwards(block, first) for element in in_the_way(installed, forward)
-            ]
-            if holders and all(view.is_gone(element.owner) for element in holders):
+            forwards = self._forwards(block, first)
+            holders = [element for forward in forwards for element in in_the_way(installed, forward)]
+            if all(element.holder == key or (sees and view.is_gone(element.owner)) for element in holders):
                 yield first
 
 
