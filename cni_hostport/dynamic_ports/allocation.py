@@ -22,7 +22,7 @@ from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.config import NetworkConfig
@@ -68,7 +68,7 @@ def claim(
             continue
         try:
             # a mapping of one address that was installed since then has another key, which collides with nothing
-            hidden = picker.given_elsewhere(plan)
+            hidden = given_elsewhere(plan, given(lookup, request.pods))
         except NFTError:
             release()
             raise
@@ -84,6 +84,26 @@ def complete(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment,
     Raises what ``claim`` does.
     """
     return _Picker(nft, lookup, request, attachment, ()).pick(kept)
+
+
+def given(lookup: Lookup, versions: Iterable[int]) -> dict[int, set[bytes]]:
+    """Return the keys of all ports that are mapped for one host address, by IP version; raises ``NFTError``."""
+    listed = {version: answers(lookup, ONE_ADDRESS[version]) for version in versions}
+    return {
+        version: {key for answer in found for key in nf_tables.members(answer)} for version, found in listed.items()
+    }
+
+
+def given_elsewhere(plan: Plan, given: Mapping[int, Collection[bytes]]) -> set[Port]:
+    """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
+    own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
+    found = set[tuple[str, int]]()
+    for forward in plan.forwards:
+        name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
+        others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
+        if forward.request and any(others):
+            found.add((forward.protocol, forward.host_port))
+    return found
 
 
 class _Picker:
@@ -165,7 +185,7 @@ class _Picker:
 
     def _free(self, block: Block) -> Iterator[int]:
         """Yield the candidates of which nobody has any port, for whichever address."""
-        starts, length, given = self._key_starts(block), len(block), self._given_as_dynamic
+        starts, length, mapped = self._key_starts(block), len(block), self._given_as_dynamic
 
         def keys(first: int) -> list[bytes]:
             return [start + port.to_bytes(2) + b"\0\0" for port in range(first, first + length) for start in starts]
@@ -173,7 +193,7 @@ class _Picker:
         def is_free(number: int, first: int) -> bool:
             """Tell whether a candidate is worth to be asked for."""
             wanted = keys(first)
-            return given.isdisjoint(wanted) and (number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(wanted))
+            return mapped.isdisjoint(wanted) and (number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(wanted))
 
         candidates = (first for number, first in enumerate(self._candidates(block)) if is_free(number, first))
         for some in _growing(candidates):
@@ -200,32 +220,13 @@ class _Picker:
         """The ports that are mapped for one host address, by the keys that they would have as dynamic ones."""
         return {
             nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES] + key[-PORT_BYTES:]
-            for version, given in self._given().items()
-            for key in given
-        }
-
-    def _given(self) -> dict[int, set[bytes]]:
-        """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
-        listed = {version: answers(self._lookup, ONE_ADDRESS[version]) for version in self._request.pods}
-        return {
-            version: {key for answer in found for key in nf_tables.members(answer)} for version, found in listed.items()
+            for version, keys in given(self._lookup, self._request.pods).items()
+            for key in keys
         }
 
     def _forwards(self, block: Block, first: int) -> list[Forward]:
         ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
         return [forward for port in ports for forward in self._request.forwards(port)]
-
-    def given_elsewhere(self, plan: Plan) -> set[Port]:
-        """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
-        given = self._given()
-        own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
-        found = set[tuple[str, int]]()
-        for forward in plan.forwards:
-            name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
-            others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
-            if forward.request and any(others):
-                found.add((forward.protocol, forward.host_port))
-        return found
 
     def _reclaimable(self, block: Block) -> Iterator[int]:
         """Yield the candidates that are free by now, or whose holders all are gone or leave with this very request.
