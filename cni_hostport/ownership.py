@@ -200,10 +200,11 @@ def _install_commands(attachment: Attachment, plan: Plan, holders: Mapping[Forwa
     return [*commands, *attach_commands(attachment, plan, holders)]
 
 
-def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> None:
+def release(nft: Nft, key: str, log: Log, known: Installed | None = None, *, is_deleted: bool = True) -> None:
     """Remove all that an attachment has; if it has nothing, that is success.
 
-    With ``known``, a listing that was read already, the first listing is skipped.
+    With ``known``, a listing that was read already, the first listing is skipped. One that ``is_deleted`` is noted as
+    such, and not restored.
     Raises ``CNIError`` with ``TRY_AGAIN`` if too many races were lost, and ``NFTError`` if nftables refuses.
     """
     for attempt in range(ATTEMPTS):
@@ -213,7 +214,7 @@ def release(nft: Nft, key: str, log: Log, known: Installed | None = None) -> Non
         if not commands:
             return
         try:
-            nft.run([*commands, *deletion_note_commands(key)])
+            nft.run([*commands, *(deletion_note_commands(key) if is_deleted else ())])
         except NFTError as error:
             from cni_hostport.kernel import refusals
 

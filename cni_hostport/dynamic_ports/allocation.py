@@ -6,37 +6,23 @@ element, which it does once. Who was slower looks again, and takes the next port
 
 from __future__ import annotations
 
-from functools import cached_property
-from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from cni_hostport import nf_answers, nf_tables
-from cni_hostport.dynamic_ports import order, pod_files
-from cni_hostport.dynamic_ports.assignment import Listing, answers
-from cni_hostport.dynamic_ports.ranges import written
-from cni_hostport.dynamic_ports.request import AssignedPort, named
-from cni_hostport.errors import CNIError, Code, NFTError, PortTakenError, shortened
-from cni_hostport.kernel import listeners, presence
-from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS
-from cni_hostport.precedence import in_the_way
+from cni_hostport import nf_tables
+from cni_hostport.dynamic_ports.picker import PORT_BYTES, Picker, given
+from cni_hostport.errors import NFTError, PortTakenError
+from cni_hostport.names import ONE_ADDRESS
 from cni_hostport.ruleset.commands import map_and_key, reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Mapping
 
     from cni_hostport.attachment import Attachment
-    from cni_hostport.config import NetworkConfig
     from cni_hostport.dynamic_ports.assignment import Assigned
-    from cni_hostport.dynamic_ports.request import Block
+    from cni_hostport.dynamic_ports.picker import Port
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.lookup import Lookup
-    from cni_hostport.ruleset.plan import Forward, Plan, Request
-
-    Port = tuple[str, int]  # protocol and host port
-
-PORT_BYTES = 8  # of protocol and port at the end of a key
-# candidates; that many are asked for in less time than it takes to list what 1,000 pods have
-ASKED_WITHOUT_LISTING = 32
+    from cni_hostport.ruleset.plan import Plan, Request
 
 
 def claim(
@@ -56,7 +42,7 @@ def claim(
     """
     taken = set[tuple[str, int]]()
     while True:
-        picker = _Picker(nft, lookup, request, attachment, taken)
+        picker = Picker(nft, lookup, request, attachment, taken)
         plan = request.plan(picker.pick(picker.present()))
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
@@ -68,7 +54,7 @@ def claim(
             continue
         try:
             # a mapping of one address that was installed since then has another key, which collides with nothing
-            hidden = picker.given_elsewhere(plan)
+            hidden = given_elsewhere(plan, given(lookup, request.pods))
         except NFTError:
             release()
             raise
@@ -83,186 +69,16 @@ def complete(nft: Nft, lookup: Lookup, request: Request, attachment: Attachment,
 
     Raises what ``claim`` does.
     """
-    return _Picker(nft, lookup, request, attachment, ()).pick(kept)
+    return Picker(nft, lookup, request, attachment, ()).pick(kept)
 
 
-class _Picker:
-    """Picks host ports by what there is in the ruleset now."""
-
-    def __init__(
-        self, nft: Nft, lookup: Lookup, request: Request, attachment: Attachment, taken: Collection[Port]
-    ) -> None:
-        """Take what the ports are for, and those that are certainly somebody else's."""
-        self._nft, self._lookup, self._request, self._attachment = nft, lookup, request, attachment
-        self._taken = {*taken, *((mapping.protocol, mapping.host_port) for mapping in request.config.mappings)}
-
-    @cached_property
-    def _listing(self) -> Listing:
-        """The dynamic host ports that there are: the more pods have some, the longer it takes."""
-        return Listing(self._lookup)
-
-    def present(self) -> Assigned:
-        """Return the host ports that the pod has already.
-
-        A new pod is known by the lack of its files' directory. Where another of its networks could not make that, this
-        one gets other ports.
-        """
-        attachment = self._attachment
-        if pod_files.is_known_to_lack(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
-            return {}
-        return self._listing.assigned(attachment.pod_id, attachment.key)
-
-    def pick(self, kept: Assigned) -> Assigned:
-        """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others."""
-        picked: Assigned = {}
-        lacking: list[Block] = []
-        for block in self._request.blocks:
-            ports = [kept.get(str(request), 0) for request in block]
-            if ports == [*range(ports[0], ports[0] + len(block))] and ports[0] and not self._are_taken(block, ports[0]):
-                self._note(block, ports[0], picked)
-            else:
-                lacking.append(block)
-        if lacking:
-            _check_allowance(self._request.config)
-        for block in lacking:
-            self._note(block, self._first_port(block), picked)
-        return picked
-
-    def _note(self, block: Block, first: int, picked: Assigned) -> None:
-        for request, port in zip(block, range(first, first + len(block)), strict=True):
-            picked[str(request)] = port
-            self._taken.add((request.protocol, port))
-
-    def _are_taken(self, block: Block, first: int) -> bool:
-        protocol = block[0].protocol
-        return not self._taken.isdisjoint([(protocol, port) for port in range(first, first + len(block))])
-
-    def _first_port(self, block: Block) -> int:
-        """Return the first port of the first candidate that is free, or whose holders all are gone."""
-        for candidates in (self._free(block), self._reclaimable(block)):
-            first = self._first_quiet(block, candidates)
-            if first:
-                return first
-        raise CNIError(Code.PORT_TAKEN, _nothing_free(self._request.config, block))
-
-    def _candidates(self, block: Block) -> Iterator[int]:
-        """Yield what may be the first port of a block."""
-        seed = self._attachment.pod or self._attachment.pod_id
-        ports = order.first_ports(self._request.config.dynamic_ports, len(block), seed, named(block))
-        return (first for first in ports if not self._are_taken(block, first))
-
-    def _first_quiet(self, block: Block, candidates: Iterable[int]) -> int:
-        """Return the first of some candidates on whose ports no program of the node listens, 0 if there is none."""
-        for some in _growing(candidates):
-            try:
-                busy = listeners.busy(block[0].protocol, {first + n for first in some for n in range(len(block))})
-            except OSError:
-                busy = set()  # as for ports that are asked for by their numbers
-            for first in some:
-                if busy.isdisjoint(range(first, first + len(block))):
-                    return first
-        return 0
-
-    def _free(self, block: Block) -> Iterator[int]:
-        """Yield the candidates of which nobody has any port, for whichever address."""
-        starts, length, given = self._key_starts(block), len(block), self._given_as_dynamic
-
-        def keys(first: int) -> list[bytes]:
-            return [start + port.to_bytes(2) + b"\0\0" for port in range(first, first + length) for start in starts]
-
-        def is_free(number: int, first: int) -> bool:
-            """Tell whether a candidate is worth to be asked for."""
-            wanted = keys(first)
-            return given.isdisjoint(wanted) and (number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(wanted))
-
-        candidates = (first for number, first in enumerate(self._candidates(block)) if is_free(number, first))
-        for some in _growing(candidates):
-            left = some
-            for name in (DYNAMIC, ANY_ADDRESS):  # in a range, what is held most often is a dynamic port
-                asked = [(first, (name, key)) for first in left for key in keys(first)]
-                found = self._lookup.ask(*(nf_tables.get_element(element) for _, element in asked))
-                held = {first for (first, _), answer in zip(asked, found, strict=True) if answer}
-                left = [first for first in left if first not in held]
-            yield from left
-
-    def _key_starts(self, block: Block) -> list[bytes]:
-        """Return what the keys of a block's ports begin with, before the port, by the IP versions that it gets."""
-        forwards = self._forwards(block, 0)
-        return list({nf_tables.packed_port(reservation(forward)[1])[:-4]: None for forward in forwards})
-
-    @cached_property
-    def _dynamic(self) -> set[bytes]:
-        """The keys of the dynamic host ports that there are."""
-        return self._listing.keys()
-
-    @cached_property
-    def _given_as_dynamic(self) -> set[bytes]:
-        """The ports that are mapped for one host address, by the keys that they would have as dynamic ones."""
-        return {
-            nf_tables.packed_port(f"ipv{version} . tcp . 0")[:-PORT_BYTES] + key[-PORT_BYTES:]
-            for version, given in self._given().items()
-            for key in given
-        }
-
-    def _given(self) -> dict[int, set[bytes]]:
-        """Return the keys of all ports that are mapped for one host address, by those IP versions that the pod has."""
-        listed = {version: answers(self._lookup, ONE_ADDRESS[version]) for version in self._request.pods}
-        return {
-            version: {key for answer in found for key in nf_answers.members(answer)}
-            for version, found in listed.items()
-        }
-
-    def _forwards(self, block: Block, first: int) -> list[Forward]:
-        ports = [AssignedPort(request, first + n) for n, request in enumerate(block)]
-        return [forward for port in ports for forward in self._request.forwards(port)]
-
-    def given_elsewhere(self, plan: Plan) -> set[Port]:
-        """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
-        given = self._given()
-        own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
-        found = set[tuple[str, int]]()
-        for forward in plan.forwards:
-            name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
-            others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
-            if forward.request and any(others):
-                found.add((forward.protocol, forward.host_port))
-        return found
-
-    def _reclaimable(self, block: Block) -> Iterator[int]:
-        """Yield the candidates whose holders all are gone."""
-        presence.note(self._attachment)
-        if not self._attachment.identity:
-            return
-        installed, view = self._nft.installed(), presence.View()
-        for first in self._candidates(block):
-            holders = [
-                element for forward in self._forwards(block, first) for element in in_the_way(installed, forward)
-            ]
-            if holders and all(view.is_gone(element.owner) for element in holders):
-                yield first
-
-
-def _growing(candidates: Iterable[int]) -> Iterator[list[int]]:
-    """Yield the first one, then two, then three, and so on: most often the first one will do."""
-    left = iter(candidates)
-    for size in count(1):
-        some = [*islice(left, size)]
-        if not some:
-            return
-        yield some
-
-
-def _check_allowance(config: NetworkConfig) -> None:
-    """Raise ``CNIError`` with ``INVALID_CONFIG`` if a network gives no dynamic host ports, or not as many."""
-    count, allowed = sum(map(len, config.requests)), config.dynamic_ports_per_pod
-    if config.dynamic_ports and count <= allowed:
-        return
-    asked = f"the container asks for dynamic host ports, {shortened(', '.join(map(named, config.requests)))}"
-    if not config.dynamic_ports:
-        raise CNIError(Code.INVALID_CONFIG, f"{asked}, and this network gives none: it has no dynamicPorts")
-    raise CNIError(Code.INVALID_CONFIG, f"{asked}: these are {count}, and dynamicPortsPerPod allows {allowed}")
-
-
-def _nothing_free(config: NetworkConfig, block: Block) -> str:
-    lack = "port is free" if len(block) == 1 else f"{len(block)} neighbouring ports are free"
-    return f"the range of dynamic host ports {written(config.dynamic_ports)} is full: no {lack} for {named(block)}"
+def given_elsewhere(plan: Plan, given: Mapping[int, Collection[bytes]]) -> set[Port]:
+    """Return those dynamic ports of an installed plan that another mapping has, for one host address."""
+    own = {(name, nf_tables.packed_port(key)) for name, key in map(map_and_key, plan.forwards)}
+    found = set[tuple[str, int]]()
+    for forward in plan.forwards:
+        name, port = ONE_ADDRESS[forward.version], nf_tables.packed_port(reservation(forward)[1])[-PORT_BYTES:]
+        others = (key for key in given[forward.version] if key.endswith(port) and (name, key) not in own)
+        if forward.request and any(others):
+            found.add((forward.protocol, forward.host_port))
+    return found

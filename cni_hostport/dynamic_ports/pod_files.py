@@ -28,11 +28,11 @@ MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may rea
 
 
 def is_known_to_lack(pod_id: str) -> bool:
-    """Tell whether a pod has no directory in a place that is there: no ADD has written its file."""
+    """Tell whether a pod has no directory where one could be made: no ADD has written its file."""
     try:
         os.lstat(f"{DIRECTORY}/{pod_id}")
     except FileNotFoundError:
-        return os.path.isdir(DIRECTORY)
+        return os.access(DIRECTORY, os.W_OK)  # not so for who is not root, or may not write below /run
     except OSError:
         return False
     return False

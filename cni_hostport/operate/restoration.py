@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_hostport import failures, ownership, plugin
-from cni_hostport.dynamic_ports import allocation, note
+from cni_hostport.dynamic_ports import allocation, note, picker
 from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
 from cni_hostport.libcni import cache
@@ -225,7 +225,30 @@ class Restoration:
             return self._go_on([item for item, _ in ready], error, attempt)
         self._claimed.update(*(prepared.claims for _, prepared in living))
         gone = (item for item, _ in ready if item.attachment.key in deleted)
-        return {item.entry.path: item.outcome(OutcomeStatus.GONE, DELETED) for item in gone} | self._follow_up(living)
+        outcomes: Outcomes = {item.entry.path: item.outcome(OutcomeStatus.GONE, DELETED) for item in gone}
+        hidden = self._given_up(living)
+        outcomes |= self._follow_up([(item, prepared) for item, prepared in living if item not in hidden])
+        return outcomes | (self._restore_after_listing(hidden) if hidden else {})
+
+    def _given_up(self, installed: Sequence[tuple[_Wanted, Reinstatement]]) -> list[_Wanted]:
+        """Remove again, and return, those whose dynamic ports others have mapped meanwhile, for one host address.
+
+        Their transaction could not notice that.
+        """
+        dynamic = [(item, prepared) for item, prepared in installed if item.plan.assigned]
+        if not dynamic:
+            return []
+        found = []
+        try:
+            given = picker.given(self._lookup, (4, 6))
+            for item, prepared in dynamic:
+                if allocation.given_elsewhere(prepared.held, given):
+                    prepared.take_over(self._log)  # those that had to leave have left
+                    ownership.release(self._nft, item.attachment.key, self._log, is_deleted=False)
+                    found.append(item)
+        except (CNIError, NFTError) as error:
+            self._log(f"warning: whether others have the dynamic host ports that were restored is not known: {error}")
+        return found
 
     def _go_on(self, items: Sequence[_Wanted], error: Refusal, attempt: int) -> Outcomes:
         """Go on after a transaction, or what came before it, has failed: with each half; with one alone, once more."""

@@ -156,6 +156,36 @@ def test_a_repeated_add_keeps_the_ports_and_takes_what_is_new() -> None:
 
 
 @in_scratch
+@pytest.mark.parametrize(
+    ("before", "after", "ranges"),
+    [
+        (("80",), ("81",), "40000"),
+        (("80, 53/udp",), ("53/udp, 81",), "40000"),
+        (("9000-9001",), ("9000-9002",), "40000-40002"),
+        (("", mapping(40000)), ("80",), "40000"),
+        (("", mapping(40000, hostIP="192.0.2.1")), ("80",), "40000"),
+    ],
+    ids=["another", "one more", "a longer block", "a fixed one", "a fixed one of an address"],
+)
+def test_a_repeated_add_has_what_its_older_requests_leave(before: Any, after: Any, ranges: str) -> None:
+    run("ADD", 1, *before, dynamicPorts=ranges)
+    code, _ = refusal("ADD", 2, after[0], dynamicPorts=ranges)
+    assert code == 100
+    run("ADD", 1, *after, dynamicPorts=ranges)
+    run("CHECK", 1, *after, dynamicPorts=ranges)
+    assert [*given()] == [name(1)]
+    assert refusal("ADD", 1, f"{after[0]}, 99", dynamicPorts=ranges)[0] == 100
+    run("CHECK", 1, *after, dynamicPorts=ranges)
+
+
+@in_scratch
+def test_neighbours_are_looked_for_before_single_ports() -> None:
+    for number in range(12):
+        run("ADD", number, "80, 9000-9001", dynamicPorts="40000-40002")
+        run("DEL", number)
+
+
+@in_scratch
 def test_host_addresses_limit_dynamic_ports_too() -> None:
     limits: Any = {"hostAddresses": ["192.0.2.0/24"]}
     run("ADD", 1, "80", **limits)

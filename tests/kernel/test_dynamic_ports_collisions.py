@@ -14,7 +14,7 @@ from dynamic_ports import BARE, asking, given, name, port, run, told
 from lab import NODE4, NODE6, Node, config, mapping, wait
 
 from cni_hostport.attachment import Attachment
-from cni_hostport.dynamic_ports import allocation, assignment
+from cni_hostport.dynamic_ports import assignment, picker
 from cni_hostport.errors import CNIError
 from cni_hostport.lookup import Lookup
 
@@ -128,7 +128,7 @@ def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch, size: int, text: str, host_ip: str
 ) -> None:
     picked: list[int] = []
-    pick = allocation._Picker.pick  # noqa: SLF001 - between a look and a claim there is no other place
+    pick = picker.Picker.pick  # between a look and a claim there is no other place
 
     def pick_and_lose(self: Any, kept: Any) -> Any:
         found = pick(self, kept)
@@ -137,7 +137,7 @@ def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
             scratch.run("ADD", mapping(picked[0], hostIP=host_ip), container="c1", waitForHolder=0)
         return found
 
-    monkeypatch.setattr(allocation._Picker, "pick", pick_and_lose)  # noqa: SLF001
+    monkeypatch.setattr(picker.Picker, "pick", pick_and_lose)
     ranges = f"40000-{39999 + size}"
     if size == 1:
         with pytest.raises(CNIError, match="the range of dynamic host ports 40000 is full"):

@@ -71,7 +71,7 @@ NODE = {"kernel.ipvs", "kernel.listeners", "kernel.localnet"}
 ADD = PLAN | FORMER | PORTMAP | CONNTRACK | NFT | COMMANDS | HOLDERS | NODE | {"addition", "afterwards"}
 CHECK = PLAN | FORMER | NFT | COMMANDS | {"check", "kernel.snapshot"}
 ASSIGNMENT = {"dynamic_ports.assignment"}
-ALLOCATION = ASSIGNMENT | {f"dynamic_ports.{name}" for name in ("allocation", "note", "order", "pod_files")}
+ALLOCATION = ASSIGNMENT | {f"dynamic_ports.{name}" for name in ("allocation", "note", "order", "picker", "pod_files")}
 
 
 class Imported:

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attack import fork
 from dynamic_ports import FILES, asking, given, noted, told
-from lab import CLIENT4, NODE4, Node, Pod, config, mapping
+from lab import CLIENT4, NODE4, NODE6, Node, Pod, config, mapping
 from libcni_cache import Cache
 from restoration import restore
 from restoration import running as restored_pod
 
+from cni_hostport import ownership
 from cni_hostport.dynamic_ports import keys
+from cni_hostport.operate import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from cni_hostport.kernel.nft import Nft
 
 
 @pytest.fixture
@@ -22,9 +28,11 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cni")
 
 
-def running(node: Node, cache: Cache, text: str, *, ports: str = "40000-40063", name: str = "") -> Pod:
+def running(
+    node: Node, cache: Cache, text: str, *, ports: str = "40000-40063", name: str = "", families: Sequence[int] = (4,)
+) -> Pod:
     """Have a pod with dynamic host ports, as a runtime leaves it behind; its name decides which it is given."""
-    pod = node.pod(4)
+    pod = node.pod(*families)
     pod.serve("tcp", 80, pod.name)
     args = {"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": name or pod.host_end}
     asked = asking(text, dynamicPorts=ports)
@@ -141,6 +149,45 @@ def test_a_note_that_a_pod_forged_gives_it_nobodys_fixed_port(
     assert f"is taken by pod shop/{fixed.host_end}, container {fixed.id[:12]}" in output
     assert output.endswith("1 failed, 1 restored\n")
     assert given(node) == {}
+
+
+@pytest.mark.parametrize(("text", "host_ip"), [("80", NODE4), ("80", NODE6), (f"{NODE4}:80", "")])
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "without a note"])
+def test_a_port_that_is_mapped_for_other_addresses_during_the_restoration_is_given_up(
+    node: Node, cache: Cache, monkeypatch: pytest.MonkeyPatch, text: str, host_ip: str, *, is_noted: bool
+) -> None:
+    pod, other = running(node, cache, text, families=(4, 6)), running(node, cache, "81/udp")
+    before = given(node)
+    [port] = before[pod.id].values()
+    node.lose_ruleset()
+    if not is_noted:
+        node.run("ip", "-n", pod.name, "link", "set", "eth0", "alias", "")
+    newer, reinstate = node.pod(), ownership.reinstate
+    call = config(newer, mapping(port, hostIP=host_ip))
+
+    def reinstate_late(nft: Nft, reinstatements: Sequence[ownership.Reinstatement]) -> None:
+        forwards = [forward for reinstatement in reinstatements for forward in reinstatement.held.forwards]
+        if any(forward.host_port == port for forward in forwards) and not node.holds(newer):
+            assert node.cni("ADD", newer, call).code == 0
+        reinstate(nft, reinstatements)
+
+    monkeypatch.setattr(ownership, "reinstate", reinstate_late)
+
+    def run() -> int:
+        cli.main(["restore", "--watch=0", f"--cache-dir={cache.directory}"], standalone_mode=False)
+        return 0
+
+    output = fork.forked(node, run).stderr.decode()
+    assert (node.cni("CHECK", newer, call).code, given(node)[other.id]) == (0, before[other.id])
+    if is_noted:
+        assert (f"is taken by container {newer.id[:12]}" in output, node.holds(pod)) == (True, False)
+        node.delete(newer)
+        assert restore(node, cache) == "1 present, 1 restored\n"
+        assert given(node) == before
+    else:
+        assert output == "2 restored\n"
+        assert checked(node, pod, text) == 0
+        assert [*given(node)[pod.id].values()] != [port]
 
 
 def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> None:

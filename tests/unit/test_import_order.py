@@ -27,6 +27,7 @@ LAYERS = (
         "availability",
         "check",
         "dynamic_ports.allocation",
+        "dynamic_ports.picker",
         "deletion",
         "port_wait",
         "garbage_collection",
