@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cni_hostport.ruleset.installed import Element
+    from cni_hostport.ruleset.elements import Element
 
 
 LONGEST_QUOTE = 250  # characters of a value, or of a refused command, which can hold thousands of mappings

@@ -22,7 +22,7 @@ from cni_hostport.ruleset.commands import (
     need_command,
     reservation,
 )
-from cni_hostport.ruleset.installed import Element, Installed
+from cni_hostport.ruleset.installed import Installed
 from cni_hostport.ruleset.plan import Forward, Plan
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
+    from cni_hostport.ruleset.elements import Element
 
 ATTEMPTS = 12  # of a transaction; each that fails was lost against somebody else's success
 MAX_PAUSE = 0.05  # seconds

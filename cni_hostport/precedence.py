@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from cni_hostport.attachment import Attachment
     from cni_hostport.kernel.nft import Nft
-    from cni_hostport.ruleset.installed import Element, Installed
+    from cni_hostport.ruleset.elements import Element
+    from cni_hostport.ruleset.installed import Installed
     from cni_hostport.ruleset.plan import Forward, Plan
 
 

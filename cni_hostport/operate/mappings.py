@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.operate.translation import Translation
-    from cni_hostport.ruleset.installed import Element
+    from cni_hostport.ruleset.elements import Element
 
 # IP versions by what nft prints in an element's key
 VERSIONS = {"ipv4": 4, "ipv6": 6, "ip": 4, "ip6": 6}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cni_hostport.names import FAMILY, TABLE, masq_chain
 from cni_hostport.ruleset.base import BASE_CHAINS, target_maps
-from cni_hostport.ruleset.installed import MAP_LISTINGS, elements, token_listing
+from cni_hostport.ruleset.elements import elements
+from cni_hostport.ruleset.installed import MAP_LISTINGS, token_listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

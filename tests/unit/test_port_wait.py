@@ -9,7 +9,7 @@ from cni_hostport import port_wait
 from cni_hostport.attachment import Attachment
 from cni_hostport.errors import CNIError, Code, PortHeldError
 from cni_hostport.ruleset.comment import Owner
-from cni_hostport.ruleset.installed import Element
+from cni_hostport.ruleset.elements import Element
 from cni_hostport.ruleset.plan import Plan
 
 if TYPE_CHECKING:

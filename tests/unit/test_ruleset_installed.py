@@ -10,7 +10,8 @@ from cni_hostport.ruleset import differences as comparison
 from cni_hostport.ruleset import installed
 from cni_hostport.ruleset.commands import target_removal_commands
 from cni_hostport.ruleset.comment import Owner
-from cni_hostport.ruleset.installed import Element, Installed
+from cni_hostport.ruleset.elements import Element
+from cni_hostport.ruleset.installed import Installed
 
 Listing = list[dict[str, Any]]
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
