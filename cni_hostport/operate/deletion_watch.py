@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport import deletion, plugin
-from cni_hostport.errors import CNIError, NFTError
+from cni_hostport import deletion, failures, plugin
+from cni_hostport.errors import CNIError, Code, NFTError
 from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
 from cni_hostport.operate import requests
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_hostport.log import Log
+
+    Refusal = CNIError | NFTError | ValueError
 
 DELETED = "it was deleted"
 INTERVAL = 0.2  # seconds between looks
@@ -69,9 +71,19 @@ class DeletionWatch:
         tokens = self._lookup.tokens(list(entries))
         self._restored += [_Restored(entries[key], key, handle) for key, handle in tokens.items()]
 
-    def note_refused(self, entry: Entry) -> None:
-        """Watch an entry whose attachment was not restored, since somebody else has its port."""
-        self._refused.append(entry)
+    def note_refused(self, entry: Entry, error: Refusal) -> Outcome:
+        """Return the outcome of an attachment that was refused. If somebody else has its port, it is gone, or watched.
+
+        ``error`` says why it was refused.
+        """
+        if isinstance(error, NFTError):
+            error = failures.refused(error)
+        if isinstance(error, CNIError) and error.code == Code.PORT_TAKEN:
+            gone = self.why_gone(entry)
+            if gone:
+                return Outcome(OutcomeStatus.GONE, entry.name, text=gone)
+            self._refused.append(entry)
+        return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
 
     def why_gone(self, entry: Entry) -> str:
         """Return why an attachment no longer exists, empty if it does or that cannot be told."""

@@ -7,19 +7,17 @@ half of them takes a transaction of its own. So the outcomes are those of a rest
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_hostport import failures, ownership, plugin
-from cni_hostport.dynamic_ports import allocation, note, picker
-from cni_hostport.errors import CNIError, Code, NFTError
+from cni_hostport import failures, ownership
+from cni_hostport.dynamic_ports import allocation, picker
+from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.kernel import conntrack, localnet, refusals
-from cni_hostport.libcni import cache
 from cni_hostport.lookup import Lookup
 from cni_hostport.migration import removal
 from cni_hostport.names import dnat_chain
-from cni_hostport.operate import requests
-from cni_hostport.operate.deletion_watch import DELETED, DeletionWatch, Entry
+from cni_hostport.operate.cached_attachments import CacheReader
+from cni_hostport.operate.deletion_watch import DELETED, DeletionWatch
 from cni_hostport.operate.outcome import Outcome, OutcomeStatus
 from cni_hostport.ownership import Reinstatement
 from cni_hostport.portmap import Rules
@@ -29,36 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from cni_hostport.attachment import Attachment
     from cni_hostport.check import Comparison
-    from cni_hostport.dynamic_ports.assignment import Assigned
-    from cni_hostport.dynamic_ports.request import Block
     from cni_hostport.kernel.nft import Nft
     from cni_hostport.log import Log
+    from cni_hostport.operate.cached_attachments import CachedAttachment, Outcomes
+    from cni_hostport.operate.deletion_watch import Refusal
     from cni_hostport.ruleset.installed import Installed
-    from cni_hostport.ruleset.plan import Plan, Request
-
-    Outcomes = dict[Path, Outcome | None]  # None of what has no mappings
-    Refusal = CNIError | NFTError | ValueError
+    from cni_hostport.ruleset.plan import Plan
 
 AT_ONCE = 500  # attachments in a transaction, at most
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """An attachment that a cache has, and what it wants installed."""
-
-    entry: Entry
-    attachment: Attachment
-    plan: Plan
-
-    def outcome(self, status: OutcomeStatus, text: str = "", commands: Sequence[str] = ()) -> Outcome:
-        mappings = dict.fromkeys(map(str, self.plan.forwards))  # those of both families are one to a person
-        return Outcome(status, self.entry.name, tuple(mappings), text, tuple(commands))
-
-
-class _LackingError(Exception):
-    """A host port has to be picked for an attachment, which has none any more."""
 
 
 class Restoration:
@@ -72,12 +49,10 @@ class Restoration:
         self._log = log
         self._dry_run = dry_run
         self._before = self._installed = before
-        self._lacking: list[Path] = []  # the files of attachments for which host ports have to be picked
-        self._picks = False  # whether that is done now
         self._claimed = set[tuple[str, str]]()  # what was restored since ``_installed`` was read
-        self._unnoted: dict[str, tuple[Sequence[Block], Assigned]] = {}  # by keys: host ports other than those noted
         self._lookup = Lookup()
         self._lookup.leave_open()
+        self._reader = CacheReader(nft, self._lookup, self.watch)
 
     def restore(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
         """Restore the attachments in files; yield the outcomes of those that have mappings, in the order of the files.
@@ -86,8 +61,8 @@ class Restoration:
         free is known once all others have those that they had.
         """
         yield from self._restore_all(paths)
-        self._picks = True
-        yield from self._restore_all(self._lacking)
+        self._reader.picks = True
+        yield from self._restore_all(self._reader.lacking)
 
     def _restore_all(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Outcome]]:
         for start in range(0, len(paths), AT_ONCE):
@@ -100,10 +75,10 @@ class Restoration:
 
         Always the ruleset is read first, then the cache: the transaction notices what was changed in between.
         """
-        wanted, outcomes, unread = self._read_all(paths)
-        ready: list[tuple[_Wanted, Reinstatement]] = []
-        refused: list[tuple[_Wanted, Refusal]] = []
-        later: list[_Wanted] = []
+        wanted, outcomes, unread = self._reader.read(paths)
+        ready: list[tuple[CachedAttachment, Reinstatement]] = []
+        refused: list[tuple[CachedAttachment, Refusal]] = []
+        later: list[CachedAttachment] = []
         claimed, prepare = set(self._claimed), self._preparation(wanted)
         for item in wanted:
             try:
@@ -128,58 +103,16 @@ class Restoration:
             outcomes |= self._restore([path])
         return outcomes
 
-    def _read_all(self, paths: Sequence[Path]) -> tuple[list[_Wanted], Outcomes, list[Path]]:
-        """Return what files' attachments want, the outcomes of the other files, and the files to be read once more."""
-        wanted: list[_Wanted] = []
-        unread: list[Path] = []
-        outcomes: Outcomes = {}
-        for path in paths:
-            try:
-                read = self._read(path, waits=len(paths) == 1)
-            except ValueError as error:
-                outcomes[path] = Outcome(OutcomeStatus.FAILED, str(path), text=str(error))
-                unread += [path] if len(paths) > 1 else []  # the others do not wait until it is written
-            else:
-                outcomes[path] = None if isinstance(read, _Wanted) else read
-                wanted += [read] if isinstance(read, _Wanted) else []
-        return wanted, outcomes, unread
-
-    def _restore_after_listing(self, items: Sequence[_Wanted], attempt: int = 0) -> Outcomes:
+    def _restore_after_listing(self, items: Sequence[CachedAttachment], attempt: int = 0) -> Outcomes:
         """Restore attachments after another look at the ruleset."""
         try:
             self._installed = self._nft.installed()
         except NFTError as error:
-            return {item.entry.path: self._failed(item.entry, error) for item in items}
+            return {item.entry.path: self.watch.note_refused(item.entry, error) for item in items}
         self._claimed.clear()
         return self._restore(_paths(items), attempt)
 
-    def _read(self, path: Path, *, waits: bool) -> _Wanted | Outcome | None:
-        """Read what a file's attachment wants; raises ``ValueError``, a sentence, if the file cannot be read."""
-        call = cache.read(path, waits=waits)
-        if call is None or not plugin.may_have_host_ports(call):
-            return None
-        entry = Entry(path, requests.name(call))
-        try:
-            plan, gone = requests.plan(call, self._pick)
-        except _LackingError:
-            self._lacking.append(path)
-            return None
-        except (CNIError, ValueError) as error:
-            return self._failed(entry, error)
-        if plan is None:
-            return Outcome(OutcomeStatus.GONE, entry.name, text=gone) if gone else None
-        return _Wanted(entry, plugin.attachment_of(call), plan)
-
-    def _pick(self, request: Request, attachment: Attachment, kept: Assigned) -> Assigned:
-        picked = allocation.complete(self._nft, self._lookup, request, attachment, kept)
-        self._unnoted.pop(attachment.key, None)
-        if not picked.items() <= kept.items():
-            if not self._picks:
-                raise _LackingError
-            self._unnoted[attachment.key] = request.blocks, picked
-        return picked
-
-    def _preparation(self, wanted: Sequence[_Wanted]) -> Callable[[_Wanted], Reinstatement | Outcome]:
+    def _preparation(self, wanted: Sequence[CachedAttachment]) -> Callable[[CachedAttachment], Reinstatement | Outcome]:
         """Return what prepares the reinstatement of these attachments one by one, or tells that there is none to do.
 
         It raises ``CNIError`` and ``NFTError`` if an attachment cannot be restored.
@@ -189,14 +122,14 @@ class Restoration:
         rules, opened = functools.cache(lambda: Rules(self._lookup)), set[int]()
         base = functools.cache(ownership.base_and_services_commands)
 
-        def is_installed(item: _Wanted) -> bool:
+        def is_installed(item: CachedAttachment) -> bool:
             """Tell whether there are no rules to install: they are as they should be, or were added since then."""
             key, token = item.attachment.key, dnat_chain(item.attachment.key)
             if key in unchanged or self._installed.chains.get(token) not in {None, self._before.chains.get(token)}:
                 return True
             return key in self._installed.holders and not self._comparison.is_changed(item.attachment, item.plan)
 
-        def prepare(item: _Wanted) -> Reinstatement | Outcome:
+        def prepare(item: CachedAttachment) -> Reinstatement | Outcome:
             attachment, plan = item.attachment, item.plan
             if is_installed(item):
                 if not self._dry_run:
@@ -214,7 +147,7 @@ class Restoration:
 
         return prepare
 
-    def _install(self, ready: Sequence[tuple[_Wanted, Reinstatement]], attempt: int) -> Outcomes:
+    def _install(self, ready: Sequence[tuple[CachedAttachment, Reinstatement]], attempt: int) -> Outcomes:
         """Run one transaction; where it fails, go on with parts."""
         try:
             deleted = self._lookup.deleted([item.attachment.key for item, _ in ready])
@@ -230,7 +163,7 @@ class Restoration:
         outcomes |= self._follow_up([(item, prepared) for item, prepared in living if item not in hidden])
         return outcomes | (self._restore_after_listing(hidden) if hidden else {})
 
-    def _given_up(self, installed: Sequence[tuple[_Wanted, Reinstatement]]) -> list[_Wanted]:
+    def _given_up(self, installed: Sequence[tuple[CachedAttachment, Reinstatement]]) -> list[CachedAttachment]:
         """Remove again, and return, those whose dynamic ports others have mapped meanwhile, for one host address.
 
         Their transaction could not notice that.
@@ -250,7 +183,7 @@ class Restoration:
             self._log(f"warning: whether others have the dynamic host ports that were restored is not known: {error}")
         return found
 
-    def _go_on(self, items: Sequence[_Wanted], error: Refusal, attempt: int) -> Outcomes:
+    def _go_on(self, items: Sequence[CachedAttachment], error: Refusal, attempt: int) -> Outcomes:
         """Go on after a transaction, or what came before it, has failed: with each half; with one alone, once more."""
         is_race = isinstance(error, NFTError) and refusals.may_be_a_race(error)
         if len(items) > 1:
@@ -267,9 +200,9 @@ class Restoration:
                 ownership.pause(attempt)
                 return self._restore_after_listing(items, attempt + 1)
             error = failures.lost_races(error, ownership.ATTEMPTS) if is_race else failures.refused(error)
-        return {path: self._failed(item.entry, error)}
+        return {path: self.watch.note_refused(item.entry, error)}
 
-    def _follow_up(self, installed: Sequence[tuple[_Wanted, Reinstatement]]) -> Outcomes:
+    def _follow_up(self, installed: Sequence[tuple[CachedAttachment, Reinstatement]]) -> Outcomes:
         """Do what restored attachments need besides their rules."""
         try:
             self.watch.note_restored({item.attachment.key: item.entry for item, _ in installed})
@@ -282,10 +215,9 @@ class Restoration:
             try:
                 prepared.take_over(self._log)
                 self._open(prepared.held, opened)
-                if item.attachment.key in self._unnoted:
-                    note.write(item.attachment, *self._unnoted[item.attachment.key], self._log)
+                self._reader.write_note(item.attachment, self._log)
             except (CNIError, NFTError) as error:
-                outcomes[item.entry.path] = self._failed(item.entry, error)
+                outcomes[item.entry.path] = self.watch.note_refused(item.entry, error)
             else:
                 outcomes[item.entry.path] = item.outcome(OutcomeStatus.RESTORED)
                 in_force.append(prepared.held)
@@ -298,17 +230,6 @@ class Restoration:
             localnet.open_for(plan, self._log)
             opened |= {plan.interface} if plan.local_route_to and plan.interface else set()
 
-    def _failed(self, entry: Entry, error: Refusal) -> Outcome:
-        """Return the outcome of an attachment that was refused; if somebody else has its port, it may be gone."""
-        if isinstance(error, NFTError):
-            error = failures.refused(error)
-        if isinstance(error, CNIError) and error.code == Code.PORT_TAKEN:
-            gone = self.watch.why_gone(entry)
-            if gone:
-                return Outcome(OutcomeStatus.GONE, entry.name, text=gone)
-            self.watch.note_refused(entry)
-        return Outcome(OutcomeStatus.FAILED, entry.name, text=str(error))
 
-
-def _paths(items: Sequence[_Wanted]) -> list[Path]:
+def _paths(items: Sequence[CachedAttachment]) -> list[Path]:
     return [item.entry.path for item in items]
