@@ -55,14 +55,12 @@ def main(stdin: Input = None) -> NoReturn:
     _keep_closed()
     if sys.argv[1:] and not os.environ.get("CNI_COMMAND"):
         _operate(sys.argv[1:])
-    _keep_small()
     gc.disable()  # the process ends before that could pay
     _end(run(os.environ, stdin))
 
 
 def withdraw(status: int, stdin: Input, error: Exception) -> NoReturn:
     """End a call that was run elsewhere, with this status, and whose output cannot be written; undo an ADD."""
-    _keep_small()
     gc.disable()
     skel.withdraw(os.environ, None if status else _Stdin(stdin), error, _Output(2), _load_operation)
     _end(1)
@@ -103,10 +101,6 @@ def _open_null(flags: int) -> None:
         pass  # a root directory without devices
 
 
-def _keep_small() -> None:
-    sys.modules["psutil"] = None  # type: ignore[assignment]  # pyroute2 imports it, for what is not used here
-
-
 def _operate(arguments: list[str]) -> NoReturn:
     if arguments[0] == "serve" and len(arguments) <= 2 and not arguments[-1].startswith("-"):  # noqa: PLR2004 - SOCKET
         _serve(*arguments[1:])  # without what the command line needs, which the resident process would keep
@@ -119,7 +113,6 @@ def _operate(arguments: list[str]) -> NoReturn:
 
 def _serve(*socket: str) -> NoReturn:
     """Be the resident process, at a path or at the usual one."""
-    _keep_small()
     from cni_hostport.resident.process import serve
 
     try:

@@ -47,7 +47,6 @@ OPERATIONS_IMPORT = (
         )
     ),
     "nftables",
-    "pyroute2",
     "random",
     "syslog",
     "traceback",

@@ -25,7 +25,6 @@ PACKAGES = {
     "annotated_types": PYDANTIC,
     "typing_extensions": PYDANTIC,
     "typing_inspection": PYDANTIC,
-    "pyroute2": "imports: pyroute2",
     "nftables": "imports: nftables",
 }
 LIBRARY = "imports: Python's library"

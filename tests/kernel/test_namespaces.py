@@ -44,6 +44,16 @@ def test_a_pods_addresses_are_read_by_this_process_itself(node: Node, monkeypatc
         assert [str(address) for address in routes.pod_addresses(pod.path, "eth0")] == pod.addresses
 
 
+def test_a_pods_addresses_are_the_global_ones_of_its_interface_in_the_kernels_order(node: Node) -> None:
+    pod = node.pod()
+    pod.ip("addr add 169.254.7.1/16 dev eth0 scope link", "addr add 10.9.0.1 peer 10.9.0.2/32 dev eth0")
+    pod.ip("link add other type bridge", "addr add 10.8.0.1/24 dev other")
+    with node_process.on(node):
+        found = [str(address) for address in routes.pod_addresses(pod.path, "eth0")]
+        assert routes.pod_addresses(pod.path, "absent") == []
+    assert found == [pod.addresses[0], "10.9.0.1/32", pod.addresses[1]]
+
+
 def test_a_namespace_with_a_name_is_seen(node: Node) -> None:
     assert addresses_at(node.path) >= {NODE4, NODE6, "127.0.0.1", "::1"}
 
