@@ -65,7 +65,7 @@ class Picker:
         one gets other ports.
         """
         attachment = self._attachment
-        if pod_files.is_known_to_lack(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
+        if pod_files.is_new(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
             return {}
         return self._listing.assigned(attachment.pod_id, attachment.key)
 

@@ -27,8 +27,8 @@ ATTEMPTS = 10  # each but the last was overtaken by somebody else's change
 MODE, MASK = 0o644, 0o022  # whatever user the pod's processes are, they may read and not write
 
 
-def is_known_to_lack(pod_id: str) -> bool:
-    """Tell whether a pod has no directory where one could be made: no ADD has written its file."""
+def is_new(pod_id: str) -> bool:
+    """Tell whether no ADD has written a pod's file: it has no directory where one could be made."""
     try:
         os.lstat(f"{DIRECTORY}/{pod_id}")
     except FileNotFoundError:

@@ -170,7 +170,7 @@ def _wait_for_a_call(listener: socket.socket, lifeline: int, tells: int, answer:
     """Be the child that answers one call; with a ``stage``, a network namespace, rehearse there first."""
     Nft.context_type = library.Context  # if that ends this process, the caller runs its call
     try:
-        for number in (*EXIT_STATUSES, signal.SIGCHLD):
+        for number in (*EXIT_STATUSES, signal.SIGCHLD):  # a call may run iptables, and has to see how that ends
             signal.signal(number, signal.SIG_DFL)
         if stage is not None:
             _rehearse(stage)

@@ -175,12 +175,12 @@ def test_a_pod_is_known_to_be_new_only_where_the_place_of_files_is_there(
     for place, is_new in ((tmp_path / "absent", False), (tmp_path / "file" / "below", False), (tmp_path, True)):
         (tmp_path / "file").touch()
         monkeypatch.setattr(pod_files, "DIRECTORY", str(place))
-        assert pod_files.is_known_to_lack(name(1)) == is_new
+        assert pod_files.is_new(name(1)) == is_new
     run("ADD", 1, "80")
     (tmp_path / name(1) / "dynamic-ports.json").unlink()
-    assert not pod_files.is_known_to_lack(name(1))
+    assert not pod_files.is_new(name(1))
     monkeypatch.setattr(pod_files, "DIRECTORY", "/proc/sys/kernel")  # there, and nothing can be made in it
-    assert not pod_files.is_known_to_lack(name(1))
+    assert not pod_files.is_new(name(1))
 
 
 @pytest.mark.parametrize("spoiled", [1, 3, 100])
