@@ -405,6 +405,12 @@ def config(pod: Pod, *mappings: Mapping[str, Any], **keys: Any) -> dict[str, Any
     }
 
 
+def file_state(path: Path) -> tuple[int, int, int]:
+    """Return what another file in its place, a write or a change of its mode alter, and reading does not."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
 def require(condition: object, reason: str) -> None:
     """Skip the test where something it needs is missing; fail it where everything has to run."""
     if condition:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import scratch
 from dynamic_ports import FILES, OWN, asking, given, name, port, run, told
+from lab import file_state
 
 from cni_hostport import skel
 from cni_hostport.attachment import Attachment
@@ -111,14 +112,14 @@ def test_files_are_made_again_from_the_ruleset() -> None:
     before = [file.read_bytes() for file in files]
     shutil.rmtree(files[0].parent)
     files[1].write_text("{}")
-    unchanged = files[2].stat()
+    unchanged = file_state(files[2])
     scratch.nft(
         "add element inet hostport dynamic_ports { ipv4 . tcp . 41000 : accept }"
     )  # a port that nobody is given
     assert keep_all() == []
     assert not (FILES / "dynamic-ports.json").exists()
     assert [file.read_bytes() for file in files] == before
-    assert files[2].stat() == unchanged
+    assert file_state(files[2]) == unchanged
 
 
 PLANTED: dict[str, Callable[[Path], object]] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from lab import file_state
 from node_root import BIN_DIR, LIB_DIR, LIMITED, Fault, NodeRoot, Ran, forked, make_bundle, name_of
 from resident import eventually
 
@@ -97,10 +98,11 @@ def test_nothing_is_imported_in_an_empty_root_and_no_privilege_is_needed(
 
 def test_the_same_version_is_not_copied_again(root: NodeRoot, bundles: dict[str, Path]) -> None:
     root.install(bundles["first"])
-    before = root.link.lstat(), (root.at(LIB_DIR) / root.current / "bin" / "hostport").stat().st_ino
+    places = root.link, root.at(LIB_DIR) / root.current / "bin" / "hostport"
+    before = list(map(file_state, places))
     ran = root.install(bundles["first"])
     assert (ran.status, "Copied" in ran.text) == (0, False)
-    assert (root.link.lstat(), (root.at(LIB_DIR) / root.current / "bin" / "hostport").stat().st_ino) == before
+    assert list(map(file_state, places)) == before
 
 
 @pytest.mark.parametrize(
@@ -221,10 +223,10 @@ def test_what_is_not_of_this_programs_making_stays(
 ) -> None:
     root.link.parent.mkdir(parents=True)
     foreign(root.link)
-    before = root.link.lstat()
+    before = file_state(root.link)
     ran = root.install(bundles["first"])
     assert ran == Ran(1, f"Error: {BIN_DIR}/hostport: it is not of this program's making: move it away first\n")
-    assert root.link.lstat() == before
+    assert file_state(root.link) == before
     assert root.installed == []
 
 
