@@ -113,11 +113,11 @@ def test_files_are_made_again_from_the_ruleset() -> None:
     shutil.rmtree(files[0].parent)
     files[1].write_text("{}")
     unchanged = file_state(files[2])
-    scratch.nft(
-        "add element inet hostport dynamic_ports { ipv4 . tcp . 41000 : accept }"
-    )  # a port that nobody is given
+    for number, comment in enumerate(("", 'comment "80/tcp kept"', 'comment "kept ../for tests"')):
+        # a port that nobody is given
+        scratch.nft(f"add element inet hostport dynamic_ports {{ ipv4 . tcp . {41000 + number} {comment} : accept }}")
     assert keep_all() == []
-    assert not (FILES / "dynamic-ports.json").exists()
+    assert not any((FILES / kept).exists() for kept in ("dynamic-ports.json", "kept", "../for tests"))
     assert [file.read_bytes() for file in files] == before
     assert file_state(files[2]) == unchanged
 
