@@ -71,8 +71,11 @@ class Listing:
         return ports | self.held_by(key) if key and ports else ports
 
     def held_by(self, key: str) -> Assigned:
-        """Return the host ports that lead to one attachment."""
-        pods = self.by_pod(dnat_chain(key).encode()).values()
+        """Return the host ports that lead to one attachment, or to another one of its container until that leaves."""
+        verdicts = self._lookup.elements(key, self._lookup.rules(dnat_chain(key))).values()
+        others = {key_in(nf_answers.chain(verdict)) for verdict in verdicts} - {"", key}
+        holders = *others, key  # its own ports go before those for which it waits
+        pods = (ports for holder in holders for ports in self.by_pod(dnat_chain(holder).encode()).values())
         return {request: port for ports in pods for request, port in ports.items()}
 
 
