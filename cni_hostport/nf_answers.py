@@ -147,7 +147,12 @@ def verdict(element: bytes) -> bytes:
 
 def target(element: bytes) -> str:
     """Return the chain that a map element leads to from the answer for it."""
-    return nested_value(verdict(element), VERDICT_CHAIN).rstrip(b"\0").decode()
+    return chain(verdict(element))
+
+
+def chain(verdict: bytes) -> str:
+    """Return the chain to which a verdict leads."""
+    return nested_value(verdict, VERDICT_CHAIN).rstrip(b"\0").decode()
 
 
 def expected_elements(rule: bytes) -> list[ElementKey]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_hostport import nf_tables
-from cni_hostport.dynamic_ports.picker import PORT_BYTES, Picker, given
+from cni_hostport.dynamic_ports.picker import PORT_BYTES, OvertakenError, Picker, given
 from cni_hostport.errors import NFTError, PortTakenError
 from cni_hostport.names import ONE_ADDRESS
 from cni_hostport.ruleset.commands import map_and_key, reservation
@@ -40,10 +40,14 @@ def claim(
     ``INVALID_CONFIG`` if it may not have as many, or any; ``PORT_TAKEN`` if none is free; and what ``install`` raises
     for other reasons. Nothing is installed then.
     """
-    taken = set[tuple[str, int]]()
+    taken, may_be_new = set[tuple[str, int]](), True
     while True:
         picker = Picker(nft, lookup, request, attachment, taken)
-        plan = request.plan(picker.pick(picker.present()))
+        try:
+            plan = request.plan(picker.pick(picker.present(may_be_new=may_be_new)))
+        except OvertakenError:
+            may_be_new = False
+            continue
         dynamic = {(forward.protocol, forward.host_port) for forward in plan.forwards if forward.request}
         try:
             held = install(plan)

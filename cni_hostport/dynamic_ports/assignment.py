@@ -20,6 +20,8 @@ Assigned = dict[str, int]
 
 # seconds between attempts to list; each but the last was spoiled by somebody else's change
 PAUSES = (0, 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
+# in each element that leads to an attachment; others keep a port from being given, whatever their comment is
+LEADS_TO_HOLDER = dnat_chain("").encode()
 
 
 class Listing:
@@ -33,7 +35,7 @@ class Listing:
         """Return the ports, by their keys in the kernel."""
         return set().union(*map(nf_answers.dynamic_port_keys, self._answers))
 
-    def by_pod(self, wanted: bytes = b"") -> dict[str, Assigned]:
+    def by_pod(self, wanted: bytes = LEADS_TO_HOLDER) -> dict[str, Assigned]:
         """Return the host ports of each pod that has some, by its ID; perhaps only those with the ``wanted`` bytes.
 
         Of two with the same request, as while a pod's former sandbox is still there, the newer one counts.
@@ -44,7 +46,7 @@ class Listing:
                 for key, comment in nf_answers.members_with_comments(answer, wanted):
                     request, pod_id = request_and_pod(comment)
                     if not pod_id:
-                        continue  # somebody keeps a port from being given
+                        continue
                     other = found.setdefault(pod_id, {}).setdefault(request, key)
                     if nf_tables.port(other) != nf_tables.port(key) and self._is_newer(key, other):
                         found[pod_id][request] = key
@@ -69,8 +71,11 @@ class Listing:
         return ports | self.held_by(key) if key and ports else ports
 
     def held_by(self, key: str) -> Assigned:
-        """Return the host ports that lead to one attachment."""
-        pods = self.by_pod(dnat_chain(key).encode()).values()
+        """Return the host ports that lead to one attachment, or to another one of its container until that leaves."""
+        verdicts = self._lookup.elements(key, self._lookup.rules(dnat_chain(key))).values()
+        others = {key_in(nf_answers.chain(verdict)) for verdict in verdicts} - {"", key}
+        holders = *others, key  # its own ports go before those for which it waits
+        pods = (ports for holder in holders for ports in self.by_pod(dnat_chain(holder).encode()).values())
         return {request: port for ports in pods for request, port in ports.items()}
 
 

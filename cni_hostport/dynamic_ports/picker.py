@@ -13,7 +13,7 @@ from cni_hostport.dynamic_ports.ranges import written
 from cni_hostport.dynamic_ports.request import AssignedPort, named
 from cni_hostport.errors import CNIError, Code, shortened
 from cni_hostport.kernel import listeners, presence
-from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS
+from cni_hostport.names import ANY_ADDRESS, DYNAMIC, ONE_ADDRESS, dynamic_comment
 from cni_hostport.precedence import in_the_way
 from cni_hostport.ruleset.commands import reservation
 
@@ -43,6 +43,10 @@ def given(lookup: Lookup, versions: Iterable[int]) -> dict[int, set[bytes]]:
     }
 
 
+class OvertakenError(Exception):
+    """Another of the pod's networks was given ports since it was looked which ones the pod has."""
+
+
 class Picker:
     """Picks host ports by what there is in the ruleset now."""
 
@@ -52,25 +56,31 @@ class Picker:
         """Take what the ports are for, and those that are certainly somebody else's."""
         self._nft, self._lookup, self._request, self._attachment = nft, lookup, request, attachment
         self._taken = {*taken, *((mapping.protocol, mapping.host_port) for mapping in request.config.mappings)}
+        self._known: set[bytes] | None = None  # the dynamic host ports that ``present`` has seen
 
     @cached_property
     def _listing(self) -> Listing:
         """The dynamic host ports that there are: the more pods have some, the longer it takes."""
         return Listing(self._lookup)
 
-    def present(self) -> Assigned:
+    def present(self, *, may_be_new: bool = True) -> Assigned:
         """Return the host ports that the pod has already.
 
-        A new pod is known by the lack of its files' directory. Where another of its networks could not make that, this
-        one gets other ports.
+        A new pod is known by the lack of its files' directory. If another of its networks could not make that, or has
+        not yet, ``pick`` meets that one's ports.
         """
         attachment = self._attachment
-        if pod_files.is_new(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
+        if may_be_new and pod_files.is_new(attachment.pod_id) and not self._lookup.tokens([attachment.key]):
+            self._known = set()
             return {}
+        self._known = self._listing.keys()
         return self._listing.assigned(attachment.pod_id, attachment.key)
 
     def pick(self, kept: Assigned) -> Assigned:
-        """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others."""
+        """Return the host port of each request: those that are ``kept``, unless somebody has taken them, and others.
+
+        Raises ``OvertakenError`` where it meets ports of the same pod that ``present`` has not seen.
+        """
         picked: Assigned = {}
         lacking: list[Block] = []
         for block in self._request.blocks:
@@ -123,24 +133,27 @@ class Picker:
     def _free(self, block: Block) -> Iterator[int]:
         """Yield the candidates of which nobody has any port, for whichever address."""
         starts, length, mapped = self._key_starts(block), len(block), self._given_as_dynamic
+        own = dynamic_comment("", self._attachment.pod_id).encode()
 
         def keys(first: int) -> list[bytes]:
             return [start + port.to_bytes(2) + b"\0\0" for port in range(first, first + length) for start in starts]
 
-        def is_free(number: int, first: int) -> bool:
-            """Tell whether a candidate is worth to be asked for."""
-            wanted = keys(first)
-            return mapped.isdisjoint(wanted) and (number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(wanted))
-
-        candidates = (first for number, first in enumerate(self._candidates(block)) if is_free(number, first))
+        candidates = (
+            first
+            for number, first in enumerate(self._candidates(block))
+            if number < ASKED_WITHOUT_LISTING or self._dynamic.isdisjoint(keys(first))
+        )
         for some in _growing(candidates):
             left = some
             for name in (DYNAMIC, ANY_ADDRESS):  # in a range, what is held most often is a dynamic port
                 asked = [(first, (name, key)) for first in left for key in keys(first)]
                 found = self._lookup.ask(*(nf_tables.get_element(element) for _, element in asked))
+                met = {key for (_, (_, key)), answer in zip(asked, found, strict=True) if answer and own in answer}
+                if name == DYNAMIC and self._known is not None and not met <= self._known:
+                    raise OvertakenError
                 held = {first for (first, _), answer in zip(asked, found, strict=True) if answer}
                 left = [first for first in left if first not in held]
-            yield from left
+            yield from (first for first in left if mapped.isdisjoint(keys(first)))
 
     def _key_starts(self, block: Block) -> list[bytes]:
         """Return what the keys of a block's ports begin with, before the port, by the IP versions that it gets."""
@@ -150,6 +163,8 @@ class Picker:
     @cached_property
     def _dynamic(self) -> set[bytes]:
         """The keys of the dynamic host ports that there are."""
+        if self._known == set() and self._listing.assigned(self._attachment.pod_id):
+            raise OvertakenError
         return self._listing.keys()
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_hostport import plugin
 from cni_hostport.dynamic_ports import allocation, note
-from cni_hostport.errors import CNIError
+from cni_hostport.errors import CNIError, NFTError
 from cni_hostport.libcni import cache
 from cni_hostport.operate import requests
 from cni_hostport.operate.deletion_watch import Entry
@@ -95,7 +95,7 @@ class CacheReader:
         except _LackingError:
             self.lacking.append(path)
             return None
-        except (CNIError, ValueError) as error:
+        except (CNIError, NFTError, ValueError) as error:
             return self._watch.note_refused(entry, error)
         if plan is None:
             return Outcome(OutcomeStatus.GONE, entry.name, text=gone) if gone else None

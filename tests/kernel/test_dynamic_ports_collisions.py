@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import resident
 import scratch
-from dynamic_ports import BARE, asking, given, name, port, run, told
+from dynamic_ports import BARE, FILES, asking, given, name, port, run, told
 from lab import NODE4, NODE6, Node, config, mapping, wait
 
 from cni_hostport.attachment import Attachment
@@ -148,6 +148,36 @@ def test_a_port_that_is_mapped_for_other_addresses_at_the_same_time_is_given_up(
         assert {*given()[name(1)].values(), picked[0]} == {40000, 40001}
         run("CHECK", 1, text, dynamicPorts=ranges)
     scratch.run("CHECK", mapping(picked[0], hostIP=host_ip), container="c1")
+
+
+@in_scratch
+@pytest.mark.parametrize("text", ["80", f"{NODE4}:80", "80-81"])
+@pytest.mark.parametrize("crowd", [0, 62], ids=["a free range", "a full one"])
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
+def test_a_pod_whose_other_network_is_added_at_the_same_time_has_each_port_once(
+    monkeypatch: pytest.MonkeyPatch, text: str, crowd: int, *, is_new: bool
+) -> None:
+    if not is_new:
+        (FILES / name(1)).mkdir(parents=True)
+    taken = [mapping(number) for number in range(40000, 40000 + crowd)]
+    scratch.run("ADD", *taken, container="c1")
+    other: dict[str, Any] = {
+        "name": "second", "addresses": ["10.2.0.2/24", "fd00:2::2/64"], "variables": {"CNI_IFNAME": "eth1"}
+    }  # fmt: skip
+    pick = picker.Picker.pick
+
+    def pick_late(self: Any, kept: Any) -> Any:
+        monkeypatch.setattr(picker.Picker, "pick", pick)
+        run("ADD", 1, text, **other)
+        return pick(self, kept)
+
+    monkeypatch.setattr(picker.Picker, "pick", pick_late)
+    run("ADD", 1, text)
+    [ports] = given().values()
+    listed = scratch.ruleset().partition("map dynamic_ports")[2].partition("\t}")[0]
+    assert listed.count(name(1)) == len(ports) * (1 if NODE4 in text else 2)
+    for keys in ({}, other):
+        run("CHECK", 1, text, **keys)
 
 
 @in_scratch

@@ -91,6 +91,22 @@ def test_of_two_sandboxes_of_a_pod_each_has_ports_of_its_own() -> None:
     assert told(UID) == {"80/tcp": {"hostPort": given()[UID]["80/tcp"]}}
 
 
+def test_of_two_sandboxes_of_a_pod_on_two_networks_each_keeps_its_port() -> None:
+    def on_second_network(command: str) -> None:
+        variables = {"CNI_ARGS": f"K8S_POD_UID={UID};K8S_POD_NAME=web", "CNI_IFNAME": "eth1"}
+        asked = asking("80", name="second")
+        scratch.run(command, container=f"{OWN}c", addresses=["10.2.0.2/24"], variables=variables, **asked)
+
+    of_pod("ADD", UID)
+    on_second_network("ADD")
+    of_pod("ADD", UID, f"{OWN}d")  # its port is the newer one
+    before = scratch.ruleset().partition("map dynamic_ports")[2].partition("\t}")[0]
+    on_second_network("CHECK")
+    on_second_network("ADD")
+    assert scratch.ruleset().partition("map dynamic_ports")[2].partition("\t}")[0] == before
+    on_second_network("CHECK")
+
+
 def test_of_two_sandboxes_of_a_pod_the_file_tells_the_newer_ones_port() -> None:
     containers = f"{OWN}c", f"{OWN}d"
     for number in range(8):  # a listing has them in any order
@@ -113,11 +129,11 @@ def test_files_are_made_again_from_the_ruleset() -> None:
     shutil.rmtree(files[0].parent)
     files[1].write_text("{}")
     unchanged = file_state(files[2])
-    scratch.nft(
-        "add element inet hostport dynamic_ports { ipv4 . tcp . 41000 : accept }"
-    )  # a port that nobody is given
+    for number, comment in enumerate(("", 'comment "80/tcp kept"', 'comment "kept ../for tests"')):
+        # a port that nobody is given
+        scratch.nft(f"add element inet hostport dynamic_ports {{ ipv4 . tcp . {41000 + number} {comment} : accept }}")
     assert keep_all() == []
-    assert not (FILES / "dynamic-ports.json").exists()
+    assert not any((FILES / kept).exists() for kept in ("dynamic-ports.json", "kept", "../for tests"))
     assert [file.read_bytes() for file in files] == before
     assert file_state(files[2]) == unchanged
 

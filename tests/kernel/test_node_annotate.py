@@ -168,6 +168,17 @@ def test_pods_that_have_one_port_of_two_ip_versions_are_told_apart(
         assert annotator.has_annotated(f"shop/{name}", json.dumps(told)), annotator.log
 
 
+def test_a_port_that_somebody_keeps_from_being_given_is_no_pods(
+    node: Node, server: FakeAPIServer, annotator: Annotator
+) -> None:
+    annotated(node, server, annotator)
+    node.nft('add element inet hostport dynamic_ports { ipv4 . tcp . 41000 comment "kept for tests" : accept }')
+    pod = node.pod(4)
+    server.pods["shop/later"] = Pod(f"{pod.name}-uid")
+    ports = add_again(node, pod, "shop/later", "80/tcp")
+    assert annotator.has_written("shop/later", ports), annotator.log
+
+
 def test_another_pod_of_the_same_name_is_left_alone(node: Node, server: FakeAPIServer, annotator: Annotator) -> None:
     server.pods["shop/web"] = Pod("another")
     add(node, "shop/web", "80/tcp")

@@ -13,7 +13,8 @@ from restoration import restore
 from restoration import running as restored_pod
 
 from cni_hostport import ownership
-from cni_hostport.dynamic_ports import keys
+from cni_hostport.dynamic_ports import assignment, keys
+from cni_hostport.lookup import Lookup
 from cni_hostport.operate import cli
 
 if TYPE_CHECKING:
@@ -188,6 +189,24 @@ def test_a_port_that_is_mapped_for_other_addresses_during_the_restoration_is_giv
         assert output == "2 restored\n"
         assert checked(node, pod, text) == 0
         assert [*given(node)[pod.id].values()] != [port]
+
+
+def test_where_the_ports_that_pods_have_cannot_be_read_others_are_restored(
+    node: Node, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, fixed = running(node, cache, "80"), restored_pod(node, cache, mapping(8080))
+    node.lose_ruleset()
+    monkeypatch.setattr(assignment, "PAUSES", (0,))
+    monkeypatch.setattr(Lookup, "dump", lambda *_: None)  # others change them all the time
+
+    def run() -> int:
+        cli.main(["restore", "--watch=0", f"--cache-dir={cache.directory}"], standalone_mode=False)
+        return 0
+
+    output = fork.forked(node, run).stderr.decode()
+    assert "the elements of dynamic_ports are changed all the time" in output
+    assert "1 failed, 1 restored\n" in output
+    assert (node.holds(pod), node.holds(fixed)) == (False, True)
 
 
 def test_a_dry_run_shows_the_ports_that_pods_had(node: Node, cache: Cache) -> None:
