@@ -20,9 +20,14 @@ def identities(node: Node, protocol: str, pattern: str) -> set[str]:
     return {re.findall(r"\bid=\d+", line)[0] for line in lines if re.search(pattern, line)}
 
 
+def keep_for_long(node: Node) -> None:
+    """Have entries of UDP flows outlive a test, however slow the machine is: those without an answer last for 30 s."""
+    node.set_sysctl("net/netfilter/nf_conntrack_udp_timeout", 3600)
+
+
 def crowd(node: Node, entries: int) -> None:
     """Have the node send so many datagrams to the client, each of a flow of its own."""
-    node.set_sysctl("net/netfilter/nf_conntrack_udp_timeout", 3600)
+    keep_for_long(node)
     for start in range(0, entries, PORTS):
         with node.socket("udp", CLIENT4) as sending:
             for port in range(10_000, 10_000 + min(PORTS, entries - start)):

@@ -37,6 +37,7 @@ NODE4, NODE6 = "192.0.2.1", "2001:db8::1"
 CLIENT4, CLIENT6 = "192.0.2.2", "2001:db8::2"
 BRIDGE4, BRIDGE6 = "10.88.0.1", "fd00:88::1"
 QUIET = 0.4  # seconds in which an answer that must not come would have come
+PATIENCE = 10  # seconds in which an answer that must come does come, on a slow machine with much to do
 LAUNCHER = [sys.executable, "-I", "-m", "cni_hostport"]
 # another user than root, who can read what is in closed folders, where a checkout may lie
 NOBODY = [
@@ -143,7 +144,14 @@ class Namespace:
             self._closing.callback(os.close, stop)
 
     def ask(
-        self, protocol: str, address: str, port: int, *, source: str = "", source_port: int = 0, timeout: float = 3
+        self,
+        protocol: str,
+        address: str,
+        port: int,
+        *,
+        source: str = "",
+        source_port: int = 0,
+        timeout: float = PATIENCE,
     ) -> str:
         """Connect, and return what is answered.
 
@@ -158,10 +166,10 @@ class Namespace:
                 asking.send(b"?")
             return asking.recv(4096).decode()
 
-    def is_silent(self, protocol: str, address: str, port: int, **options: Any) -> bool:
+    def is_silent(self, protocol: str, address: str, port: int, *, timeout: float = QUIET, **options: Any) -> bool:
         """Tell whether a connection gets no answer at all: it is refused, or nothing comes."""
         try:
-            self.ask(protocol, address, port, timeout=QUIET, **options)
+            self.ask(protocol, address, port, timeout=timeout, **options)
         except (OSError, TimeoutError):
             return True
         return False
@@ -364,7 +372,7 @@ def key_of(pod: Pod, network: str = "pods", ifname: str = "eth0") -> str:
 
 def wait(started: subprocess.Popen[str]) -> Outcome:
     """Wait for what ``Node.start`` started."""
-    stdout, stderr = started.communicate(timeout=60)
+    stdout, stderr = started.communicate(timeout=300)  # as one of a hundred, perhaps
     return Outcome(started.returncode, stdout, stderr)
 
 

@@ -36,7 +36,7 @@ class Cache:
         plugin: Mapping[str, Any] = CAPABLE,
         **keys: Any,
     ) -> Path:
-        """Write what libcni writes after the last plugin's ADD."""
+        """Write what libcni writes after the last plugin's ADD, but at once: here the writer may have to wait."""
         conflist = {"cniVersion": "1.0.0", "name": network, "plugins": [{"type": "bridge"}, plugin]}
         entry = {
             "kind": "cniCacheV1",
@@ -51,8 +51,9 @@ class Cache:
             **keys,
         }
         path = self.path(pod, network, ifname)
-        path.write_text(json.dumps({key: value for key, value in entry.items() if value is not None}))
-        return path
+        written = self.directory / path.name
+        written.write_text(json.dumps({key: value for key, value in entry.items() if value is not None}))
+        return written.rename(path)
 
     def remove(self, pod: Pod) -> None:
         """Do what libcni does after the last plugin's DEL."""

@@ -21,7 +21,7 @@ IPTABLES, NFTABLES, HOSTPORT = PLUGINS
 LEGACY = replace(IPTABLES, name="portmap-iptables-legacy")
 # addresses that no other test's pods have: those count as well
 NUMBER = os.getpid()
-PREFIX4, PREFIX6 = f"10.{64 + NUMBER % 128}.{NUMBER >> 7 & 255}", f"fd00:{NUMBER & 0xFFFF:x}"
+PREFIX4, PREFIX6 = f"10.{128 + NUMBER % 128}.{NUMBER >> 7 & 255}", f"fd01:{NUMBER & 0xFFFF:x}"
 FOREIGN = """
 add table ip foreign
 add chain ip foreign c

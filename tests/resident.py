@@ -39,7 +39,7 @@ run = noted
 """
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> bool:
     """Wait until something is so, and tell whether it came to that."""
     until = time.monotonic() + seconds
     while not (is_so := bool(condition())) and time.monotonic() < until:
@@ -97,7 +97,7 @@ def _waits(child: int) -> bool:
     """Tell whether a child waits for a call, as opposed to one that is being prepared or has another purpose."""
     try:
         return any(os.readlink(file) == "anon_inode:[eventpoll]" for file in Path(f"/proc/{child}/fd").iterdir())
-    except FileNotFoundError:
+    except OSError:  # it has ended
         return False
 
 

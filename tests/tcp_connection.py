@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Self
 
+from lab import PATIENCE
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -24,12 +26,12 @@ class Conversation:
         with self._server.socket("tcp", self._address) as listening:
             listening.bind(("", self._server_port))
             listening.listen()
-            listening.settimeout(3)
+            listening.settimeout(PATIENCE)
             self._asking = self._closing.enter_context(self._client.socket("tcp", self._address))
-            self._asking.settimeout(3)
+            self._asking.settimeout(PATIENCE)
             self._asking.connect((self._address, self._port))
             self._answering = self._closing.enter_context(listening.accept()[0])
-            self._answering.settimeout(3)
+            self._answering.settimeout(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,7 +41,7 @@ class Conversation:
         """Tell whether each end still hears the other."""
         return self.is_heard() and _hears(self._answering.send, self._asking)
 
-    def is_heard(self, timeout: float = 3) -> bool:
+    def is_heard(self, timeout: float = PATIENCE) -> bool:
         """Tell whether the server still hears the client."""
         self._answering.settimeout(timeout)
         return _hears(self._asking.send, self._answering)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-LIST_ATTEMPTS = 5  # to list addresses while none of them changes
+# seconds before each attempt to list addresses; each but the last was spoiled by a change of one
+LIST_PAUSES = (0, 0, 0, 0.003, 0.01, 0.03, 0.1, 0.3)
 OWN_NAMESPACE = "/proc/self/ns/net"  # of this process: the node's
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
 
@@ -178,7 +180,8 @@ def _lines(path: Path) -> list[str]:
 
 def _addresses(netlink: Netlink, interface: int = 0) -> list[Address]:
     """Return the addresses of an interface, or all."""
-    for _ in range(LIST_ATTEMPTS):
+    for pause in LIST_PAUSES:
+        time.sleep(pause)
         [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
         if error != EINTR:
             break

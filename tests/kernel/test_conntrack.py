@@ -4,7 +4,9 @@ import re
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, config, mapping
+from conntrack_entries import keep_for_long
+from lab import CLIENT4, CLIENT6, NODE4, NODE6, PATIENCE, QUIET, Namespace, Node, config, mapping
+from resident import eventually
 
 if TYPE_CHECKING:
     import socket
@@ -24,6 +26,7 @@ def node(node: Node) -> Node:
     node.nft_file(f"table inet foreign {{\n{chains}}}\n")
     node.client.ip(f"route add default via {NODE4}", f"route add default via {NODE6}")
     node.ip(f"addr add {OTHER4}/24 dev uplink", f"addr add {OTHER6}/64 dev uplink nodad")
+    keep_for_long(node)
     return node
 
 
@@ -44,7 +47,7 @@ class Talker:
     def say(self) -> None:
         self._socket.sendto(b"?", self._server)
 
-    def hears(self, timeout: float = 3) -> str:
+    def hears(self, timeout: float = PATIENCE) -> str:
         """Say something, and return who answers."""
         self.say()
         self._socket.settimeout(timeout)
@@ -78,7 +81,7 @@ def test_a_client_faster_than_the_pod_gets_its_answer(node: Node, node_address: 
     with Talker(node.client, node_address) as talker:
         for _ in range(3):
             talker.say()
-        assert len(flows(node)) == 1
+        assert eventually(lambda: len(flows(node)) == 1)
         node.add(pod, *udp(count, node_address if given else ""))
         assert talker.hears() == "web"
 
@@ -89,7 +92,7 @@ def test_the_node_itself_faster_than_the_pod_gets_its_answer(node: Node, node_ad
     pod.serve("udp", 53, "web")
     with Talker(node, node_address) as talker:
         talker.say()
-        assert len(flows(node)) == 1
+        assert eventually(lambda: len(flows(node)) == 1)
         node.add(pod, *udp())
         assert talker.hears() == "web"
 

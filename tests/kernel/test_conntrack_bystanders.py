@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from conntrack_entries import keep_for_long
 from kernel.test_conntrack import Talker, flows
 from kernel.test_packets import set_bridge_nf
 from lab import BRIDGE4, BRIDGE6, CLIENT4, CLIENT6, NODE4, NODE6, Node, Pod, mapping
+from resident import eventually
 
 SERVICE4, SERVICE6 = "10.96.0.1", "fd00:96::1"
 ADDRESSES = {4: (NODE4, CLIENT4, BRIDGE4, SERVICE4), 6: (NODE6, CLIENT6, BRIDGE6, SERVICE6)}
@@ -15,6 +17,7 @@ PORT, ZONE = 5353, 7
 @pytest.fixture
 def node(node: Node) -> Node:
     node.client.ip(f"route add default via {NODE4}", f"route add default via {NODE6}")
+    keep_for_long(node)
     return node
 
 
@@ -144,7 +147,7 @@ def test_a_udp_flow_to_a_local_address_that_is_not_the_host_ports_survives(
     for address in (service, host):
         with Talker(node.client, address) as talker:
             talker.say()
-    assert len(flows(node)) == 2
+    assert eventually(lambda: len(flows(node)) == 2)
     node.add(node.pod(), *udp(1), **keys)
     kept = flows(node)
     assert len(kept) == 1

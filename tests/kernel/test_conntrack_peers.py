@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from conntrack_entries import crowd, identities
+from conntrack_entries import crowd, identities, keep_for_long
 from kernel.test_conntrack_tcp import Dialling
-from lab import CLIENT4, CLIENT6, NODE4, NODE6, QUIET, Namespace, Node, Pod, config, ip, mapping
+from lab import CLIENT4, CLIENT6, NODE4, NODE6, PATIENCE, QUIET, Namespace, Node, Pod, config, ip, mapping
 from resident import eventually
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def node(node: Node) -> Node:
         " ip6 saddr fd00:88::/64 ip6 daddr 2001:db8::/64 masquerade; };"
         " chain d { type filter hook output priority 0; ct state new counter; }; }"
     )
+    keep_for_long(node)
     return node
 
 
@@ -59,10 +60,10 @@ class Peer:
         """Have the pod speak, and see it come from the node."""
         self.listens(pod)
         self._pods[pod.name].sendto(b"first", (CLIENTS[self._family], PEER_PORT))
-        self._socket.settimeout(3)
+        self._socket.settimeout(PATIENCE)
         assert self._socket.recvfrom(64)[1][:2] == (self._address, PORT)
 
-    def reaches(self, pod: Namespace, timeout: float = 3) -> bool:
+    def reaches(self, pod: Namespace, timeout: float = PATIENCE) -> bool:
         """Send something to the node's address, and tell whether the pod hears it."""
         self._socket.sendto(b"answer", (self._address, PORT))
         self._pods[pod.name].settimeout(timeout)
@@ -144,6 +145,7 @@ def test_what_the_pod_itself_said_before_its_add_goes_on(node: Node, family: int
             other.bind(("", PORT))
             node.client.serve("udp", PEER_PORT + 1, "server")
             other.sendto(b"?", (CLIENTS[family], PEER_PORT + 1))
+            assert eventually(lambda: identities(node, "udp", rf"dport={PEER_PORT + 1}\b"))
             others = identities(node, "udp", rf"dport={PEER_PORT + 1}\b")
             node.add(pod, UDP)
             assert eventually(lambda: not others & identities(node, "udp", rf"dport={PEER_PORT + 1}\b"))
@@ -161,7 +163,7 @@ def test_flows_of_the_node_itself_from_the_ports_number_survive(node: Node, fami
         with stray.socket("udp", CLIENTS[family]) as other:
             other.bind(("", PORT))
             other.sendto(b"?", (CLIENTS[family], PEER_PORT + 1))
-            assert len(identities(node, "udp", f"dport={PEER_PORT + 1}")) == 1
+            assert eventually(lambda: len(identities(node, "udp", f"dport={PEER_PORT + 1}")) == 1)
             node.add(pod, UDP)
             assert eventually(lambda: not identities(node, "udp", f"dport={PEER_PORT + 1}"))
         assert flows(node) == own
@@ -194,8 +196,8 @@ def test_flows_in_a_zone_of_their_own_survive(node: Node, family: int) -> None:
     with Peer(node, family), old.socket("udp", CLIENTS[family]) as other:
         other.bind(("", PORT))
         other.sendto(b"?", (CLIENTS[family], PEER_PORT))
+        assert eventually(lambda: len(flows(node)) == 1)
         before = flows(node)
-        assert len(before) == 1
         node.add(pod, UDP)
         node.delete(pod)
         assert flows(node) == before
@@ -209,7 +211,7 @@ def test_a_connection_that_the_pod_opened_ends_with_its_mapping(node: Node, fami
         listening.bind(("", PEER_PORT))
         listening.listen()
         with Dialling(pod, CLIENTS[family], PEER_PORT, PORT):
-            listening.settimeout(3)
+            listening.settimeout(PATIENCE)
             listening.accept()[0].close()
             assert len(flows(node, "tcp")) == 1
             node.delete(pod)
@@ -229,7 +231,7 @@ def test_of_what_others_opened_from_the_ports_number_an_add_forgets_what_nobody_
         listening.listen()
         with Dialling(talks, CLIENTS[family], PEER_PORT, PORT), Dialling(tries, nobody, PEER_PORT, PORT):
             assert eventually(lambda: len(flows(node, "tcp")) == 2)
-            listening.settimeout(3)
+            listening.settimeout(PATIENCE)
             with listening.accept()[0]:
                 answered = identities(node, "tcp", rf"ESTABLISHED .*sport={PORT}\b")
                 unanswered = flows(node, "tcp") - answered

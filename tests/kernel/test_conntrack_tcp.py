@@ -176,8 +176,8 @@ def test_the_answered_beginning_of_a_connection_to_the_node_itself_is_left_alone
         listening.bind(("", PORT))
         listening.listen()
         with Dialling(node.client, NODE4):
+            assert eventually(lambda: identities(node, "tcp", rf"SYN_RECV .*dport={PORT}\b"))
             answered = identities(node, "tcp", rf"SYN_RECV .*dport={PORT}\b")
-            assert len(answered) == 1
             towards_nobody(node, NODE4)
             with Dialling(node.client, NODE4, source_port=SOURCE + 1):
                 assert eventually(lambda: len(opened(node)) == 2)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from doctor_node import Practice
-from lab import BRIDGE4, LAUNCHER, Node, mapping
+from lab import BRIDGE4, LAUNCHER, PATIENCE, QUIET, Node, mapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +24,12 @@ def about_it(practice: Practice) -> list[Statement]:
     return [find for find in practice.finds() if "CVE-2020-8558" in find.meaning]
 
 
-def reaches(practice: Practice) -> bool:
+def reaches(practice: Practice, seconds: float = QUIET) -> bool:
     """Tell whether a neighbour on the pods' bridge reaches what listens on the node's 127.0.0.1."""
     neighbour = practice.node.pod()
     neighbour.ip("addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.0/8 via {BRIDGE4}")
     neighbour.set_sysctl("net/ipv4/conf/all/route_localnet", 1)
-    return not neighbour.is_silent("tcp", "127.0.0.1", 9999, source=neighbour.ip4)
+    return not neighbour.is_silent("tcp", "127.0.0.1", 9999, source=neighbour.ip4, timeout=seconds)
 
 
 @pytest.mark.parametrize("setting", [BRIDGE, ALL])
@@ -46,7 +46,7 @@ def test_an_interface_to_a_pod_without_its_guard_is_a_problem_and_the_remedy_wor
     practice.node.nft(damage)
     found = about_it(practice)[0]
     assert (found.status, found.text) == ("problem", OPEN)
-    assert reaches(practice)
+    assert reaches(practice, PATIENCE)
     practice.node.run(*LAUNCHER, *found.remedy.split()[1:2], f"--cache-dir={practice.cache.directory}")
     assert not reaches(practice)
     assert [item for item in about_it(practice) if item.status == "problem"] == []

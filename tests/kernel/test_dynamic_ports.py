@@ -205,11 +205,11 @@ def test_a_pod_of_the_same_name_gets_the_same_port_again() -> None:
         for number, variables in enumerate(names):
             container = f"{dynamic_ports.OWN}{attempt}{number}"
             scratch.run("ADD", container=container, addresses=[f"10.1.{number}.2/24"], variables=variables, **asked)
-        taken.append([*given().values()])
+        taken.append(sorted(sorted(ports.items()) for ports in given().values()))
         for number in range(4):
             scratch.run("DEL", container=f"{dynamic_ports.OWN}{attempt}{number}", addresses=["10.1.0.2/24"])
-    assert sorted(map(str, taken[0])) == sorted(map(str, taken[1]))
-    assert len({ports["80/tcp"] for ports in taken[0]}) == 4
+    assert taken[0] == taken[1]
+    assert len({dict(ports)["80/tcp"] for ports in taken[0]}) == 4
 
 
 PORT, MAP = "ipv4 . tcp . {port}", "element inet hostport dynamic_ports"

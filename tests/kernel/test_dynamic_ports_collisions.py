@@ -243,7 +243,7 @@ def test_fixed_ports_of_a_range_and_dynamic_ones_at_once(node: Node) -> None:
     dynamic = [ports["80/tcp"] for ports in given(node).values()]
     assert len(dynamic) == sum(not code for code, _ in found[1::2])
     assert not fixed & {*dynamic}
-    assert len(fixed) + len(dynamic) == 10
+    assert len(dynamic) == min(8, 10 - len(fixed))  # in which order ever they came
     for pod, (code, _) in zip(pods, found, strict=True):
         assert bool(node.footprint(pod)) == (not code)
     checked = [

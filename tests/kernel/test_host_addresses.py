@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hostport_list import targets
-from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, NODE6, Node, Pod, config, mapping
+from lab import BRIDGE4, BRIDGE6, CLIENT4, NODE4, NODE6, PATIENCE, Node, Pod, config, mapping
 from libcni_cache import CAPABLE, Cache
 from restoration import restore
 
@@ -49,7 +49,7 @@ def web(node: Node) -> Pod:
 
 def answering(node: Node, port: int = 8080) -> list[str]:
     """Return the addresses of the node that answer outside."""
-    return [address for address in ALL if not node.client.is_silent("tcp", address, port)]
+    return [address for address in ALL if not node.client.is_silent("tcp", address, port, timeout=PATIENCE)]
 
 
 @pytest.mark.parametrize("mappings", [[mapping(8080)], MANY], ids=["one-port", "many-ports"])

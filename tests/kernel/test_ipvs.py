@@ -206,7 +206,7 @@ def test_pods_that_come_and_go_are_no_reason_to_look_at_services(node: Node, tmp
     with node.inside(), Resident(tmp_path / "socket", note):
         for _ in range(3):
             node.pod().remove()
-        assert eventually(notes.exists)
+        assert eventually(lambda: notes.exists() and notes.read_text())
         assert notes.read_text() == "x"
         assign(node, *LATER)
         assert eventually(lambda: notes.read_text() > "x")
