@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Test = TypeVar("Test", bound=Callable[..., None])
 
 MODULES = ("from cni_hostport.__main__ import run", "from cni_hostport.resident import process as resident")
-NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
+# who does not run a call itself has time until it is taken
+NEVER_COLD = 'import cni_hostport.handover as h; h.UNTIL_TAKEN = 20; sys.modules["cni_hostport.skel"] = None'
 # notes which commands children run, in a file
 NOTES = """
 call = run
@@ -39,7 +40,7 @@ run = noted
 """
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> bool:
     """Wait until something is so, and tell whether it came to that."""
     until = time.monotonic() + seconds
     while not (is_so := bool(condition())) and time.monotonic() < until:

@@ -8,7 +8,7 @@ import pytest
 from kernel.test_conntrack import Talker, udp
 from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
 from lab import LAUNCHER, NODE4, QUIET, Node, Pod, config, mapping
-from resident import Resident, eventually, launcher
+from resident import NEVER_COLD, Resident, eventually, launcher
 from tcp_connection import Conversation
 
 from cni_hostport.resident.process import MAX_CHILDREN
@@ -22,8 +22,9 @@ import os, time
 from cni_hostport.kernel import conntrack
 def late(forget):
     def wait(*arguments):
-        with open("{notes}", "w") as out:
+        with open("{notes}.new", "w") as out:
             out.write(str(os.getpid()))
+        os.rename("{notes}.new", "{notes}")
         while not os.path.exists("{gate}"):
             time.sleep(0.01)
         forget(*arguments)
@@ -31,7 +32,6 @@ def late(forget):
 conntrack.forget_the_rest = late(conntrack.forget_the_rest)
 conntrack.forget_to_deleted = late(conntrack.forget_to_deleted)
 """
-NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 
 
 class Sweep:
@@ -46,7 +46,7 @@ class Sweep:
 
     @property
     def process(self) -> int:
-        assert eventually(lambda: self._notes.exists() and self._notes.read_text())
+        assert eventually(self._notes.exists)
         return int(self._notes.read_text())
 
     @property

@@ -58,11 +58,13 @@ class Agent:
             f"--bin-dir={self.bin}", f"--lib-dir={self.top}/lib", f"--conf-dir={self.conf}",
             f"--cache-dir={self.cache.directory}", f"--listen={self.address}:{PORT}",
         ]  # fmt: skip
+        self.log.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]
             self.process = subprocess.Popen(inside, stdout=log, stderr=log)
         self.node.launcher = ["nsenter", f"--target={self.process.pid}", "--mount", str(self.executable)]
-        assert eventually(self.has_resident), self.log.read_text()
+        # it may begin to listen, or say that it cannot, after it has started the resident process
+        assert eventually(lambda: self.has_resident() and "listen" in self.log.read_text()), self.log.read_text()
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +84,7 @@ class Agent:
         return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
 
     def residents(self) -> list[int]:
-        return [child for child in self.children() if b"serve" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return [child for child in self.children() if b"serve" in of_process(child, "cmdline")]
 
     def write_primary(self, name: str = "10-pods.conflist") -> None:
         written = self.conf / f"{name}.new"
@@ -104,6 +106,13 @@ class Agent:
 
     def is_ready(self) -> bool:
         return self.get("/readyz")[0] == 200
+
+
+def of_process(number: int, name: str) -> bytes:
+    """Return a file about a process, empty where that has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{number}/{name}").read_bytes()
+    return b""
 
 
 @pytest.fixture
@@ -221,8 +230,8 @@ def test_calls_that_lose_the_resident_process_leave_no_zombies(agent: Agent) -> 
     (resident,) = agent.residents()
     os.kill(resident, signal.SIGKILL)
     assert eventually(lambda: agent.residents() not in ([resident], []) and agent.has_resident())
-    states = [f"/proc/{child}/stat" for child in agent.children()]
-    assert eventually(lambda: not [path for path in states if Path(path).exists() and ") Z " in Path(path).read_text()])
+    children = agent.children()
+    assert eventually(lambda: not [child for child in children if b") Z " in of_process(child, "stat")])
 
 
 def test_a_resident_process_that_is_killed_is_started_again(agent: Agent, node: Node) -> None:
