@@ -477,6 +477,26 @@ def test_it_ends_where_it_hangs(node: Node, hanging: FakeAPIServer, tmp_path: Pa
         assert "Timeout" in annotator.log
 
 
+TERMINATE = """
+import ctypes, operator, os, signal
+from functools import partial
+wait, kill = annotator.select.select, partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGTERM)
+class Final:
+    __del__ = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+"""
+MOMENTS = {
+    "where an exception would be lost": "late = lambda *given: [Final() and None, wait(*given)][1]",
+    # Python would see the signal in a step of its own between the two
+    "just before it waits": "late = lambda *given: [*map(operator.call, (kill, partial(wait, *given)))][1]",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_it_at_any_moment(node: Node, server: FakeAPIServer, tmp_path: Path, moment: str) -> None:
+    with Annotator(node, server, tmp_path, TERMINATE, MOMENTS[moment], "annotator.select.select = late") as annotator:
+        assert annotator.process.wait(timeout=30) == 0, annotator.log
+
+
 def test_outside_of_a_cluster_it_says_what_is_missing(node: Node) -> None:
     ran = node.run(*LAUNCHER, "node", "annotate", check=False, env={})
     assert (ran.returncode, "KUBERNETES_SERVICE_HOST" in ran.stderr) == (1, True), ran

@@ -154,7 +154,7 @@ def test_many_containers_are_not_all_named(installed: Installed) -> None:
 
 
 class Uninstalling:
-    """An uninstallation, each of whose pauses lasts until ``turn``; no time passes for it before the end of the context."""
+    """An uninstallation whose pauses last until ``turn``; no time passes for it before the end of the context."""
 
     def __init__(self, installed: Installed, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.installed, self.outcomes = installed, list[Ran]()
