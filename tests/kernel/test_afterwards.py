@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kernel.test_conntrack import Talker, udp
-from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
+from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody, translate
 from lab import LAUNCHER, NODE4, QUIET, Node, Pod, config, mapping
 from resident import NEVER_COLD, Resident, eventually, launcher
 from tcp_connection import Conversation
@@ -91,6 +91,7 @@ def test_an_add_is_answered_before_and_its_streams_are_closed(node: Node, sweep:
 def test_what_is_left_to_be_done_is_done_although_the_caller_has_gone(node: Node, sweep: Sweep) -> None:
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
+    translate(node)
     old = towards_nobody(node, NODE4)
     with Dialling(node.client, NODE4) as dialling:
         assert eventually(lambda: opened(node))
@@ -184,6 +185,7 @@ def test_where_no_process_can_be_made_an_add_does_it_before_it_ends(node: Node, 
     node.launcher = launcher(tmp_path, tmp_path / "socket", refuses)
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
+    translate(node)
     old = towards_nobody(node, NODE4)
     with Dialling(node.client, NODE4) as dialling:
         assert eventually(lambda: opened(node))

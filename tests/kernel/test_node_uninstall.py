@@ -81,7 +81,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def bundle(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "first", "first")
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "only", "only")  # no name of what test_node_install has
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-import time
+import resource
 from collections import Counter
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -248,10 +248,16 @@ def test_a_port_whose_number_is_that_of_a_protocol_is_a_port(node: Node) -> None
     assert hosts(node) == ["0.0.0.0:6/tcp", "0.0.0.0:17/tcp", "0.0.0.0:132/tcp"]
 
 
+def processor_time() -> float:
+    """Return the seconds that processes which have ended took of a processor: others do not change them."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_a_thousand_mappings_are_listed_in_seconds(node: Node) -> None:
     node.nft_file(attach(range(1001, 2001)))
-    begun = time.monotonic()
+    before = processor_time()
     found = shown(node)[1:]
-    assert time.monotonic() - begun < 10
+    assert processor_time() - before < 5
     assert [row[1] for row in found] == [f"10.1.{number // 256}.{number % 256}:80" for number in range(1001, 2001)]
     assert hosts(node, "--port", "1777") == ["0.0.0.0:1777/tcp"]
