@@ -364,7 +364,7 @@ def key_of(pod: Pod, network: str = "pods", ifname: str = "eth0") -> str:
 
 def wait(started: subprocess.Popen[str]) -> Outcome:
     """Wait for what ``Node.start`` started."""
-    stdout, stderr = started.communicate(timeout=60)
+    stdout, stderr = started.communicate(timeout=180)
     return Outcome(started.returncode, stdout, stderr)
 
 

@@ -191,4 +191,4 @@ def take(connection: socket.socket, process: int) -> None:
 def run(executable: Sequence[str], stdin: bytes, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run an executable in this namespace; ``CNI_*`` variables are given without the prefix."""
     environment = {f"CNI_{name}": value for name, value in variables.items()}
-    return subprocess.run(executable, input=stdin, env=environment, capture_output=True, check=False, timeout=60)
+    return subprocess.run(executable, input=stdin, env=environment, capture_output=True, check=False, timeout=180)
