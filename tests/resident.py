@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Test = TypeVar("Test", bound=Callable[..., None])
 
 MODULES = ("from cni_hostport.__main__ import run", "from cni_hostport.resident import process as resident")
-NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
+# who does not run a call itself has time until it is taken
+NEVER_COLD = 'import cni_hostport.handover as h; h.UNTIL_TAKEN = 20; sys.modules["cni_hostport.skel"] = None'
 # notes which commands children run, in a file
 NOTES = """
 call = run
@@ -190,4 +191,4 @@ def take(connection: socket.socket, process: int) -> None:
 def run(executable: Sequence[str], stdin: bytes, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run an executable in this namespace; ``CNI_*`` variables are given without the prefix."""
     environment = {f"CNI_{name}": value for name, value in variables.items()}
-    return subprocess.run(executable, input=stdin, env=environment, capture_output=True, check=False, timeout=60)
+    return subprocess.run(executable, input=stdin, env=environment, capture_output=True, check=False, timeout=180)

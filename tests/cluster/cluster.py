@@ -28,13 +28,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODES = ("nftables", "iptables")
+LONG = 180  # seconds
 
 
 def pod(name: str, *ports: Mapping[str, Any], node: Machine, **spec: Any) -> dict[str, Any]:
-    """Return a pod with these ``ports`` for a node, which the scheduler puts there; it answers its name on port 80."""
-    selector = {"nodeSelector": {"kubernetes.io/hostname": node.name}}
-    metadata = {"name": name, "labels": {"name": name}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": answering(name, *ports) | selector | spec}
+    """Return a pod with these ``ports`` for a node, which the scheduler puts there; it answers its name on port 80.
+
+    It is not ready before it listens.
+    """
+    made = answering(name, *ports) | {"nodeSelector": {"kubernetes.io/hostname": node.name}} | spec
+    made["containers"][0]["startupProbe"] = {"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": LONG}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"name": name}}, "spec": made}
 
 
 def port(host_port: int, container_port: int = 80, **keys: Any) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Cluster:
         except OSError:
             return ""
 
-    def wait_until(self, state: str, *names: str, seconds: int = 60) -> None:
+    def wait_until(self, state: str, *names: str, seconds: int = LONG) -> None:
         """Wait until objects are in a state that ``kubectl wait`` knows; else fail with what the cluster tells."""
         told = self.kubectl("wait", f"--for={state}", f"--timeout={seconds}s", *names, check=False)
         assert "timed out" not in told, f"{told}{self.story()}"
@@ -163,6 +167,6 @@ class Cluster:
         events = self.kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp", check=False)
         return f"{pods}\n{events[-4000:]}"
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = LONG) -> None:
         """Wait until a condition holds; if it does not come to that, fail with what the cluster tells."""
         assert eventually(condition, seconds), self.story()

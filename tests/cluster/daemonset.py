@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from go_tools import ROOT
 
+from cluster.cluster import LONG
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 MANIFESTS = ROOT / "conf" / "kubernetes"
 AGENTS = ("--namespace=kube-system", "--selector=app.kubernetes.io/name=hostport")
 OURS = "/etc/cni/net.d/01-hostport.conflist"
-LONG = 180  # seconds
 
 
 def roll_out(cluster: Cluster, directory: Path) -> None:

@@ -12,8 +12,8 @@ import bundle
 import pytest
 from go_tools import TOOLS
 
-from cluster.cluster import pod, port
-from cluster.daemonset import AGENTS, LONG, MANIFESTS, OURS, containers, flush, overlay, roll_out
+from cluster.cluster import LONG, pod, port
+from cluster.daemonset import AGENTS, MANIFESTS, OURS, containers, flush, overlay, roll_out
 from cluster.images import REPOSITORY
 from cluster.machine import CTR
 from cluster.traffic import PodTraffic, PortTraffic
@@ -235,9 +235,7 @@ def test_a_removal_leaves_running_pods_their_ports_and_then_nothing(rolled_out: 
         node.write("/run/hostport/pods/left/dynamic-ports.json", "{}")
     with rolled_out.running(*web(rolled_out, "last", 8085)):
         rolled_out.kubectl("apply", "--kustomize", MANIFESTS / "kubeadm" / "uninstall")
-        rolled_out.wait_for(
-            lambda: all(files(node) == ["10-containerd-net.conflist"] for node in rolled_out.nodes), LONG
-        )
+        rolled_out.wait_for(lambda: all(files(node) == ["10-containerd-net.conflist"] for node in rolled_out.nodes))
         assert answers(rolled_out, 8085) == both("last")
         assert answers(rolled_out, 8080) == both("old")
         with rolled_out.running(*web(rolled_out, "after", 8086)):

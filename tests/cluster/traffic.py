@@ -18,9 +18,19 @@ if TYPE_CHECKING:
     from cluster.cluster import Cluster
 
 FIRST_PORT = 9000
-TIMEOUT = 2.0  # seconds for an answer
-FRESH = 1.0  # seconds for which a client goes by what it has found out
+TIMEOUT = 2.0  # seconds for a connection; who has accepted it has more time for its answer
+PATIENCE = 30.0
+FRESH = 4.0  # seconds for which a client goes by what it has begun to find out
 INTERVAL = 0.1  # seconds between connections to a port
+
+
+def _ask(cluster: Cluster, address: str, port: int) -> str:
+    """Return the answer to a connection from outside; raises ``OSError`` if there is none."""
+    with cluster.client.socket("tcp", address) as asking:
+        asking.settimeout(TIMEOUT)
+        asking.connect((address, port))
+        asking.settimeout(PATIENCE)
+        return asking.recv(4096).decode()
 
 
 class _Traffic:
@@ -53,7 +63,7 @@ class _Traffic:
     def wait_for_rounds(self, number: int) -> None:
         """Wait until so many rounds have begun and ended from now on."""
         wanted = self.rounds + number + 1
-        assert eventually(lambda: self.rounds >= wanted, 120), self.faults
+        assert eventually(lambda: self.rounds >= wanted, 300), self.faults
 
 
 class PodTraffic(_Traffic):
@@ -70,7 +80,7 @@ class PodTraffic(_Traffic):
         pods = [pod(f"passing-{number}-{node.number}", port(host_port), node=node) for node in nodes]
         with self._cluster.running(*pods):
             for node in nodes:
-                assert self._cluster.client.ask("tcp", node.ip4, host_port) == f"passing-{number}-{node.number}"
+                assert _ask(self._cluster, node.ip4, host_port) == f"passing-{number}-{node.number}"
 
 
 class PortTraffic(_Traffic):
@@ -83,7 +93,7 @@ class PortTraffic(_Traffic):
     def _round(self) -> None:
         for node, host_port in itertools.product(self._cluster.nodes, self._ports):
             with suppress(TimeoutError):
-                self._cluster.client.ask("tcp", node.ip4, host_port, timeout=TIMEOUT)
+                _ask(self._cluster, node.ip4, host_port)
                 continue
             self.faults.append(f"{node.name} does not answer on {host_port}")
         self._ended.wait(INTERVAL)
@@ -97,13 +107,14 @@ class ReplicaTraffic(_Traffic):
         self.answered = set[str]()
 
     def _round(self) -> None:
-        found, until = replicas(self._cluster), time.monotonic() + FRESH
+        until = time.monotonic() + FRESH
+        found = replicas(self._cluster)
         random.shuffle(found)
         for replica in found:
             if time.monotonic() > until:
                 break
             try:
-                answer = self._cluster.client.ask("tcp", replica.address, replica.port, timeout=TIMEOUT)
+                answer = _ask(self._cluster, replica.address, replica.port)
             except OSError as error:
                 answer = str(error)
             if answer == replica.answer:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kernel.test_conntrack import Talker, udp
-from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody
+from kernel.test_conntrack_tcp import Dialling, opened, towards_nobody, translate
 from lab import LAUNCHER, NODE4, QUIET, Node, Pod, config, mapping
-from resident import Resident, eventually, launcher
+from resident import NEVER_COLD, Resident, eventually, launcher
 from tcp_connection import Conversation
 
 from cni_hostport.resident.process import MAX_CHILDREN
@@ -22,8 +22,9 @@ import os, time
 from cni_hostport.kernel import conntrack
 def late(forget):
     def wait(*arguments):
-        with open("{notes}", "w") as out:
+        with open("{notes}.new", "w") as out:
             out.write(str(os.getpid()))
+        os.rename("{notes}.new", "{notes}")
         while not os.path.exists("{gate}"):
             time.sleep(0.01)
         forget(*arguments)
@@ -31,7 +32,6 @@ def late(forget):
 conntrack.forget_the_rest = late(conntrack.forget_the_rest)
 conntrack.forget_to_deleted = late(conntrack.forget_to_deleted)
 """
-NEVER_COLD = 'sys.modules["cni_hostport.skel"] = None'
 
 
 class Sweep:
@@ -46,7 +46,7 @@ class Sweep:
 
     @property
     def process(self) -> int:
-        assert eventually(lambda: self._notes.exists() and self._notes.read_text())
+        assert eventually(self._notes.exists)
         return int(self._notes.read_text())
 
     @property
@@ -91,6 +91,7 @@ def test_an_add_is_answered_before_and_its_streams_are_closed(node: Node, sweep:
 def test_what_is_left_to_be_done_is_done_although_the_caller_has_gone(node: Node, sweep: Sweep) -> None:
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
+    translate(node)
     old = towards_nobody(node, NODE4)
     with Dialling(node.client, NODE4) as dialling:
         assert eventually(lambda: opened(node))
@@ -184,6 +185,7 @@ def test_where_no_process_can_be_made_an_add_does_it_before_it_ends(node: Node, 
     node.launcher = launcher(tmp_path, tmp_path / "socket", refuses)
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
+    translate(node)
     old = towards_nobody(node, NODE4)
     with Dialling(node.client, NODE4) as dialling:
         assert eventually(lambda: opened(node))

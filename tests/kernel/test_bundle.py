@@ -222,8 +222,10 @@ def annotate(node: Node, root: BareRoot, command: Sequence[str], directory: Path
         variables = [f"-EKUBERNETES_SERVICE_HOST={ADDRESS}", f"-EKUBERNETES_SERVICE_PORT={PORT}"]
         annotating = on(node, [*command[:-1], *variables, command[-1], "node", "annotate"])
         with subprocess.Popen(annotating) as process:
-            assert eventually(lambda: server.pods["shop/web"].annotations)
-            end(process)
+            try:
+                assert eventually(lambda: server.pods["shop/web"].annotations)
+            finally:
+                end(process)
     assert node.cni("DEL", pod, call, ARGS=names).status == 0
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PORT, SOURCE = 8080, 40000
-RETRIES = 18  # seconds in which a client sends its SYN five times
+RETRIES = 60  # seconds in which a client sends its SYN six times
 FAMILY = pytest.mark.parametrize("node_address", [NODE4, NODE6], ids=["IPv4", "IPv6"])
 CROWDED = pytest.mark.parametrize("entries", [0, 12_000], ids=["few-entries", "many-entries"])
 NOBODY = {NODE4: "10.88.0.200", NODE6: "fd00:88::200"}
@@ -21,11 +21,15 @@ NOBODY = {NODE4: "10.88.0.200", NODE6: "fd00:88::200"}
 
 @pytest.fixture
 def node(node: Node) -> Node:
-    """Have the node track and translate connections before the plugin does."""
+    translate(node)
+    return node
+
+
+def translate(node: Node) -> None:
+    """Have the node track and translate connections before the plugin does, and when nobody else does any more."""
     hooks = ("filter hook prerouting priority 0", "nat hook prerouting priority -100", "nat hook output priority -100")
     chains = "".join(f"chain c{n} {{ type {hook}; ct state new counter; }}\n" for n, hook in enumerate(hooks))
     node.nft_file(f"table inet foreign {{\n{chains}}}\n")
-    return node
 
 
 class Dialling:

@@ -57,10 +57,12 @@ class Agent:
             f"--bin-dir={self.bin}", f"--lib-dir={self.top}/lib", f"--conf-dir={self.conf}",
             f"--cache-dir={self.cache.directory}", f"--listen={self.address}:{PORT}",
         ]  # fmt: skip
+        self.log.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             inside = ["nsenter", f"--net={self.node.path}", *command]
             self.process = subprocess.Popen(inside, stdout=log, stderr=log)
         self.node.launcher = ["nsenter", f"--target={self.process.pid}", "--mount", str(self.executable)]
+        # it may begin to listen, or say that it cannot, after it has started the resident process
         assert eventually(lambda: self.has_resident() and "listen" in self.log.read_text()), self.log.read_text()
 
     def __enter__(self) -> Self:

@@ -263,6 +263,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_what_it_missed(
     early = node.pod(4)
     server.pods["shop/early"] = Pod(f"{early.name}-uid")
     assert annotator.has_written("shop/early", add_again(node, early, "shop/early", "80/tcp"))
+    assert eventually(lambda: "pod shop/early has " in annotator.log)  # which comes after the server's answer
     server.stop()
     _, uid, ports = add(node, "shop/late", "80/tcp")
     server.pods["shop/late"] = Pod(uid)
@@ -293,7 +294,7 @@ def test_a_token_that_is_rotated_is_used_at_once(node: Node, server: FakeAPIServ
     server.rotate_token("third", tell=False)
     _, uid, ports = add(node, "shop/other", "80/tcp")
     server.pods["shop/other"] = Pod(uid)
-    assert eventually(lambda: "401" in annotator.log)
+    assert eventually(lambda: "401: Unauthorized" in annotator.log)
     server.rotate_token("third")
     assert annotator.has_written("shop/other", ports), annotator.log
 
@@ -370,17 +371,18 @@ def test_a_flush_changes_nothing_and_neither_does_a_restore(
 
 
 def test_a_name_that_nftables_cuts_is_in_the_cache_after_the_add(
-    node: Node, server: FakeAPIServer, annotator: Annotator
+    node: Node, server: FakeAPIServer, tmp_path: Path
 ) -> None:
-    pod, name = node.pod(4), "w" * 200
-    uid = f"{pod.name}-uid"
-    server.pods[f"shop/{name}"] = Pod(uid)
-    ports = add_again(node, pod, f"shop/{name}", "80/tcp")
-    other = node.pod(4)
-    server.pods["shop/web"] = Pod(f"{other.name}-uid")
-    assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
-    annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
-    assert annotator.has_written(f"shop/{name}", ports), annotator.log
+    with Annotator(node, server, tmp_path, "pod_names.ATTEMPTS = 10_000") as annotator:
+        pod, name = node.pod(4), "w" * 200
+        uid = f"{pod.name}-uid"
+        server.pods[f"shop/{name}"] = Pod(uid)
+        ports = add_again(node, pod, f"shop/{name}", "80/tcp")
+        other = node.pod(4)
+        server.pods["shop/web"] = Pod(f"{other.name}-uid")
+        assert annotator.has_written("shop/web", add_again(node, other, "shop/web", "80/tcp"))
+        annotator.cache.add(pod, cniArgs=[["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name], ["K8S_POD_UID", uid]])
+        assert annotator.has_written(f"shop/{name}", ports), annotator.log
 
 
 def test_a_name_that_nobody_has_whole_is_said_once(node: Node, server: FakeAPIServer, tmp_path: Path) -> None:
@@ -439,6 +441,7 @@ def test_a_node_full_of_pods_is_annotated_at_once_and_without_repetition(
     for number in range(110):
         assert annotator.has_written(f"shop/many-{number}", {"80/tcp": 41000 + number}), annotator.log
     print(f"110 pods after {time.monotonic() - began:.3f} s")  # noqa: T201 - for who runs it with -s
+    assert eventually(lambda: len(server.requests) >= 111)
     time.sleep(0.5)
     assert len(server.requests) == 111
 
@@ -483,6 +486,26 @@ def test_it_ends_where_it_hangs(node: Node, hanging: FakeAPIServer, tmp_path: Pa
         add(node, "shop/bad", "80/tcp")
         assert annotator.process.wait(timeout=30) == 1
         assert "Timeout" in annotator.log
+
+
+TERMINATE = """
+import ctypes, operator, os, signal
+from functools import partial
+wait, kill = annotator.select.select, partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGTERM)
+class Final:
+    __del__ = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+"""
+MOMENTS = {
+    "where an exception would be lost": "late = lambda *given: [Final() and None, wait(*given)][1]",
+    # Python would see the signal in a step of its own between the two
+    "just before it waits": "late = lambda *given: [*map(operator.call, (kill, partial(wait, *given)))][1]",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_it_at_any_moment(node: Node, server: FakeAPIServer, tmp_path: Path, moment: str) -> None:
+    with Annotator(node, server, tmp_path, TERMINATE, MOMENTS[moment], "annotator.select.select = late") as annotator:
+        assert annotator.process.wait(timeout=30) == 0, annotator.log
 
 
 def test_outside_of_a_cluster_it_says_what_is_missing(node: Node) -> None:

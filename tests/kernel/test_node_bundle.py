@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import bundle
 import pytest
 from node_root import BIN_DIR, LIB_DIR, LIMITED, NodeRoot, name_of
+from resident import eventually
 
 from cni_hostport import __version__
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from lab import Node
 
-LATER = "0.1.1"
+EARLIER, LATER = "0.0.9", "0.1.1"  # which nobody else on this machine runs meanwhile
 CALL = {
     "CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_NETNS": "", "CNI_IFNAME": "eth0", "CNI_PATH": str(BIN_DIR)
 }  # fmt: skip
@@ -27,7 +28,7 @@ CALL = {
 
 @pytest.fixture(scope="module")
 def bundles(_kernel: None) -> dict[str, Path]:
-    return {version: bundle.directory(version) for version in (__version__, LATER)}
+    return {version: bundle.directory(version) for version in (EARLIER, LATER)}
 
 
 @pytest.fixture
@@ -56,12 +57,11 @@ def call(root: NodeRoot) -> str:
 def test_a_bundle_installs_itself_replaces_another_under_calls_and_goes(
     node: Node, root: NodeRoot, bundles: dict[str, Path]
 ) -> None:
-    names = {version: name_of(path) for version, path in bundles.items()}
-    names[LATER] = names[LATER].replace(__version__, LATER, 1)
-    first = run(bundles[__version__], root, "install")
+    names = {version: name_of(path).replace(__version__, version, 1) for version, path in bundles.items()}
+    first = run(bundles[EARLIER], root, "install")
     assert first.stderr == (
-        f"Copied to {LIB_DIR}/{names[__version__]}\n"
-        f"Installed {BIN_DIR}/hostport, which leads to {LIB_DIR}/{names[__version__]}\n"
+        f"Copied to {LIB_DIR}/{names[EARLIER]}\n"
+        f"Installed {BIN_DIR}/hostport, which leads to {LIB_DIR}/{names[EARLIER]}\n"
     )
     outcomes, end = list[str](), threading.Event()
 
@@ -76,11 +76,11 @@ def test_a_bundle_installs_itself_replaces_another_under_calls_and_goes(
         assert run(bundles[LATER], root, "install").returncode == 0
         assert root.current == names[LATER]
         again = run(bundles[LATER], root, "install")
+        assert eventually(lambda: len(outcomes) > 3)
     finally:
         end.set()
         caller.join()
     assert "Copied" not in again.stderr
-    assert len(outcomes) > 3
     assert not [*filter(None, outcomes)]
     assert root.installed == sorted(names.values())
     about = root.start(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={}).communicate()[0]

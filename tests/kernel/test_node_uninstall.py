@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from lab import Node, mapping
@@ -28,6 +29,7 @@ OURS = {
 }  # fmt: skip
 PRIMARY = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}
 REMOVED = f"Removed hostport from {BIN_DIR} and {LIB_DIR}.\n"
+TURN, OVER = b".", b"!"
 UNINSTALL = """
 import sys
 from pathlib import Path
@@ -79,7 +81,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def bundle(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "first", "first")
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "only", "only")  # no name of what test_node_install has
 
 
 @pytest.fixture
@@ -151,47 +153,71 @@ def test_many_containers_are_not_all_named(installed: Installed) -> None:
     assert ran.text.count("network pods") == uninstallation.NAMED
 
 
+class Uninstalling:
+    """An uninstallation whose pauses last until ``turn``; no time passes for it before the end of the context."""
+
+    def __init__(self, installed: Installed, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.installed, self.outcomes = installed, list[Ran]()
+        self._waits, self._turns = os.pipe()
+        self._is_over = False
+        monkeypatch.setattr(uninstallation, "time", self)  # in the fork that does the work
+        self._thread = threading.Thread(target=lambda: self.outcomes.append(installed.uninstall(**options)))
+
+    def sleep(self, _seconds: float) -> None:
+        self._is_over = self._is_over or os.read(self._waits, 1) == OVER
+
+    def monotonic(self) -> float:
+        return time.monotonic() if self._is_over else 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.write(self._turns, OVER)
+        self._thread.join()
+        for end in (self._waits, self._turns):
+            os.close(end)
+
+    def turn(self) -> None:
+        os.write(self._turns, TURN)
+
+    def wait_for_removal(self) -> None:
+        assert eventually(lambda: self.installed.configurations == ["10-pods.conflist"])
+
+
 def test_a_container_that_came_while_the_configuration_went_is_seen(
     installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod = installed.node.pod()
-    monkeypatch.setattr(uninstallation, "QUIET", 1)
-    running = threading.Thread(target=lambda: outcomes.append(installed.uninstall()))
-    outcomes: list[Ran] = []
-    running.start()
-    assert eventually(lambda: installed.configurations == ["10-pods.conflist"])
-    installed.cache.add(pod)
-    running.join()
-    assert outcomes[0].status == 1
-    assert f"needed by pod shop/{pod.host_end}" in outcomes[0].text
+    with Uninstalling(installed, monkeypatch) as uninstalling:
+        uninstalling.wait_for_removal()
+        installed.cache.add(pod)
+    assert uninstalling.outcomes[0].status == 1
+    assert f"needed by pod shop/{pod.host_end}" in uninstalling.outcomes[0].text
     assert installed.root.answer()
 
 
 def test_a_configuration_that_comes_back_is_refused(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uninstallation, "QUIET", 1)
-    outcomes: list[Ran] = []
-    running = threading.Thread(target=lambda: outcomes.append(installed.uninstall()))
-    running.start()
-    assert eventually(lambda: installed.configurations == ["10-pods.conflist"])
-    installed.write("00-hostport.conflist", OURS)
-    running.join()
+    with Uninstalling(installed, monkeypatch) as uninstalling:
+        uninstalling.wait_for_removal()
+        installed.write("00-hostport.conflist", OURS)
     reason = "it is there again: end what keeps it there first, the DaemonSet"
-    assert outcomes[0].text.endswith(f"Error: {CONF_DIR}/00-hostport.conflist: {reason}\n")
+    assert uninstalling.outcomes[0].text.endswith(f"Error: {CONF_DIR}/00-hostport.conflist: {reason}\n")
     assert installed.is_installed
 
 
 def test_who_waits_removes_a_configuration_that_comes_back(
     installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uninstallation, "QUIET", 1)
-    outcomes: list[Ran] = []
-    running = threading.Thread(target=lambda: outcomes.append(installed.uninstall(wait=True)))
-    running.start()
-    for _ in range(2):
-        assert eventually(lambda: installed.configurations == ["10-pods.conflist"])
-        installed.write("00-hostport.conflist", OURS)
-    running.join()
-    assert (outcomes[0].status, outcomes[0].text.count("is removed\n")) == (0, 3)
+    with Uninstalling(installed, monkeypatch, wait=True) as uninstalling:
+        for _ in range(2):
+            uninstalling.wait_for_removal()
+            installed.write("00-hostport.conflist", OURS)
+            uninstalling.turn()
+        uninstalling.wait_for_removal()
+    [ran] = uninstalling.outcomes
+    assert (ran.status, ran.text.count("is removed\n")) == (0, 3)
     assert installed.is_removed
 
 

@@ -209,7 +209,7 @@ def test_a_socket_that_systemd_hands_over_is_used(node: Node, tmp_path: Path) ->
             [*command, *LAUNCHER, "serve"], env={"LISTEN_FDS": "1"}, pass_fds=[listening.fileno(), 3]
         )
     try:
-        node.launcher = launcher(tmp_path, path, NEVER_COLD, "import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
+        node.launcher = launcher(tmp_path, path, NEVER_COLD)
         pod = node.pod(4)
         node.add(pod, mapping(8080))
     finally:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
-    with Resident(tmp_path_factory.mktemp("resident") / "socket") as made:
+    # a large configuration takes its time to come to the caller
+    with Resident(tmp_path_factory.mktemp("resident") / "socket", "resident.REQUEST_TIMEOUT = 60") as made:
         yield made
 
 

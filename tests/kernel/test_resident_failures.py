@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from resident import Scenario
 
 HURRIED = "import cni_hostport.handover as h; h.UNTIL_DONE = 0.3"
+PATIENT = "h.UNTIL_TAKEN = 20"
 
 
 def dies_at_once(_connection: socket.socket) -> None:
@@ -55,13 +56,15 @@ def takes_without_saying_who(connection: socket.socket) -> None:
 
 def takes_and_dies(connection: socket.socket) -> None:
     request(connection)
-    take(connection, os.getpid())
+    with bystander() as process:
+        take(connection, process.pid)
 
 
 def answers_and_dies_before_it_says_so(connection: socket.socket) -> None:
     _, stdout, *_ = request(connection)
-    take(connection, os.getpid())
-    os.write(stdout, b'{"cniVersion": "1.1.0", "ips": []}')
+    with bystander() as process:
+        take(connection, process.pid)
+        os.write(stdout, b'{"cniVersion": "1.1.0", "ips": []}')
 
 
 def hangs(connection: socket.socket) -> None:
@@ -96,7 +99,8 @@ def takes_too_late_and_hangs(connection: socket.socket) -> None:
 def test_a_call_that_the_resident_process_fails_is_done_and_answered_once(
     node: Node, tmp_path: Path, scenario: Scenario
 ) -> None:
-    node.launcher = launcher(tmp_path, tmp_path / "socket", HURRIED)
+    patience = [] if scenario in {hangs, takes_too_late_and_hangs} else [PATIENT]
+    node.launcher = launcher(tmp_path, tmp_path / "socket", HURRIED, *patience)
     pod = node.pod(4)
     pod.serve("tcp", 80, "web")
     call = config(pod, mapping(8080))
@@ -185,7 +189,7 @@ resident.serve(run, "{path}")
     served = subprocess.Popen([sys.executable, "-Ic", late], env={})
     try:
         assert eventually(path.exists)
-        node.launcher = launcher(tmp_path, path, NEVER_COLD, "import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
+        node.launcher = launcher(tmp_path, path, NEVER_COLD)
         yield node, gate
     finally:
         served.kill()

@@ -181,7 +181,7 @@ def test_a_call_with_a_wrong_environment_is_refused_before_its_input_ends(
     executable = launcher(tmp_path, resident.path)
     with subprocess.Popen(executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as started:
         try:
-            assert started.wait(10) == 1
+            assert started.wait(60) == 1
             assert started.stdout is not None
             assert json.load(started.stdout)["code"] == 4
         finally:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OLDER_KERNEL = "from cni_hostport.resident import credentials\ncredentials.SO_PEERPIDFD = -1"
 PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
+SLOW_CALLERS = "resident.REQUEST_TIMEOUT = 60"  # they connect before their Python has started
 MULTIARCH = sysconfig.get_config_var("MULTIARCH") or "lib64"
 FOLDERS = ("lib", "usr/lib", "lib64", "usr/lib64", f"lib/{MULTIARCH}", f"usr/lib/{MULTIARCH}")
 LIBRARIES = ("libnftables.so.1", "libnss_db.so.2", "libnss_evil.so.2", "libnss_files.so.2")
@@ -56,7 +57,7 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["this kernel", "an older kernel"])
 def noting(request: pytest.FixtureRequest, _kernel: None, tmp_path: Path, notes: Path) -> Iterator[Resident]:
-    lines = [NOTES.format(notes=notes)] + ([OLDER_KERNEL] if request.param == "an older kernel" else [])
+    lines = [NOTES.format(notes=notes), SLOW_CALLERS] + ([OLDER_KERNEL] if request.param == "an older kernel" else [])
     with Resident(tmp_path / "socket", *lines) as made:
         yield made
 

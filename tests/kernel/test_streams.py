@@ -27,7 +27,8 @@ RESULTS = ("ADD", "VERSION")
 
 @pytest.fixture(scope="module")
 def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
-    with Resident(tmp_path_factory.mktemp("resident") / "socket") as made:
+    # a large configuration takes its time to come to the caller
+    with Resident(tmp_path_factory.mktemp("resident") / "socket", "resident.REQUEST_TIMEOUT = 60") as made:
         yield made
 
 
@@ -195,9 +196,7 @@ def test_input_that_is_made_to_break_a_parser_is_no_json(ready: Node, text: str)
 def test_a_large_configuration_is_handed_over_in_time_that_grows_with_it(
     node: Node, resident: Resident, tmp_path: Path
 ) -> None:
-    node.launcher = launcher(
-        tmp_path, resident.path, NEVER_COLD, "import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20"
-    )
+    node.launcher = launcher(tmp_path, resident.path, NEVER_COLD)
     pod = node.pod(4)
     large = config(pod, mapping(8080), note="x" * (LARGEST_INPUT - 10_000))
     large["prevResult"]["note"] = "y"

@@ -47,7 +47,7 @@ exit
 STARTED = 'echo $$ >"/run/$0.pid"; exec "$@"'
 
 
-def wait_for(condition: Callable[[], object], log: Path, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], log: Path, seconds: float = 180) -> None:
     """Wait until a condition holds; if it does not come to that, fail with the end of a log."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -61,11 +61,12 @@ def test_pods_removed_while_containerd_is_down_are_unmapped_when_it_is_back(kube
     kubelet.containerd.kill()
     kubelet.remove("leaves")
     kubelet.remove("goes")
-    assert all(_answers(node, port, name) for name, port in pods.items())
+    for name, port in pods.items():
+        kubelet.wait_for(partial(_answers, node, port, name))
 
     kubelet.containerd.start()
     kubelet.wait_for(lambda: mapped(node) == ["ipv4 . tcp . 8081", "ipv6 . tcp . 8081"])
-    assert _answers(node, 8081, "stays")
+    kubelet.wait_for(lambda: _answers(node, 8081, "stays"))
     assert node.client.is_silent("tcp", NODE4, 8082)
 
 

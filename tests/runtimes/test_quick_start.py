@@ -111,4 +111,4 @@ def test_a_pod_is_reached_with_portmap_then_with_hostport_and_after_the_way_back
     _start(kubelet)
     first, _ = block("back again").splitlines()
     node.run(*first.removeprefix("$ sudo ").split())
-    assert _is_answered(node)
+    kubelet.wait_for(lambda: _is_answered(node))

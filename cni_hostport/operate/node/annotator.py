@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import random
 import select
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,7 +86,9 @@ class Annotator:
 
     def run(self) -> None:
         """Work until SIGTERM; raises ``NFTError`` and ``OSError`` where that is not possible."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        wakes, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake)  # else a wait goes on, if the signal came just before it, or to another thread
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # an exception would be lost within a finalizer
         repeat_at, read_at, is_stale = 0.0, 0.0, True
         with DynamicPortEvents() as events:
             while True:
@@ -103,7 +105,7 @@ class Annotator:
                 else:
                     self._server.close()
                 due = min([repeat_at, *([read_at] if is_stale else []), *self._due()]) - time.monotonic()
-                if select.select([events], [], [], min(max(due, 0.0), LONGEST_WAIT))[0]:
+                if select.select([events.fileno(), wakes], [], [], min(max(due, 0.0), LONGEST_WAIT))[0]:
                     is_stale = events.have_come() or is_stale
 
     def _repeat(self) -> None:
