@@ -68,7 +68,7 @@ def reached(
     protocol = options.pop("protocol", "tcp")
     where = f"{address} port {port}/{protocol}"
     try:
-        name, found = asking.ask(protocol, address, port, timeout=1.5, **options).split()
+        name, found = asking.ask(protocol, address, port, timeout=3, **options).split()
     except TimeoutError:
         fall_short(f"no answer from {where}")
     except ConnectionRefusedError:
