@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import reduce
 
 from cni_hostport import nf_answers, nf_tables
 from cni_hostport.errors import NFTError
@@ -10,7 +11,7 @@ from cni_hostport.names import DYNAMIC, dnat_chain, key_in, request_and_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cni_hostport.lookup import Lookup
 
@@ -40,35 +41,43 @@ class Listing:
 
         Of two with the same request, as while a pod's former sandbox is still there, the newer one counts.
         """
-        found: dict[str, dict[str, bytes]] = {}
+        return {pod_id: self._newest(keys) for pod_id, keys in self._keys(wanted).items()}
+
+    def _keys(self, wanted: bytes) -> dict[str, dict[str, list[bytes]]]:
+        """Return the keys of each request of each pod; those of one host port once."""
+        found: dict[str, dict[str, list[bytes]]] = {}
         for answer in self._answers:
             if wanted in answer:  # to take all apart can take longer than an ADD
                 for key, comment in nf_answers.members_with_comments(answer, wanted):
                     request, pod_id = request_and_pod(comment)
                     if not pod_id:
                         continue
-                    other = found.setdefault(pod_id, {}).setdefault(request, key)
-                    if nf_tables.port(other) != nf_tables.port(key) and self._is_newer(key, other):
-                        found[pod_id][request] = key
-        return {
-            pod_id: {request: nf_tables.port(key) for request, key in keys.items()} for pod_id, keys in found.items()
-        }
+                    keys = found.setdefault(pod_id, {}).setdefault(request, [])
+                    if nf_tables.port(key) not in map(nf_tables.port, keys):
+                        keys.append(key)
+        return found
 
-    def _is_newer(self, *keys: bytes) -> bool:
-        """Tell whether the first of two ports was given after the second; the handles of chains grow."""
+    def _newest(self, keys: Mapping[str, list[bytes]]) -> Assigned:
+        """Return the host port of each request that was given last."""
+        newest = {request: reduce(self._newer, some) for request, some in keys.items()}
+        return {request: nf_tables.port(key) for request, key in newest.items()}
+
+    def _newer(self, *keys: bytes) -> bytes:
+        """Return that of two ports which was given after the other; the handles of chains grow."""
         elements = self._lookup.ask(*(nf_tables.get_element((DYNAMIC, key)) for key in keys))
         holders = [key_in(nf_answers.target(element)) if element else "" for element in elements]
         tokens = self._lookup.tokens(holders)
         first, second = (tokens.get(holder, b"") for holder in holders)
-        return first > second
+        return keys[first <= second]
 
     def assigned(self, pod_id: str, key: str = "") -> Assigned:
         """Return the host ports of one pod, whichever of its attachments has them.
 
         Of two with the same request, the one counts whose ``key`` is given, if it is one of them.
         """
-        ports = self.by_pod(pod_id.encode()).get(pod_id, {})
-        return ports | self.held_by(key) if key and ports else ports
+        keys = self._keys(pod_id.encode()).get(pod_id, {})
+        is_ambiguous = any(len(some) > 1 for some in keys.values())
+        return self._newest(keys) | (self.held_by(key) if key and is_ambiguous else {})
 
     def held_by(self, key: str) -> Assigned:
         """Return the host ports that lead to one attachment, or to another one of its container until that leaves."""
