@@ -42,9 +42,9 @@ def described(cluster: Cluster, name: str) -> str:
 
 
 def files(node: Machine) -> dict[str, Any]:
-    """Return what the files of a node's pods tell, by the pods' UIDs."""
+    """Return what the files of a node's pods tell, by the pods' UIDs; a file may go while they are read."""
     lines = node.run("sh", "-c", FILES).stdout.splitlines()
-    return {uid: json.loads(text) for uid, _, text in (line.partition(" ") for line in lines)}
+    return {uid: json.loads(text) for uid, _, text in (line.partition(" ") for line in lines) if text}
 
 
 def listed(node: Machine) -> list[tuple[str, int]]:
