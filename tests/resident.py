@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     Test = TypeVar("Test", bound=Callable[..., None])
 
 MODULES = ("from cni_hostport.__main__ import run", "from cni_hostport.resident import process as resident")
-# who does not run a call itself has time until it is taken
-NEVER_COLD = 'import cni_hostport.handover as h; h.UNTIL_TAKEN = 20; sys.modules["cni_hostport.skel"] = None'
+PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")  # of a caller, until its call is taken
+NEVER_COLD = "; ".join((*PATIENT, 'sys.modules["cni_hostport.skel"] = None'))
+SLOW_CALLERS = "resident.REQUEST_TIMEOUT = 60"  # of a resident process, for what it is asked
 # notes which commands children run, in a file
 NOTES = """
 call = run

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
-from errno import EINTR, EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from errno import EINVAL, ENOENT, ENOTDIR, ENOTTY, ESRCH
+from ipaddress import ip_address
 from pathlib import Path
-from socket import AF_INET, AF_INET6
-from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cni_hostport.errors import CNIError, Code
-from cni_hostport.kernel import files, interfaces, netns, presence, routes
-from cni_hostport.netlink import NETLINK_ROUTE, NLM_F_DUMP, Netlink, attributes
+from cni_hostport.kernel import files, interfaces, netns, presence
+from cni_hostport.kernel.addresses import listed
+from cni_hostport.netlink import NETLINK_ROUTE, Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
-IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, interface
-# seconds before each attempt to list addresses; each but the last was spoiled by a change of one
-LIST_PAUSES = (0, 0, 0, 0.003, 0.01, 0.03, 0.1, 0.3)
+    from cni_hostport.kernel.addresses import Address
+
 OWN_NAMESPACE = "/proc/self/ns/net"  # of this process: the node's
 VANISHED = {ENOENT, ENOTDIR, ENOTTY, ESRCH}
-
-
-class Address(NamedTuple):
-    """An address, the index of its interface, and whether it is meant for the whole world."""
-
-    ip: IPv4Interface | IPv6Interface
-    interface: int
-    is_global: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ def visible() -> Iterator[Namespace]:
                 with netns.inside(path):
                     netlink = Netlink(NETLINK_ROUTE)
                 seen.add(inode)
-                yield Namespace(inode, path, frozenset(address.ip.ip for address in _addresses(netlink)))
+                yield Namespace(inode, path, frozenset(address.ip.ip for address in listed(netlink)))
         except PermissionError:
             if not process:
                 raise
@@ -111,7 +99,7 @@ def pod_interface(path: str, ifname: str) -> PodInterface:
             return PodInterface(ifname, place, f"{place} is that of the node now")
         with netns.inside(path):
             index, alias = interfaces.index_and_alias(ifname)
-            present = _addresses(Netlink(NETLINK_ROUTE), index) if index else []
+            present = listed(Netlink(NETLINK_ROUTE), index) if index else []
     except (OSError, ValueError) as error:
         raise CNIError(Code.HOST_SETTING, f"{place} cannot be looked at: {error}") from error
     return PodInterface(ifname, place, "" if index else f"{ifname} is gone from {place}", present, alias)
@@ -147,7 +135,7 @@ def others_are_beside(path: str) -> bool:
 
 def addresses() -> list[Address]:
     """Return the addresses in this thread's network namespace; raises ``OSError``."""
-    return _addresses(Netlink(NETLINK_ROUTE))
+    return listed(Netlink(NETLINK_ROUTE))
 
 
 def _mounted() -> Iterator[str]:
@@ -176,25 +164,3 @@ def _lines(path: Path) -> list[str]:
         if error.errno not in VANISHED | {EINVAL}:
             raise
         return []  # the process has ended, or there is no IPv6
-
-
-def _addresses(netlink: Netlink, interface: int = 0) -> list[Address]:
-    """Return the addresses of an interface, or all."""
-    for pause in LIST_PAUSES:
-        time.sleep(pause)
-        [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
-        if error != EINTR:
-            break
-    if error:
-        raise OSError(error, f"cannot list addresses: {os.strerror(error)}")
-    wanted = (answer for answer in answers if interface in {0, IFADDRMSG.unpack_from(answer)[4]})
-    return [address for answer in wanted for address in _address(answer)]
-
-
-def _address(answer: bytes) -> Iterator[Address]:
-    family, length, _, scope, interface = IFADDRMSG.unpack_from(answer)
-    values = dict(attributes(answer[IFADDRMSG.size :]))
-    # of a point-to-point link, IFA_ADDRESS is the peer's
-    packed = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
-    if family in {AF_INET, AF_INET6} and packed:
-        yield Address(ip_interface((packed, length)), interface, scope == routes.RT_SCOPE_UNIVERSE)

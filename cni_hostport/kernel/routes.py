@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from errno import EACCES, EHOSTUNREACH, EINTR, EINVAL, ENETUNREACH
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 from struct import Struct
 from sys import byteorder
 
 from cni_hostport.errors import CNIError, Code
 from cni_hostport.kernel import interfaces, netns
-from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_ROUTE, NLM_F_DUMP, Netlink, attribute, attributes
+from cni_hostport.netlink import ADDRESS_FAMILIES, NETLINK_ROUTE, Netlink, attribute, attributes
 from cni_hostport.ruleset.plan import PodRoute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from ipaddress import IPv4Address, IPv6Address
+    from collections.abc import Sequence
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-RTM_GETADDR, RTM_GETROUTE = 22, 26  # linux/rtnetlink.h
-IFADDRMSG = Struct("=BBBBL")  # linux/if_addr.h: family, prefix length, flags, scope, index of the interface
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-DUMPS = 10  # of addresses; each but the last was spoiled by somebody else's change
-RTA_DST, RTA_OIF = 1, 4  # linux/rtnetlink.h
+RTM_GETROUTE, RTA_DST, RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
 RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route that matches, and its prefix length
 RTN_LOCAL = 2  # linux/rtnetlink.h
 # kinds of interfaces behind which there is one pod, if they have a host route; others, such as a macvlan, have
@@ -32,7 +27,6 @@ KINDS_OF_ONE_POD = ("veth", "netkit", "tun")
 # struct rtmsg (linux/rtnetlink.h): family, destination's and source's prefix length, tos, table, protocol, scope, type,
 # flags
 RTMSG = Struct("=BBBBBBBBL")
-RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # no route, and what routes of the types unreachable, prohibit and blackhole say (net/ipv4/fib_semantics.c, fib_props)
 UNROUTED = {ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL}
 
@@ -42,35 +36,17 @@ def pod_addresses(path: str, ifname: str) -> list[IPv4Interface | IPv6Interface]
 
     Raises ``CNIError`` with ``HOST_SETTING`` if the namespace cannot be entered.
     """
+    from cni_hostport.kernel import addresses  # most often, the result of the plugin before tells them
+
     try:
-        with netns.inside(path):
+        with netns.inside(path), Netlink(NETLINK_ROUTE) as netlink:
             index = interfaces.index(ifname)
-            return [address for number, address in _addresses() if number == index]
+            found = addresses.listed(netlink, index) if index else []
+            return [address.ip for address in found if address.is_global]
     except (OSError, ValueError) as error:
         raise CNIError(
             Code.HOST_SETTING, f"cannot read the addresses of {ifname} in CNI_NETNS {path!r}: {error}"
         ) from error
-
-
-def _addresses() -> Iterator[tuple[int, IPv4Interface | IPv6Interface]]:
-    """Yield the global addresses of this network namespace, each with the index of its interface.
-
-    Raises ``OSError`` if the kernel cannot be asked.
-    """
-    error, answers = EINTR, list[bytes]()
-    with Netlink(NETLINK_ROUTE) as netlink:
-        for _ in range(DUMPS):
-            [(error, answers)] = netlink.ask([(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(0, 0, 0, 0, 0))])
-            if error != EINTR:  # else some was changed meanwhile
-                break
-    if error:
-        raise OSError(error, os.strerror(error))
-    for answer in answers:
-        _, prefix_length, _, scope, interface = IFADDRMSG.unpack_from(answer)
-        values = dict(attributes(answer[IFADDRMSG.size :]))
-        # of a point-to-point link, IFA_ADDRESS is the peer's
-        if scope == RT_SCOPE_UNIVERSE:
-            yield interface, ip_interface((values.get(IFA_LOCAL) or values[IFA_ADDRESS], prefix_length))
 
 
 class Route:

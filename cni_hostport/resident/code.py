@@ -32,6 +32,7 @@ OPERATIONS_IMPORT = (
             "dynamic_ports.note",
             "dynamic_ports.pod_files",
             "failures",
+            "kernel.addresses",
             "kernel.library_socket",
             "kernel.listeners",
             "kernel.refusals",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, config, mapping
-from resident import NEVER_COLD, Resident, launcher, run, with_executables
+from resident import NEVER_COLD, SLOW_CALLERS, Resident, launcher, run, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
     # a large configuration takes its time to come to the caller
-    with Resident(tmp_path_factory.mktemp("resident") / "socket", "resident.REQUEST_TIMEOUT = 60") as made:
+    with Resident(tmp_path_factory.mktemp("resident") / "socket", SLOW_CALLERS) as made:
         yield made
 
 

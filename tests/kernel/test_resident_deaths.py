@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import NODE4, Node, config, mapping, wait
-from resident import NATIVE, NEVER_COLD, NOTES, PYTHON, Resident, eventually, launcher, with_executables
+from resident import NATIVE, NEVER_COLD, NOTES, PATIENT, PYTHON, Resident, eventually, launcher, with_executables
 
 from cni_hostport.handover import IDENTITY, file_at
 
 if TYPE_CHECKING:
     from lab import Pod
 
-PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 HURRIED = (*PATIENT, "h.UNTIL_DONE = 0.3")
 MOMENTS = {
     "before it takes the call": "resident._answer = lambda *_: die()",

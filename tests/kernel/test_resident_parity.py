@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import Node, config, mapping
-from resident import NATIVE, NEVER_COLD, PYTHON, Resident, launcher, run, server, with_executables
+from resident import NATIVE, NEVER_COLD, PATIENT, PYTHON, Resident, launcher, run, server, with_executables
 
 from cni_hostport.handover import IDENTITY, VARIABLES
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CALL = {"cniVersion": "1.1.0", "name": "pods", "prevResult": {"cniVersion": "1.1.0"}}
 VALID = {"COMMAND": "ADD", "CONTAINERID": "c1", "NETNS": "/run/netns/absent", "IFNAME": "eth0", "PATH": "/"}
-PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 # without a rehearsal, a child has imported nothing but what the resident process has imported beforehand
 WATCHED = """
 import json, os, sys

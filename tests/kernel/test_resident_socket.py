@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import LAUNCHER, Node, config, mapping
-from resident import NEVER_COLD, Resident, eventually, launcher, with_executables
+from resident import NEVER_COLD, PATIENT, Resident, eventually, launcher, with_executables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 
 
 def answers(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import LAUNCHER, LIBC, Node, config, mapping, require
-from resident import NEVER_COLD, NOTES, Resident, launcher
+from resident import NEVER_COLD, NOTES, PATIENT, SLOW_CALLERS, Resident, launcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from lab import Pod
 
 OLDER_KERNEL = "from cni_hostport.resident import credentials\ncredentials.SO_PEERPIDFD = -1"
-PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
-SLOW_CALLERS = "resident.REQUEST_TIMEOUT = 60"  # they connect before their Python has started
 MULTIARCH = sysconfig.get_config_var("MULTIARCH") or "lib64"
 FOLDERS = ("lib", "usr/lib", "lib64", "usr/lib64", f"lib/{MULTIARCH}", f"usr/lib/{MULTIARCH}")
 LIBRARIES = ("libnftables.so.1", "libnss_db.so.2", "libnss_evil.so.2", "libnss_files.so.2")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import resident as executables
 from lab import LAUNCHER, Node, config, mapping
-from resident import NATIVE, NEVER_COLD, PYTHON, Resident, launcher
+from resident import NATIVE, NEVER_COLD, PYTHON, SLOW_CALLERS, Resident, launcher
 
 from cni_hostport import LARGEST_INPUT
 
@@ -28,7 +28,7 @@ RESULTS = ("ADD", "VERSION")
 @pytest.fixture(scope="module")
 def resident(_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
     # a large configuration takes its time to come to the caller
-    with Resident(tmp_path_factory.mktemp("resident") / "socket", "resident.REQUEST_TIMEOUT = 60") as made:
+    with Resident(tmp_path_factory.mktemp("resident") / "socket", SLOW_CALLERS) as made:
         yield made
 
 

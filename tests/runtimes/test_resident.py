@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lab import CLIENT4, LAUNCHER, NODE4
-from resident import launcher
+from resident import PATIENT, launcher
 from runtimes.containerd import Containerd, mapped, port
 from runtimes.host import wait_for
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 # a STATUS that containerd asks for is not for the resident process
 WITHOUT_IT = 'if os.environ["CNI_COMMAND"] in {"ADD", "DEL", "CHECK"}: sys.modules["cni_hostport.skel"] = None'
-PATIENT = ("import cni_hostport.handover as h", "h.UNTIL_TAKEN = 20")
 
 
 def test_sandboxes_start_and_stop_by_the_resident_process(containerd: Containerd, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cni_hostport.operate.statements import note, ok, problem
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from cni_hostport.kernel.namespaces import Address
+    from cni_hostport.kernel.addresses import Address
     from cni_hostport.operate.mappings import InstalledMapping
     from cni_hostport.operate.sockets import Listener
     from cni_hostport.operate.statements import Statement
